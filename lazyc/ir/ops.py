@@ -1,0 +1,739 @@
+"""The op table of the Graph IR.
+
+An ``OpSpec`` says what an op is: how many inputs, which attrs, the shape/dtype rule (``infer``), its
+traits, and a reference evaluator in plain torch. Passes ask for traits; the interpreter calls
+``evaluate``. Inputs of pointwise ops already have equal shapes and dtypes: promotion and
+broadcasting are explicit ``cast`` and ``expand`` nodes, put there by the frontend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any
+
+import sympy
+import torch
+
+from lazyc.ir import attrs as A
+from lazyc.ir.types import (
+    Dim,
+    DType,
+    OpaqueType,
+    Shape,
+    TensorType,
+    ValueType,
+    contiguous_strides,
+    numel,
+)
+
+
+class Trait(Flag):
+    """What passes may ask about an op."""
+
+    NONE = 0
+    LEAF = auto()  # no inputs
+    POINTWISE = auto()  # out[i] = f(in0[i], in1[i], ...)
+    VIEW = auto()  # out[i] = in[g(i)]: an index map, no arithmetic (pad and cat included)
+    REDUCTION = auto()
+    SCAN = auto()
+    GATHER = auto()
+    SCATTER = auto()
+    CONTRACTION = auto()
+    RANDOM = auto()
+    BARRIER = auto()  # eager call
+    COSTLY = auto()  # a pointwise op worth storing rather than computing twice
+    COMMUTATIVE = auto()
+    COMPARE = auto()  # result is bool
+
+
+class IRError(Exception):
+    """An op was built with inputs or attrs that its spec does not allow."""
+
+
+SymbolValues = Mapping[sympy.Symbol, int]
+Infer = Callable[[Sequence[ValueType], Any], ValueType]
+Evaluate = Callable[[Sequence[Any], Any, SymbolValues], Any]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    name: str
+    arity: int | None  # None: any number
+    attrs: type[A.Attrs]
+    traits: Trait
+    infer: Infer
+    evaluate: Evaluate
+    dtypes: str = "any"  # pointwise inputs: "any", "number", "float", "integral" (ints and bool)
+
+    def has(self, trait: Trait) -> bool:
+        return bool(self.traits & trait)
+
+
+OPS: dict[str, OpSpec] = {}
+
+
+def _register(spec: OpSpec) -> None:
+    assert spec.name not in OPS, spec.name
+    OPS[spec.name] = spec
+
+
+def concrete(dim: Dim, values: SymbolValues) -> int:
+    """A dim as an int, given the values of its symbols."""
+    return dim if isinstance(dim, int) else int(sympy.sympify(dim).subs(dict(values)))
+
+
+def concrete_shape(shape: Shape, values: SymbolValues) -> tuple[int, ...]:
+    return tuple(concrete(d, values) for d in shape)
+
+
+def tensor(t: ValueType) -> TensorType:
+    """The tensor type of a value; raises IRError for an opaque one."""
+    if not isinstance(t, TensorType):
+        raise IRError(f"expected a tensor, got {t}")
+    return t
+
+
+# --- pointwise ------------------------------------------------------------------------------------
+
+_ALLOWED: dict[str, Callable[[DType], bool]] = {
+    "any": lambda d: True,
+    "number": lambda d: d is not DType.BOOL,
+    "float": lambda d: d.is_float,
+    "integral": lambda d: not d.is_float,
+}
+
+
+def _same(name: str, types: Sequence[ValueType], dtypes: str) -> TensorType:
+    first = tensor(types[0])
+    for t in types:
+        t = tensor(t)
+        if t.shape != first.shape or t.dtype != first.dtype or t.device != first.device:
+            raise IRError(f"{name}: inputs differ: {', '.join(map(str, types))}")
+    if not _ALLOWED[dtypes](first.dtype):
+        raise IRError(f"{name}: takes {dtypes} types, got {first}")
+    return first
+
+
+def _pointwise(
+    name: str, arity: int, fn: Callable[..., torch.Tensor], dtypes: str, traits: Trait = Trait.NONE
+) -> None:
+    compare = bool(traits & Trait.COMPARE)
+
+    def infer(types: Sequence[ValueType], attrs: Any) -> ValueType:
+        t = _same(name, types, dtypes)
+        return t.with_dtype(DType.BOOL) if compare else t
+
+    def evaluate(inputs: Sequence[Any], attrs: Any, values: SymbolValues) -> torch.Tensor:
+        return fn(*inputs)
+
+    _register(
+        OpSpec(name, arity, A.Attrs, traits | Trait.POINTWISE, infer, evaluate, dtypes)
+    )
+
+
+def _half(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Evaluates in f32 what torch has no half kernel for."""
+
+    def call(*xs: torch.Tensor) -> torch.Tensor:
+        if xs[0].dtype in (torch.float16, torch.bfloat16):
+            return fn(*(x.float() for x in xs)).to(xs[0].dtype)
+        return fn(*xs)
+
+    return call
+
+
+def _floor_div(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="floor")
+
+
+def _trunc_div(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.div(a, b, rounding_mode="trunc")
+
+
+_N = Trait.NONE
+_C = Trait.COSTLY
+for _name, _fn, _dtypes, _traits in (
+    # name, reference, input dtypes, traits. Float functions follow torch on nan, inf and -0.0.
+    ("neg", torch.neg, "number", _N),  # integers wrap
+    ("abs", torch.abs, "number", _N),
+    ("sign", torch.sign, "number", _N),
+    ("floor", torch.floor, "float", _N),
+    ("ceil", torch.ceil, "float", _N),
+    ("round", torch.round, "float", _N),  # half to even
+    ("trunc", torch.trunc, "float", _N),
+    ("exp", torch.exp, "float", _C),
+    ("exp2", torch.exp2, "float", _C),
+    ("expm1", torch.expm1, "float", _C),
+    ("log", torch.log, "float", _C),
+    ("log2", torch.log2, "float", _C),
+    ("log10", torch.log10, "float", _C),
+    ("log1p", torch.log1p, "float", _C),
+    ("sqrt", torch.sqrt, "float", _N),
+    ("rsqrt", torch.rsqrt, "float", _N),
+    ("reciprocal", torch.reciprocal, "float", _N),
+    ("sin", torch.sin, "float", _C),
+    ("cos", torch.cos, "float", _C),
+    ("tan", torch.tan, "float", _C),
+    ("asin", torch.asin, "float", _C),
+    ("acos", torch.acos, "float", _C),
+    ("atan", torch.atan, "float", _C),
+    ("sinh", torch.sinh, "float", _C),
+    ("cosh", torch.cosh, "float", _C),
+    ("tanh", torch.tanh, "float", _C),
+    ("asinh", torch.asinh, "float", _C),
+    ("acosh", torch.acosh, "float", _C),
+    ("atanh", torch.atanh, "float", _C),
+    ("sigmoid", torch.sigmoid, "float", _C),
+    ("erf", torch.erf, "float", _C),
+    ("erfc", torch.erfc, "float", _C),
+    ("lgamma", torch.lgamma, "float", _C),
+    ("not", torch.bitwise_not, "integral", _N),  # logical on bool, bitwise on integers
+):
+    _pointwise(_name, 1, _half(_fn), _dtypes, _traits)
+
+_pointwise("isnan", 1, torch.isnan, "float", Trait.COMPARE)
+
+_M = Trait.COMMUTATIVE
+for _name, _fn, _dtypes, _traits in (
+    ("add", torch.add, "number", _M),
+    ("sub", torch.sub, "number", _N),
+    ("mul", torch.mul, "number", _M),
+    ("div", torch.div, "float", _N),
+    # Integer division: a zero divisor raises eager's error; INT_MIN / -1 wraps.
+    ("floor_div", _floor_div, "number", _N),
+    ("trunc_div", _trunc_div, "number", _N),
+    ("rem", torch.fmod, "number", _N),  # sign of the dividend (C's fmod and %)
+    ("mod", torch.remainder, "number", _N),  # sign of the divisor (Python's %)
+    ("pow", torch.pow, "number", _C),
+    ("atan2", torch.atan2, "float", _C),
+    ("hypot", torch.hypot, "float", _C),
+    ("copysign", torch.copysign, "float", _N),
+    ("nextafter", torch.nextafter, "float", _N),
+    ("maximum", torch.maximum, "any", _M),  # nan if either is nan
+    ("minimum", torch.minimum, "any", _M),
+    ("fmax", torch.fmax, "float", _M),  # the other one if one is nan
+    ("fmin", torch.fmin, "float", _M),
+    ("and", torch.bitwise_and, "integral", _M),
+    ("or", torch.bitwise_or, "integral", _M),
+    ("xor", torch.bitwise_xor, "integral", _M),
+    ("shl", torch.bitwise_left_shift, "integral", _N),
+    ("shr", torch.bitwise_right_shift, "integral", _N),  # arithmetic for signed types
+):
+    _pointwise(_name, 2, _fn, _dtypes, _traits)
+
+for _name, _fn in (
+    ("eq", torch.eq),
+    ("ne", torch.ne),
+    ("lt", torch.lt),
+    ("le", torch.le),
+    ("gt", torch.gt),
+    ("ge", torch.ge),
+):
+    _pointwise(_name, 2, _fn, "any", Trait.COMPARE)
+
+
+def _infer_where(types: Sequence[ValueType], attrs: Any) -> ValueType:
+    cond = tensor(types[0])
+    value = _same("where", types[1:], "any")
+    if cond.dtype is not DType.BOOL or cond.shape != value.shape:
+        raise IRError(f"where: condition {cond} does not fit {value}")
+    return value
+
+
+_register(
+    OpSpec(
+        "where", 3, A.Attrs, Trait.POINTWISE, _infer_where,
+        lambda x, a, v: torch.where(x[0], x[1], x[2]),
+    )
+)  # fmt: skip
+
+
+def _infer_cast(types: Sequence[ValueType], attrs: A.CastAttrs) -> ValueType:
+    return tensor(types[0]).with_dtype(attrs.dtype)
+
+
+_register(
+    OpSpec(
+        "cast", 1, A.CastAttrs, Trait.POINTWISE, _infer_cast,
+        lambda x, a, v: x[0].to(a.dtype.torch),
+    )
+)  # fmt: skip
+
+
+def _infer_bitcast(types: Sequence[ValueType], attrs: A.BitcastAttrs) -> ValueType:
+    t = tensor(types[0])
+    if t.dtype.itemsize != attrs.dtype.itemsize:
+        raise IRError(f"bitcast: {t.dtype} and {attrs.dtype} differ in size")
+    return t.with_dtype(attrs.dtype)
+
+
+_register(
+    OpSpec(
+        "bitcast", 1, A.BitcastAttrs, Trait.POINTWISE, _infer_bitcast,
+        lambda x, a, v: x[0].contiguous().view(a.dtype.torch),
+    )
+)  # fmt: skip
+
+
+# --- leaves ---------------------------------------------------------------------------------------
+
+def _no_eval(inputs: Sequence[Any], attrs: Any, values: SymbolValues) -> Any:
+    raise IRError("the interpreter supplies this value itself")
+
+
+_register(OpSpec("input", 0, A.InputAttrs, Trait.LEAF, lambda t, a: a.type, _no_eval))
+_register(
+    OpSpec("tensor_constant", 0, A.TensorConstantAttrs, Trait.LEAF, lambda t, a: a.type, _no_eval)
+)
+_register(
+    OpSpec(
+        "constant", 0, A.ConstantAttrs, Trait.LEAF,
+        lambda t, a: TensorType(a.dtype, (), a.device),
+        lambda x, a, v: torch.tensor(a.value, dtype=a.dtype.torch, device=a.device),
+    )
+)  # fmt: skip
+_register(
+    OpSpec(
+        "size", 0, A.SizeAttrs, Trait.LEAF,
+        lambda t, a: TensorType(a.dtype, (), a.device),
+        lambda x, a, v: torch.tensor(concrete(a.expr, v), dtype=a.dtype.torch, device=a.device),
+    )
+)  # fmt: skip
+_register(
+    OpSpec(
+        "iota", 0, A.IotaAttrs, Trait.LEAF,
+        lambda t, a: TensorType(a.dtype, (a.size,), a.device),
+        lambda x, a, v: torch.arange(concrete(a.size, v), device=a.device).to(a.dtype.torch),
+    )
+)  # fmt: skip
+
+
+# --- views: index maps ----------------------------------------------------------------------------
+
+def _check_numel(name: str, old: Shape, new: Shape) -> None:
+    difference = sympy.simplify(numel(old) - numel(new)) if not all(
+        isinstance(d, int) for d in (*old, *new)
+    ) else numel(old) - numel(new)  # fmt: skip
+    if difference != 0:
+        raise IRError(f"{name}: {old} -> {new} changes the number of elements")
+
+
+def _infer_reshape(types: Sequence[ValueType], attrs: A.ShapeAttrs) -> ValueType:
+    t = tensor(types[0])
+    _check_numel("reshape", t.shape, attrs.shape)
+    return t.with_shape(attrs.shape)
+
+
+def _infer_permute(types: Sequence[ValueType], attrs: A.PermuteAttrs) -> ValueType:
+    t = tensor(types[0])
+    if sorted(attrs.dims) != list(range(t.rank)):
+        raise IRError(f"permute: {attrs.dims} is no permutation of the dims of {t}")
+    return t.with_shape(t.shape[d] for d in attrs.dims)
+
+
+def _infer_expand(types: Sequence[ValueType], attrs: A.ShapeAttrs) -> ValueType:
+    t = tensor(types[0])
+    if t.rank != len(attrs.shape) or any(
+        d != e and d != 1 for d, e in zip(t.shape, attrs.shape, strict=False)
+    ):
+        raise IRError(f"expand: {t} -> {attrs.shape} (same rank, only dims of size 1 grow)")
+    return t.with_shape(attrs.shape)
+
+
+def _infer_slice(types: Sequence[ValueType], attrs: A.SliceAttrs) -> ValueType:
+    t = tensor(types[0])
+    if not len(attrs.starts) == len(attrs.sizes) == len(attrs.steps) == t.rank:
+        raise IRError(f"slice: {attrs} does not fit {t}")
+    if any(s == 0 for s in attrs.steps):
+        raise IRError("slice: step 0")
+    for dim, start, size, step in zip(
+        t.shape, attrs.starts, attrs.sizes, attrs.steps, strict=True
+    ):
+        if isinstance(dim, int) and isinstance(start, int) and isinstance(size, int) and size:
+            last = start + (size - 1) * step
+            if not (0 <= start < dim and 0 <= last < dim):
+                raise IRError(f"slice: {attrs} reads outside {t}")
+    return t.with_shape(attrs.sizes)
+
+
+def _eval_slice(inputs: Sequence[Any], attrs: A.SliceAttrs, values: SymbolValues) -> torch.Tensor:
+    x = inputs[0]
+    for axis, (start, size, step) in enumerate(
+        zip(attrs.starts, attrs.sizes, attrs.steps, strict=True)
+    ):
+        first, count = concrete(start, values), concrete(size, values)
+        positions = first + step * torch.arange(count, device=x.device)
+        x = x.index_select(axis, positions)
+    return x
+
+
+def _infer_pad(types: Sequence[ValueType], attrs: A.PadAttrs) -> ValueType:
+    t = tensor(types[0])
+    if not len(attrs.low) == len(attrs.high) == t.rank:
+        raise IRError(f"pad: {attrs} does not fit {t}")
+    return t.with_shape(
+        d + low + high for d, low, high in zip(t.shape, attrs.low, attrs.high, strict=True)
+    )
+
+
+def _eval_pad(inputs: Sequence[Any], attrs: A.PadAttrs, values: SymbolValues) -> torch.Tensor:
+    x = inputs[0]
+    low, high = concrete_shape(attrs.low, values), concrete_shape(attrs.high, values)
+    out = torch.full(
+        [d + lo + hi for d, lo, hi in zip(x.shape, low, high, strict=True)],
+        attrs.value, dtype=x.dtype, device=x.device,
+    )  # fmt: skip
+    region = out
+    for axis, start in enumerate(low):
+        region = region.narrow(axis, start, x.shape[axis])
+    region.copy_(x)
+    return out
+
+
+def _infer_cat(types: Sequence[ValueType], attrs: A.CatAttrs) -> ValueType:
+    parts = [tensor(t) for t in types]
+    first, axis = parts[0], attrs.axis
+    for p in parts:
+        rest = p.shape[:axis] + p.shape[axis + 1 :]
+        if (p.dtype, p.device) != (first.dtype, first.device) or rest != (
+            first.shape[:axis] + first.shape[axis + 1 :]
+        ):
+            raise IRError(f"cat: parts differ: {', '.join(map(str, types))}")
+    total: Dim = 0
+    for p in parts:
+        total = total + p.shape[axis]
+    return first.with_shape((*first.shape[:axis], total, *first.shape[axis + 1 :]))
+
+
+def _infer_strided(types: Sequence[ValueType], attrs: A.StridedAttrs) -> ValueType:
+    t = tensor(types[0])
+    if len(attrs.shape) != len(attrs.strides):
+        raise IRError(f"strided: {attrs} has ranks that differ")
+    everything = (t.numel, *attrs.shape, *attrs.strides, attrs.offset)
+    if all(isinstance(d, int) for d in everything) and numel(attrs.shape):
+        low = high = attrs.offset
+        for d, s in zip(attrs.shape, attrs.strides, strict=True):
+            low, high = low + min(0, (d - 1) * s), high + max(0, (d - 1) * s)
+        if low < 0 or high >= t.numel:
+            raise IRError(f"strided: {attrs} reads outside {t}")
+    return t.with_shape(attrs.shape)
+
+
+def _eval_strided(inputs: Sequence[Any], attrs: A.StridedAttrs, values: SymbolValues) -> Any:
+    flat = inputs[0].reshape(-1)
+    position = torch.full((), concrete(attrs.offset, values), device=flat.device)
+    shape, strides = concrete_shape(attrs.shape, values), concrete_shape(attrs.strides, values)
+    for d, s in zip(shape, strides, strict=True):
+        position = position.unsqueeze(-1) + torch.arange(d, device=flat.device) * s
+    return flat[position]
+
+
+def _infer_window(types: Sequence[ValueType], attrs: A.WindowAttrs) -> ValueType:
+    t = tensor(types[0])
+    shape = list(t.shape)
+    for axis, size, stride, dilation, count in zip(
+        attrs.axes, attrs.sizes, attrs.strides, attrs.dilations, attrs.counts, strict=True
+    ):
+        dim = shape[axis]
+        last = (count - 1) * stride + (size - 1) * dilation
+        if isinstance(dim, int) and isinstance(last, int) and count and last >= dim:
+            raise IRError(f"window: {attrs} reads outside {t}")
+        shape[axis] = count
+    return t.with_shape((*shape, *attrs.sizes))
+
+
+def _eval_window(inputs: Sequence[Any], attrs: A.WindowAttrs, values: SymbolValues) -> Any:
+    x = inputs[0]
+    rank = x.dim()
+    for k, axis in enumerate(attrs.axes):
+        count = concrete(attrs.counts[k], values)
+        at = (
+            torch.arange(count, device=x.device)[:, None] * attrs.strides[k]
+            + torch.arange(attrs.sizes[k], device=x.device) * attrs.dilations[k]
+        )
+        x = x.index_select(axis, at.reshape(-1)).unflatten(axis, at.shape)
+        x = x.movedim(axis + 1, rank + k)
+    return x
+
+
+for _name, _arity, _cls, _infer, _evaluate in (
+    ("reshape", 1, A.ShapeAttrs, _infer_reshape,
+     lambda x, a, v: x[0].reshape(concrete_shape(a.shape, v))),
+    ("permute", 1, A.PermuteAttrs, _infer_permute, lambda x, a, v: x[0].permute(a.dims)),
+    ("expand", 1, A.ShapeAttrs, _infer_expand,
+     lambda x, a, v: x[0].expand(concrete_shape(a.shape, v))),
+    ("slice", 1, A.SliceAttrs, _infer_slice, _eval_slice),
+    ("pad", 1, A.PadAttrs, _infer_pad, _eval_pad),
+    ("cat", None, A.CatAttrs, _infer_cat, lambda x, a, v: torch.cat(list(x), a.axis)),
+    ("strided", 1, A.StridedAttrs, _infer_strided, _eval_strided),
+    ("window", 1, A.WindowAttrs, _infer_window, _eval_window),
+):  # fmt: skip
+    _register(OpSpec(_name, _arity, _cls, Trait.VIEW, _infer, _evaluate))
+
+
+# --- reductions and scans -------------------------------------------------------------------------
+
+def _reduction(
+    name: str, fn: Callable[..., torch.Tensor], dtypes: str, index: bool = False
+) -> None:
+    def infer(types: Sequence[ValueType], attrs: A.ReduceAttrs) -> ValueType:
+        t = tensor(types[0])
+        if not _ALLOWED[dtypes](t.dtype):
+            raise IRError(f"{name}: takes {dtypes} types, got {t}")
+        if not attrs.axes or list(attrs.axes) != sorted(set(attrs.axes)) or not (
+            0 <= attrs.axes[0] and attrs.axes[-1] < t.rank
+        ):  # fmt: skip
+            raise IRError(f"{name}: bad axes {attrs.axes} for {t}")
+        if index and len(attrs.axes) != 1:
+            raise IRError(f"{name}: takes one axis, got {attrs.axes}")
+        kept = t.with_shape(d for k, d in enumerate(t.shape) if k not in attrs.axes)
+        return kept.with_dtype(DType.I64) if index else kept
+
+    def evaluate(inputs: Sequence[Any], attrs: A.ReduceAttrs, values: SymbolValues) -> Any:
+        return fn(inputs[0], attrs.axes)
+
+    _register(OpSpec(name, 1, A.ReduceAttrs, Trait.REDUCTION, infer, evaluate, dtypes))
+
+
+def _reduce_prod(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    for axis in reversed(axes):
+        x = x.prod(axis, dtype=x.dtype)
+    return x
+
+
+def _reduce_extreme(x: torch.Tensor, axes: tuple[int, ...], largest: bool) -> torch.Tensor:
+    if any(x.shape[a] == 0 for a in axes):  # never read: the frontend rejects empty reductions
+        return x.new_zeros([d for k, d in enumerate(x.shape) if k not in axes])
+    return x.amax(axes) if largest else x.amin(axes)
+
+
+_reduction("reduce_sum", lambda x, axes: x.sum(axes, dtype=x.dtype), "number")
+_reduction("reduce_prod", _reduce_prod, "number")
+_reduction("reduce_max", lambda x, axes: _reduce_extreme(x, axes, True), "any")  # nan wins
+_reduction("reduce_min", lambda x, axes: _reduce_extreme(x, axes, False), "any")
+_reduction("argmax", lambda x, axes: x.argmax(axes[0]), "number", index=True)  # first; nan wins
+_reduction("argmin", lambda x, axes: x.argmin(axes[0]), "number", index=True)
+
+
+def _scan(name: str, fn: Callable[..., torch.Tensor], dtypes: str) -> None:
+    def infer(types: Sequence[ValueType], attrs: A.ScanAttrs) -> ValueType:
+        t = tensor(types[0])
+        if not _ALLOWED[dtypes](t.dtype) or not 0 <= attrs.axis < t.rank:
+            raise IRError(f"{name}: axis {attrs.axis} of {t}")
+        return t
+
+    def evaluate(inputs: Sequence[Any], attrs: A.ScanAttrs, values: SymbolValues) -> Any:
+        return fn(inputs[0], attrs.axis)
+
+    _register(OpSpec(name, 1, A.ScanAttrs, Trait.SCAN, infer, evaluate, dtypes))
+
+
+_scan("scan_sum", lambda x, axis: x.cumsum(axis, dtype=x.dtype), "number")
+_scan("scan_prod", lambda x, axis: x.cumprod(axis, dtype=x.dtype), "number")
+_scan("scan_max", lambda x, axis: x.cummax(axis).values, "any")  # nan wins
+_scan("scan_min", lambda x, axis: x.cummin(axis).values, "any")
+
+
+# --- gather and scatter ---------------------------------------------------------------------------
+
+def _infer_gather(types: Sequence[ValueType], attrs: A.GatherAttrs) -> ValueType:
+    source, *indices = [tensor(t) for t in types]
+    if len(indices) != source.rank or not indices:
+        raise IRError(f"gather: {len(indices)} indices for {source}: one a dim")
+    for index in indices:
+        if index.dtype is not DType.I64 or index.shape != indices[0].shape:
+            raise IRError(f"gather: indices must be i64 of one shape, got {index}")
+    return source.with_shape(indices[0].shape)
+
+
+def _infer_scatter(types: Sequence[ValueType], attrs: A.ScatterAttrs) -> ValueType:
+    base, update, *indices = [tensor(t) for t in types]
+    if len(indices) != base.rank or not indices:
+        raise IRError(f"scatter: {len(indices)} indices for {base}: one a dim")
+    for index in indices:
+        if index.dtype is not DType.I64 or index.shape != update.shape:
+            raise IRError(f"scatter: indices must be i64 shaped as the update, got {index}")
+    if update.dtype != base.dtype:
+        raise IRError(f"scatter: update {update} into {base}")
+    return base
+
+
+_SCATTER_REDUCE = {"mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _eval_scatter(inputs: Sequence[Any], attrs: A.ScatterAttrs, values: SymbolValues) -> Any:
+    base, update, *indices = inputs
+    if attrs.mode in ("set", "add"):
+        return base.index_put(tuple(indices), update, accumulate=attrs.mode == "add")
+    shape, strides = base.shape, contiguous_strides(tuple(base.shape))
+    flat = sum(i * s for i, s in zip(indices, strides, strict=True))
+    out = base.reshape(-1).scatter_reduce(
+        0, flat.reshape(-1), update.reshape(-1), _SCATTER_REDUCE[attrs.mode], include_self=True
+    )
+    return out.reshape(shape)
+
+
+# gather(x, i0, i1, ...)[p] = x[i0[p], i1[p], ...]: one i64 index a dim of x, all of the result's
+# shape (an identity index is an expanded iota). 0 <= index < dim, unless attrs.checked.
+_register(
+    OpSpec(
+        "gather", None, A.GatherAttrs, Trait.GATHER, _infer_gather,
+        lambda x, a, v: x[0][tuple(x[1:])],
+    )
+)  # fmt: skip
+# scatter(base, update, i0, i1, ...): base with base[i0[p], i1[p], ...] (op)= update[p]. Updates to
+# one element meet in row-major order of p.
+_register(OpSpec("scatter", None, A.ScatterAttrs, Trait.SCATTER, _infer_scatter, _eval_scatter))
+
+
+# --- contractions ---------------------------------------------------------------------------------
+
+def _infer_matmul(types: Sequence[ValueType], attrs: A.Attrs) -> ValueType:
+    a, b = tensor(types[0]), tensor(types[1])
+    if (
+        a.rank < 2 or a.rank != b.rank or a.dtype != b.dtype or a.device != b.device
+        or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]
+    ):  # fmt: skip
+        raise IRError(f"matmul: {a} @ {b} (equal batch dims, [.., M, K] @ [.., K, N])")
+    return a.with_shape((*a.shape[:-1], b.shape[-1]))
+
+
+# matmul(a, b): [.., M, K] @ [.., K, N] -> [.., M, N], equal batch dims, no broadcasting.
+_register(
+    OpSpec(
+        "matmul", 2, A.Attrs, Trait.CONTRACTION, _infer_matmul,
+        lambda x, a, v: torch.matmul(x[0], x[1]),
+    )
+)  # fmt: skip
+
+
+def _infer_convolution(types: Sequence[ValueType], attrs: A.ConvolutionAttrs) -> ValueType:
+    x, w = tensor(types[0]), tensor(types[1])
+    spatial = len(attrs.stride)
+    if x.rank != spatial + 2 or w.rank != spatial + 2 or x.dtype != w.dtype:
+        raise IRError(f"convolution: {x} with {w}")
+    sizes: list[Dim] = []
+    for k in range(spatial):
+        d, kernel = x.shape[k + 2], w.shape[k + 2]
+        reach = attrs.dilation[k] * (kernel - 1)
+        if attrs.transposed:
+            sizes.append(
+                (d - 1) * attrs.stride[k] - 2 * attrs.padding[k] + reach
+                + attrs.output_padding[k] + 1
+            )  # fmt: skip
+        else:
+            sizes.append((d + 2 * attrs.padding[k] - reach - 1) // attrs.stride[k] + 1)
+    channels = w.shape[1] * attrs.groups if attrs.transposed else w.shape[0]
+    return x.with_shape((x.shape[0], channels, *sizes))
+
+
+def _eval_convolution(inputs: Sequence[Any], a: A.ConvolutionAttrs, values: SymbolValues) -> Any:
+    x, w, *bias = inputs
+    return torch.ops.aten.convolution(
+        x, w, bias[0] if bias else None, a.stride, a.padding, a.dilation, a.transposed,
+        a.output_padding, a.groups,
+    )  # fmt: skip
+
+
+# convolution(x, w[, bias]): x [N, C, *spatial], w as torch lays it out.
+_register(
+    OpSpec(
+        "convolution", None, A.ConvolutionAttrs, Trait.CONTRACTION, _infer_convolution,
+        _eval_convolution,
+    )
+)  # fmt: skip
+
+
+# --- random ---------------------------------------------------------------------------------------
+
+def _infer_random(types: Sequence[ValueType], attrs: A.RandomAttrs) -> ValueType:
+    seed = tensor(types[0])
+    if seed.dtype is not DType.I64 or seed.shape != ():
+        raise IRError(f"random: the seed must be i64[], got {seed}")
+    return TensorType(attrs.dtype, attrs.shape, attrs.device)
+
+
+def _philox(seed: int, offset: int, count: int) -> torch.Tensor:
+    """Philox-4x32-10 (Salmon et al., SC 2011): 4 words for each of ``count`` counters, as i64."""
+    mask = 0xFFFFFFFF
+    index = torch.arange(count, dtype=torch.int64) + offset
+    c = [index & mask, (index >> 32) & mask, torch.zeros_like(index), torch.zeros_like(index)]
+    k0, k1 = seed & mask, (seed >> 32) & mask
+
+    def mulhilo(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # a * b < 2**64 in 16-bit limbs, since torch has no unsigned 64-bit product.
+        low, high = (b & 0xFFFF) * a, (b >> 16) * a
+        total = high + (low >> 16)
+        return total >> 16, ((total & 0xFFFF) << 16) | (low & 0xFFFF)
+
+    for _ in range(10):
+        hi0, lo0 = mulhilo(0xD2511F53, c[0])
+        hi1, lo1 = mulhilo(0xCD9E8D57, c[2])
+        c = [hi1 ^ c[1] ^ k0, lo1, hi0 ^ c[3] ^ k1, lo0]
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return torch.stack(c)
+
+
+def _eval_random(inputs: Sequence[Any], attrs: A.RandomAttrs, values: SymbolValues) -> Any:
+    shape = concrete_shape(attrs.shape, values)
+    words = _philox(int(inputs[0]), concrete(attrs.offset, values), numel(shape))  # type: ignore[arg-type]
+    if attrs.kind == "bits":
+        out = words[0]
+    elif attrs.kind == "uniform":
+        if attrs.dtype is DType.F64:
+            out = ((words[0] << 21) | (words[1] >> 11)).double() * 2.0**-53
+        else:
+            out = (words[0] >> 8).float() * 2.0**-24
+    else:  # Box-Muller on two uniforms, the first in (0, 1]
+        u = ((words[0] >> 8).float() + 1.0) * 2.0**-24
+        angle = (words[1] >> 8).float() * (2.0**-24 * 2 * torch.pi)
+        out = torch.sqrt(-2.0 * torch.log(u)) * torch.cos(angle)
+    return out.reshape(shape).to(attrs.dtype.torch)
+
+
+# random(seed): attrs say shape and distribution. Never merged: each has its own offset.
+_register(OpSpec("random", 1, A.RandomAttrs, Trait.RANDOM, _infer_random, _eval_random))
+
+
+# --- eager ----------------------------------------------------------------------------------------
+
+def _infer_eager(types: Sequence[ValueType], attrs: A.EagerAttrs) -> ValueType:
+    if attrs.is_tuple:
+        return OpaqueType(f"tuple{len(attrs.outputs)}")
+    return attrs.outputs[0]
+
+
+def resolve_target(name: str) -> Any:
+    """The operator overload of a qualified name such as "aten.sort.default"."""
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def fill_template(template: Any, inputs: Sequence[Any], values: SymbolValues) -> Any:
+    """An eager call's argument with values in place of ArgRefs and symbolic dims."""
+    if isinstance(template, A.ArgRef):
+        return inputs[template.index]
+    if isinstance(template, tuple):
+        return [fill_template(t, inputs, values) for t in template]
+    if isinstance(template, sympy.Expr):
+        return concrete(template, values)
+    return template
+
+
+def _eval_eager(inputs: Sequence[Any], attrs: A.EagerAttrs, values: SymbolValues) -> Any:
+    args = fill_template(attrs.args, inputs, values)
+    kwargs = {k: fill_template(t, inputs, values) for k, t in attrs.kwargs}
+    return resolve_target(attrs.target)(*args, **kwargs)
+
+
+_register(OpSpec("eager", None, A.EagerAttrs, Trait.BARRIER, _infer_eager, _eval_eager))
+_register(
+    OpSpec(
+        "project", 1, A.ProjectAttrs, Trait.NONE, lambda t, a: OpaqueType("project"),
+        lambda x, a, v: x[0][a.index],
+    )
+)  # fmt: skip

@@ -1,0 +1,158 @@
+"""The Program: an ordered list of steps over a table of buffers, ready to be bound and run.
+
+A Program is data: it holds no code, no address and no tensor except constants, so that it can be
+written to the disk cache. Kernels are named by the key of their LoopNest. Dims may be symbolic;
+``runtime/`` evaluates them when it binds the Program to concrete sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import sympy
+import torch
+
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.types import Dim, DType, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory of a tensor: ``shape`` and ``strides`` in elements, row 0 at byte ``offset`` of its base.
+
+    * ``input``: argument ``source`` of the call. ``constant``: ``Program.constants[source]``.
+    * ``temp``: lives in the arena between its first and last use.
+    * ``output``: a fresh tensor for each call, handed to the caller.
+    * ``eager``: the tensor that an eager step returned.
+    * ``packed``: derived from parameter inputs alone (a weight repacked for the GEMM), kept between
+      calls and recomputed when a version guard fails.
+    * ``opaque``: a value without memory that lazyc could name (a tuple, a sparse tensor, a scalar).
+    """
+
+    id: int
+    kind: Literal["input", "constant", "temp", "output", "eager", "packed", "opaque"]
+    dtype: DType | None
+    shape: Shape
+    strides: Shape
+    source: int = -1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStep:
+    """Runs kernel ``nest`` (key into Program.nests) on buffers, in the order of its params
+    (scratch params are left out). ``sizes`` are the values of the nest's symbols."""
+
+    nest: str
+    buffers: tuple[int, ...]
+    sizes: tuple[Dim, ...]
+    comment: str = ""  # provenance: ops and user lines, for reports
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A matrix (or batch of matrices) inside a buffer, strides in elements.
+
+    Element [b, i, j] is at ``offset + b*batch_stride + i*row_stride + j*col_stride``; row_stride or
+    col_stride is 1 (what BLAS can read, plain or transposed).
+    """
+
+    buffer: int
+    offset: Dim
+    row_stride: Dim
+    col_stride: Dim
+    batch_stride: Dim = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GemmStep:
+    """``c = a @ b`` (``+ c`` when ``accumulate``), [batch, m, k] @ [batch, k, n], by a BLAS library.
+
+    ``pack_b``: b is made from parameters only; the runtime may keep a packed copy of it between
+    calls, guarded by the version of those inputs.
+    """
+
+    dtype: DType
+    batch: Dim
+    m: Dim
+    n: Dim
+    k: Dim
+    a: Operand
+    b: Operand
+    c: Operand
+    accumulate: bool = False
+    pack_b: bool = False
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRef:
+    """In an argument template of an eager step: the tensor of buffer ``id``."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EagerStep:
+    """Calls operator ``target`` ("aten.sort.default") in eager torch.
+
+    ``args`` and ``kwargs`` are templates: BufferRef for tensors, dims for SymInts, nested tuples for
+    lists. ``outputs`` are the buffers (kind "eager" or "opaque") that receive the results.
+    ``is_fallback``: lazyc has no lowering (``reason`` says why), against a library call by choice.
+    """
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    outputs: tuple[int, ...]
+    is_tuple: bool
+    is_fallback: bool
+    reason: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeedStep:
+    """Draws a fresh 64-bit seed from torch's generator into an i64[] buffer."""
+
+    output: int
+
+
+Step: TypeAlias = KernelStep | GemmStep | EagerStep | SeedStep
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramOutput:
+    """One result: buffer ``buffer`` seen as ``shape``/``strides`` at element ``offset``; or, where
+    buffer is -1, the plain value ``value`` (None or a Dim)."""
+
+    buffer: int
+    shape: Shape = ()
+    strides: Shape = ()
+    offset: Dim = 0
+    value: Dim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolSource:
+    """Where a symbol's value comes from: the integer argument ``input``, or its size ``dim``."""
+
+    symbol: sympy.Symbol
+    input: int
+    dim: int | None = None
+
+
+@dataclass
+class Program:
+    """``inputs`` are the buffer ids of the arguments, in order (-1 for an argument not used)."""
+
+    inputs: tuple[int, ...]
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[ProgramOutput, ...]
+    nests: dict[str, LoopNest]
+    constants: list[torch.Tensor] = field(default_factory=list)
+    symbols: tuple[SymbolSource, ...] = ()
+    packed: tuple[Step, ...] = ()  # steps that fill "packed" buffers, run when a guard fails
+    parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
