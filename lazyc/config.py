@@ -1,0 +1,230 @@
+"""Every option of lazyc, and the only place that reads the environment.
+
+An option is a field of ``Config``: its name is the key in ``torch.compile(options={...})``, its
+metadata carries the environment variable, the documentation, the allowed values, and whether it
+changes generated code (then it is a part of the cache key). A ``Config`` is frozen and is passed to
+whoever needs it; nothing looks options up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from lazyc.errors import ConfigError, LazycWarning
+
+Value = bool | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: what the documentation, the parser and the cache key need to know of it."""
+
+    name: str
+    type: type[Value]
+    default: Value
+    env: str
+    doc: str
+    affects_code: bool
+    choices: tuple[Value, ...] = ()
+    minimum: int | None = None
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.type is bool:
+            return "1 or 0 (also true/false, yes/no, on/off)"
+        if self.choices:
+            return "one of " + ", ".join(repr(c) for c in self.choices)
+        if self.type is int:
+            return "an integer" if self.minimum is None else f"an integer >= {self.minimum}"
+        return "a string"
+
+    def parse(self, value: object, where: str) -> Value:
+        """``value`` (text from the environment, or what a caller passed) as this option's type.
+
+        ``where`` names its origin in the ConfigError that a bad value raises.
+        """
+        parsed = _convert(self.type, value)
+        if (
+            parsed is None
+            or (self.choices and parsed not in self.choices)
+            or (self.minimum is not None and cast(int, parsed) < self.minimum)
+        ):
+            raise ConfigError(f"{where}={value!r}: must be {self.allowed}.")
+        return parsed
+
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True}
+_WORDS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _convert(type_: type[Value], value: object) -> Value | None:
+    """``value`` as ``type_``, or None when it is none."""
+    if type_ is bool:
+        if isinstance(value, bool):
+            return value
+        return _WORDS.get(str(value).strip().lower()) if isinstance(value, str | int) else None
+    if type_ is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        try:
+            return int(value.strip()) if isinstance(value, str) else None
+        except ValueError:
+            return None
+    return os.fspath(value) if isinstance(value, str | Path) else None
+
+
+def _option(
+    default: Value,
+    env: str,
+    doc: str,
+    *,
+    affects_code: bool = False,
+    choices: tuple[Value, ...] = (),
+    minimum: int | None = None,
+) -> Any:
+    rest = {"env": env, "doc": doc, "affects_code": affects_code, "choices": choices}
+    return dataclasses.field(default=default, metadata={**rest, "minimum": minimum})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The options of one compilation. ``Config()`` has the defaults."""
+
+    strict: bool = _option(
+        False, "LAZYC_STRICT",
+        "A bug inside lazyc raises CompilerBug; otherwise the graph runs in eager with one warning.",
+    )  # fmt: skip
+    verify: bool = _option(
+        False, "LAZYC_VERIFY",
+        "Verify the IR after every pass (slower compilation; a broken pass is named at once).",
+    )  # fmt: skip
+    target: str = _option(
+        # Not affects_code: the target that it resolves to is a part of the key of its own.
+        "", "LAZYC_TARGET",
+        "Instruction set to generate code for; empty: the best that this machine has.",
+        choices=("", "avx512", "avx2", "baseline"),
+    )  # fmt: skip
+    fusion: bool = _option(
+        True, "LAZYC_FUSION",
+        "Fuse operators into common kernels. Off: one kernel an operator, to bisect a wrong result.",
+        affects_code=True,
+    )  # fmt: skip
+    max_fused_ops: int = _option(
+        128, "LAZYC_MAX_FUSED_OPS",
+        "Most operators in one kernel.",
+        affects_code=True, minimum=1,
+    )  # fmt: skip
+    pack_weights: bool = _option(
+        True, "LAZYC_PACK_WEIGHTS",
+        "Keep weights of inference graphs repacked for the matrix product between calls; a changed"
+        " weight is repacked. Costs memory: one more copy of those weights.",
+        affects_code=True,
+    )  # fmt: skip
+    output_pool_mb: int = _option(
+        512, "LAZYC_OUTPUT_POOL_MB",
+        "Most memory in MiB kept warm for the outputs of later calls; 0 keeps none.",
+        minimum=0,
+    )  # fmt: skip
+    disk_cache: bool = _option(
+        True, "LAZYC_DISK_CACHE",
+        "Keep compiled code on disk for later processes.",
+    )  # fmt: skip
+    cache_dir: str = _option(
+        "", "LAZYC_CACHE_DIR",
+        "Folder of the disk cache; empty: `$XDG_CACHE_HOME/lazyc`, else `~/.cache/lazyc`.",
+    )  # fmt: skip
+    cache_size_mb: int = _option(
+        1024, "LAZYC_CACHE_SIZE_MB",
+        "Size limit of the disk cache in MiB; beyond it the entries unused for longest are removed.",
+        minimum=1,
+    )  # fmt: skip
+    debug: int = _option(
+        0, "LAZYC_DEBUG",
+        "0: silent. 1: one line for each compilation and fallback. 2: also cache lookups, passes and"
+        " kernels. 3: also the IR after every pass.",
+        choices=(0, 1, 2, 3),
+    )  # fmt: skip
+    debug_file: str = _option(
+        "", "LAZYC_DEBUG_FILE",
+        "File that debug output is appended to; empty: stderr.",
+    )  # fmt: skip
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
+        """The options that the environment sets; an empty variable counts as unset.
+
+        Raises ConfigError for a bad value; warns of a ``LAZYC_`` variable that means nothing.
+        """
+        known = {o.env: o for o in OPTIONS.values()}
+        found: dict[str, Value] = {}
+        for variable, text in environ.items():
+            if not variable.startswith("LAZYC_") or not text:
+                continue
+            if variable in known:
+                option = known[variable]
+                found[option.name] = option.parse(text, variable)
+            else:
+                message = f"{variable} is no option of lazyc{_suggest(variable, known)}; ignored."
+                warnings.warn(message, LazycWarning, stacklevel=2)
+        found["cache_dir"] = str(_cache_dir(str(found.get("cache_dir", "")), environ))
+        return cls(**found)  # type: ignore[arg-type]  # parse() returned each field's own type
+
+    def with_options(self, options: Mapping[str, object]) -> Config:
+        """This Config with ``torch.compile(options={...})`` on top.
+
+        Raises ConfigError for an unknown option (with the nearest name and the list) or a bad value.
+        """
+        changed: dict[str, Value] = {}
+        for name, value in options.items():
+            option = OPTIONS.get(name)
+            if option is None:
+                raise ConfigError(
+                    f"unknown option {name!r}{_suggest(name, OPTIONS)}. "
+                    f"Options of lazyc: {', '.join(OPTIONS)}."
+                )
+            changed[name] = option.parse(value, f"option {name}")
+        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]  # as in from_env
+
+    def code_key(self) -> str:
+        """The options that change generated code, as text for the cache key."""
+        return " ".join(
+            f"{o.name}={getattr(self, o.name)!r}" for o in OPTIONS.values() if o.affects_code
+        )
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of the disk cache (it need not exist)."""
+        return _cache_dir(self.cache_dir, os.environ)
+
+
+def _cache_dir(setting: str, environ: Mapping[str, str]) -> Path:
+    """The cache folder as the XDG Base Directory Specification places it (relative: ignored)."""
+    if setting:
+        return Path(setting).expanduser().absolute()
+    base = environ.get("XDG_CACHE_HOME", "")
+    home = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
+    return home / "lazyc"
+
+
+def _suggest(name: str, names: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _options() -> dict[str, Option]:
+    types: dict[str, type[Value]] = {"bool": bool, "int": int, "str": str}
+    return {
+        f.name: Option(f.name, types[cast(str, f.type)], f.default, **f.metadata)
+        for f in dataclasses.fields(Config)
+    }
+
+
+OPTIONS: Mapping[str, Option] = _options()

@@ -1,0 +1,61 @@
+"""The version of lazyc, and the versions of what it stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from lazyc.errors import UnsupportedVersion
+
+VERSION = "0.1.0"
+
+_TORCH = ((2, 13), (2, 15))  # at least, below
+
+
+@cache
+def installed(package: str) -> str | None:
+    """The installed version of a package, None when there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over lazyc's own source, so that changed compiler code never meets old cache entries.
+
+    Reading the package takes a few milliseconds, once a process.
+    """
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What decides whether code from the cache still fits: package -> version (or "none")."""
+    found = {name: installed(name) or "none" for name in ("torch", "llvmlite", "triton")}
+    return {"lazyc": f"{VERSION}+{source_digest()[:16]}", **found}
+
+
+def check_versions() -> None:
+    """Raises UnsupportedVersion when Python, torch or llvmlite is one that lazyc cannot work with."""
+    if sys.version_info < (3, 10):
+        raise UnsupportedVersion("Python", sys.version.split()[0], "3.10 or later")
+    torch = installed("torch")
+    low, below = _TORCH
+    if torch is None or not low <= _major_minor(torch) < below:
+        raise UnsupportedVersion("torch", torch, f"{low[0]}.{low[1]} or {below[0]}.{below[1] - 1}")
+    if installed("llvmlite") is None:
+        raise UnsupportedVersion("llvmlite", None, "0.44 or later")
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
