@@ -33,8 +33,8 @@ ScanKind: TypeAlias = Literal["sum", "prod", "max", "min"]
 class BufferParam:
     """A kernel argument: memory of ``numel`` elements of ``dtype``.
 
-    ``in`` is only read, ``out`` only written, ``inout`` both (then each element is read and written
-    at the same outer point, the read first). ``scratch`` is private to one outer point, and is
+    ``in`` is only read, ``out`` only written, ``inout`` both, in any order (each element at one outer
+    point only). ``scratch`` is private to one outer point, and is
     allocated by the kernel; its numel is a small int. Distinct params never overlap.
     """
 
