@@ -1,0 +1,185 @@
+"""The event stream: everything that lazyc tells about itself, as typed records.
+
+One stream is made by the composition root and passed down; metrics, debug output and reports are
+listeners. Events are about compilation and its consequences, not about every call of a compiled
+program. An emitter on a hot path asks ``stream.listening`` before it builds an event.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompileStarted(Event):
+    """Compilation of graph number ``graph`` (counted in this process) began."""
+
+    graph: int
+    nodes: int
+    inputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompileFinished(Event):
+    """A graph is ready to run. ``seconds`` are (stage, seconds) in the order they ran.
+
+    ``kernels_made`` were generated and compiled now, ``kernels_reused`` were already there (an equal
+    kernel in this graph, in this process or on disk); ``fallbacks`` are operators left to eager.
+    """
+
+    graph: int
+    seconds: tuple[tuple[str, float], ...]
+    kernels_made: int = 0
+    kernels_reused: int = 0
+    fallbacks: int = 0
+
+    @property
+    def total(self) -> float:
+        return sum(s for _, s in self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class PassFinished(Event):
+    """One pass over a graph; ``before`` and ``after`` count nodes. ``text`` is the IR after it,
+    filled in only when a listener asked for that (debug level 3)."""
+
+    name: str
+    seconds: float
+    before: int
+    after: int
+    text: str = ""
+
+
+CacheKind: TypeAlias = Literal["programs", "kernels"]
+CacheLevel: TypeAlias = Literal["memory", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit(Event):
+    level: CacheLevel
+    kind: CacheKind
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMiss(Event):
+    """Nothing under ``key``. ``reason`` says what differs from the nearest entry, where known."""
+
+    level: CacheLevel
+    kind: CacheKind
+    key: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRejected(Event):
+    """A file of the disk cache did not verify (``reason``); it is removed and counts as a miss."""
+
+    kind: CacheKind
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEvicted(Event):
+    """The disk cache went over its size limit and lost its longest unused entries."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDisabled(Event):
+    """The disk cache is off for the rest of this process, because of ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCompiled(Event):
+    """A kernel was generated and compiled; ``comment`` names the operators and lines it is from."""
+
+    key: str
+    seconds: float
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback(Event):
+    """Operator ``op`` at the user's ``line`` runs in eager, because of ``reason``."""
+
+    op: str
+    reason: str
+    line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerBugFound(Event):
+    """A bug inside lazyc; the graph runs in eager. Fields as in errors.CompilerBug."""
+
+    stage: str
+    op: str
+    line: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPacked(Event):
+    """Weights were repacked for the matrix product: on first use, or since a weight ``changed``."""
+
+    count: int
+    bytes: int
+    changed: bool
+
+
+Listener: TypeAlias = Callable[[Event], None]
+
+
+class EventStream:
+    """Hands each event to every listener, in the emitting thread, in order of subscription."""
+
+    __slots__ = ("_listeners", "_lock", "listening")
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+        self._lock = threading.Lock()
+        self.listening = False  # whether anybody hears; the one branch of a hot path
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Adds a listener; returns the function that removes it again (harmless to call twice)."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+            self.listening = True
+
+        def unsubscribe() -> None:
+            with self._lock:
+                kept = [x for x in self._listeners if x is not listener]
+                self._listeners = tuple(kept)
+                self.listening = bool(kept)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        if self.listening:
+            for listener in self._listeners:
+                listener(event)
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """The event's fields, with its class name under "event"."""
+    return {"event": type(event).__name__, **dataclasses.asdict(event)}
+
+
+def as_json(event: Event) -> str:
+    """One line of JSON."""
+    return json.dumps(as_dict(event))

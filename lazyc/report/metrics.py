@@ -1,0 +1,138 @@
+"""Counters and timers over the event stream."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from lazyc.report import events as E
+
+
+@dataclass
+class _Totals:
+    graphs: int = 0
+    kernels_made: int = 0
+    kernels_reused: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)  # by stage
+    hits: Counter[str] = field(default_factory=Counter)  # by "level kind"
+    misses: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0
+    evicted: int = 0
+    fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (op, reason)
+    bugs: Counter[str] = field(default_factory=Counter)  # by stage
+    packed: int = 0
+    packed_bytes: int = 0
+
+
+class Metrics:
+    """What happened since the last ``reset``. Subscribe ``metrics.listen`` to a stream.
+
+    Compilation may run on several threads; all methods may be called from any.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals = _Totals()
+
+    def reset(self) -> None:
+        with self._lock:
+            self._totals = _Totals()
+
+    def listen(self, event: E.Event) -> None:
+        with self._lock:
+            _count(self._totals, event)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters as plain dicts and numbers (seconds, bytes); sorted, ready for JSON."""
+        with self._lock:
+            t = self._totals
+            return {
+                "graphs_compiled": t.graphs,
+                "kernels_made": t.kernels_made,
+                "kernels_reused": t.kernels_reused,
+                "compile_seconds": dict(t.seconds),
+                "cache_hits": dict(sorted(t.hits.items())),
+                "cache_misses": dict(sorted(t.misses.items())),
+                "cache_rejected": t.rejected,
+                "cache_evicted": t.evicted,
+                "fallbacks": [
+                    {"op": op, "reason": reason, "count": count}
+                    for (op, reason), count in t.fallbacks.most_common()
+                ],
+                "compiler_bugs": dict(sorted(t.bugs.items())),
+                "weights_packed": t.packed,
+                "weights_packed_bytes": t.packed_bytes,
+            }
+
+    def report(self) -> str:
+        """The snapshot as a table for people."""
+        return _render(self.snapshot())
+
+
+def _count(t: _Totals, event: E.Event) -> None:
+    match event:
+        case E.CompileFinished():
+            t.graphs += 1
+            t.kernels_made += event.kernels_made
+            t.kernels_reused += event.kernels_reused
+            for stage, seconds in event.seconds:
+                t.seconds[stage] += seconds  # type: ignore[assignment]  # a Counter of floats
+        case E.CacheHit():
+            t.hits[f"{event.level} {event.kind}"] += 1
+        case E.CacheMiss():
+            t.misses[f"{event.level} {event.kind}"] += 1
+        case E.CacheRejected():
+            t.rejected += 1
+        case E.CacheEvicted():
+            t.evicted += event.entries
+        case E.Fallback():
+            t.fallbacks[event.op, event.reason] += 1
+        case E.CompilerBugFound():
+            t.bugs[event.stage] += 1
+        case E.WeightsPacked():
+            t.packed += event.count
+            t.packed_bytes += event.bytes
+        case _:
+            pass  # events that are not counted
+
+
+def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+    seconds: dict[str, float] = s["compile_seconds"]
+    rows = [
+        ("graphs compiled", str(s["graphs_compiled"])),
+        ("kernels made / reused", f"{s['kernels_made']} / {s['kernels_reused']}"),
+        ("compile seconds", f"{sum(seconds.values()):.3f}"),
+        *((f"  {stage}", f"{value:.3f}") for stage, value in seconds.items()),
+    ]
+    for name in sorted(s["cache_hits"].keys() | s["cache_misses"].keys()):
+        hits, misses = s["cache_hits"].get(name, 0), s["cache_misses"].get(name, 0)
+        rows.append((f"cache hits / misses, {name}", f"{hits} / {misses}"))
+    if s["cache_rejected"]:
+        rows.append(("cache files rejected", str(s["cache_rejected"])))
+    if s["cache_evicted"]:
+        rows.append(("cache files evicted", str(s["cache_evicted"])))
+    if s["weights_packed"]:
+        mib = s["weights_packed_bytes"] / 2**20
+        rows.append(("weights packed", f"{s['weights_packed']} ({mib:.1f} MiB)"))
+    rows.append(("fallbacks to eager", str(sum(f["count"] for f in s["fallbacks"]))))
+    rows += [(f"  {f['op']}: {f['reason']}", str(f["count"])) for f in s["fallbacks"]]
+    rows += [(f"compiler bugs in {stage}", str(n)) for stage, n in s["compiler_bugs"].items()]
+    return rows
+
+
+def _render(snapshot: dict[str, Any]) -> str:
+    # Loaded here: rich takes 50 ms to import, and most processes never print a report.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("lazyc", show_edge=False)
+    table.add_column("", justify="right")
+    for name, value in _rows(snapshot):
+        table.add_row(Text(name), value)
+    console = Console(width=100, no_color=True)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()

@@ -1,0 +1,109 @@
+"""Debug output: events as lines of text on stderr or in a file (``LAZYC_DEBUG=1|2|3``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from lazyc.config import Config
+from lazyc.report import events as E
+
+_LEVELS: dict[type[E.Event], int] = {
+    E.CompileFinished: 1,
+    E.Fallback: 1,
+    E.CompilerBugFound: 1,
+    E.CacheRejected: 1,
+    E.CacheDisabled: 1,
+    E.CompileStarted: 2,
+    E.PassFinished: 2,
+    E.CacheHit: 2,
+    E.CacheMiss: 2,
+    E.CacheEvicted: 2,
+    E.KernelCompiled: 2,
+    E.WeightsPacked: 2,
+}
+
+
+def format_event(event: E.Event, level: int) -> str:
+    """The event as text without a final newline; "" when it is not shown at this debug level."""
+    if level < _LEVELS[type(event)]:
+        return ""
+    match event:
+        case E.CompileStarted():
+            return f"graph {event.graph}: {event.nodes} nodes, {event.inputs} inputs"
+        case E.CompileFinished():
+            stages = ", ".join(f"{stage} {1e3 * s:.1f}" for stage, s in event.seconds)
+            return (
+                f"graph {event.graph}: compiled in {1e3 * event.total:.1f} ms ({stages}); kernels "
+                f"made {event.kernels_made}, reused {event.kernels_reused}; "
+                f"fallbacks {event.fallbacks}"
+            )
+        case E.PassFinished():
+            line = (
+                f"pass {event.name}: {1e3 * event.seconds:.1f} ms, "
+                f"{event.before} -> {event.after} nodes"
+            )
+            return f"{line}\n{event.text}" if event.text and level >= 3 else line
+        case E.CacheHit():
+            return f"cache hit ({event.level}): {event.kind} {event.key[:16]}"
+        case E.CacheMiss():
+            because = f": {event.reason}" if event.reason else ""
+            return f"cache miss ({event.level}): {event.kind} {event.key[:16]}{because}"
+        case E.CacheRejected():
+            return f"cache file rejected: {event.kind} {event.key[:16]}: {event.reason}"
+        case E.CacheEvicted():
+            return f"cache over its size limit: removed {event.entries} files, {event.bytes} bytes"
+        case E.CacheDisabled():
+            return f"disk cache off: {event.reason}"
+        case E.KernelCompiled():
+            return (
+                f"kernel {event.key[:16]}: {1e3 * event.seconds:.1f} ms  {event.comment}".rstrip()
+            )
+        case E.Fallback():
+            at = f" at {event.line}" if event.line else ""
+            return f"eager: {event.op}{at}: {event.reason}"
+        case E.CompilerBugFound():
+            return f"compiler bug in {event.stage}: {event.message}"
+        case E.WeightsPacked():
+            why = "a weight changed" if event.changed else "first use"
+            return f"packed {event.count} weights, {event.bytes / 2**20:.1f} MiB ({why})"
+        case _:
+            raise TypeError(f"no text for {type(event).__name__}")
+
+
+def printer(config: Config) -> E.Listener:
+    """A listener that prints what ``config.debug`` asks for to ``config.debug_file`` or stderr.
+
+    A file that cannot be written is reported once on stderr, and the lines go there instead.
+    """
+    write = _file_writer(config.debug_file) if config.debug_file else _to_stderr
+
+    def listen(event: E.Event) -> None:
+        text = format_event(event, config.debug)
+        if text:
+            write("".join(f"[lazyc] {line}\n" for line in text.splitlines()))
+
+    return listen
+
+
+def _to_stderr(text: str) -> None:
+    print(text, end="", file=sys.stderr)
+
+
+def _file_writer(path: str) -> Callable[[str], None]:
+    failed = False
+
+    def write(text: str) -> None:
+        nonlocal failed
+        if not failed:
+            try:
+                # Opened each time: several processes append to one file, and none keeps it open.
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(text)
+                return
+            except OSError as error:
+                failed = True
+                _to_stderr(f"[lazyc] cannot write {path} ({error.strerror}); using stderr\n")
+        _to_stderr(text)
+
+    return write

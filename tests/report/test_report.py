@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from lazyc.config import Config
+from lazyc.report import events as E
+from lazyc.report.events import EventStream, as_json
+from lazyc.report.metrics import Metrics
+from lazyc.report.text import format_event, printer
+
+SAMPLES: list[E.Event] = [
+    E.CompileStarted(1, 10, 2),
+    E.CompileFinished(1, (("passes", 0.25), ("codegen", 0.5)), 3, 9, 1),
+    E.PassFinished("fuse", 0.01, 10, 4, "%0 = input"),
+    E.CacheHit("memory", "programs", "ab" * 32),
+    E.CacheHit("disk", "kernels", "ab" * 32),
+    E.CacheMiss("disk", "programs", "cd" * 32, "shape of input 0"),
+    E.CacheRejected("programs", "cd" * 32, "checksum"),
+    E.CacheEvicted(2, 4096),
+    E.CacheDisabled("read-only"),
+    E.KernelCompiled("ef" * 32, 0.02, "add model.py:3"),
+    E.Fallback("aten.sort.default", "no lowering", "model.py:7"),
+    E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
+    E.WeightsPacked(4, 1 << 20, True),
+]
+
+
+def test_samples_cover_every_event() -> None:
+    assert {type(e) for e in SAMPLES} == set(E.Event.__subclasses__())
+
+
+def test_stream_delivers_in_order_and_unsubscribes() -> None:
+    stream, seen = EventStream(), []
+    assert not stream.listening
+    stream.emit(SAMPLES[0])
+    stop_a = stream.subscribe(lambda e: seen.append(("a", e)))
+    stop_b = stream.subscribe(lambda e: seen.append(("b", e)))
+    assert stream.listening
+    stream.emit(SAMPLES[0])
+    stop_a()
+    stop_a()
+    stream.emit(SAMPLES[1])
+    stop_b()
+    assert not stream.listening
+    stream.emit(SAMPLES[2])
+    assert seen == [("a", SAMPLES[0]), ("b", SAMPLES[0]), ("b", SAMPLES[1])]
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=lambda e: type(e).__name__)
+def test_event_is_frozen_and_json(event: E.Event) -> None:
+    decoded = json.loads(as_json(event))
+    assert decoded.pop("event") == type(event).__name__
+    assert set(decoded) == {f.name for f in dataclasses.fields(event)}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(event, dataclasses.fields(event)[0].name, None)
+
+
+def test_metrics_count_what_was_emitted() -> None:
+    stream, metrics = EventStream(), Metrics()
+    stream.subscribe(metrics.listen)
+    for event in [*SAMPLES, SAMPLES[1]]:
+        stream.emit(event)
+    snapshot = metrics.snapshot()
+    assert snapshot == {
+        "graphs_compiled": 2,
+        "kernels_made": 6,
+        "kernels_reused": 18,
+        "compile_seconds": {"passes": 0.5, "codegen": 1.0},
+        "cache_hits": {"disk kernels": 1, "memory programs": 1},
+        "cache_misses": {"disk programs": 1},
+        "cache_rejected": 1,
+        "cache_evicted": 2,
+        "fallbacks": [{"op": "aten.sort.default", "reason": "no lowering", "count": 1}],
+        "compiler_bugs": {"fuse": 1},
+        "weights_packed": 4,
+        "weights_packed_bytes": 1 << 20,
+    }
+    json.dumps(snapshot)
+    report = metrics.report()
+    for text in ("6 / 18", "1.500", "aten.sort.default: no lowering", "compiler bugs in fuse"):
+        assert text in report
+    metrics.reset()
+    assert metrics.snapshot()["graphs_compiled"] == 0
+    assert snapshot["graphs_compiled"] == 2, "a snapshot does not change afterwards"
+
+
+def test_metrics_count_from_many_threads() -> None:
+    metrics = Metrics()
+
+    def work() -> None:
+        for _ in range(500):
+            metrics.listen(E.CacheHit("memory", "programs", "k"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert metrics.snapshot()["cache_hits"] == {"memory programs": 2000}
+
+
+def test_debug_levels() -> None:
+    shown = {level: [e for e in SAMPLES if format_event(e, level)] for level in range(4)}
+    assert shown[0] == []
+    assert [type(e).__name__ for e in shown[1]] == [
+        "CompileFinished", "CacheRejected", "CacheDisabled", "Fallback", "CompilerBugFound",
+    ]  # fmt: skip
+    assert shown[2] == shown[3] == SAMPLES
+    assert "%0 = input" not in format_event(SAMPLES[2], 2)
+    assert "%0 = input" in format_event(SAMPLES[2], 3)
+    fallback = format_event(E.Fallback("aten.sort.default", "no lowering", "model.py:7"), 1)
+    assert fallback == "eager: aten.sort.default at model.py:7: no lowering"
+
+
+def test_printer_writes_to_stderr_or_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printer(Config(debug=1))(E.CacheDisabled("read-only"))
+    assert capsys.readouterr().err == "[lazyc] disk cache off: read-only\n"
+    path = tmp_path / "log"
+    listen = printer(Config(debug=2, debug_file=str(path)))
+    for event in SAMPLES:
+        listen(event)
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(SAMPLES) and all(line.startswith("[lazyc] ") for line in lines)
+
+
+def test_printer_survives_an_unwritable_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listen = printer(Config(debug=1, debug_file=str(tmp_path / "missing" / "log")))
+    listen(E.CacheDisabled("a"))
+    listen(E.CacheDisabled("b"))
+    assert capsys.readouterr().err.count("cannot write") == 1
