@@ -693,6 +693,14 @@ def _eval_random(inputs: Sequence[Any], attrs: A.RandomAttrs, values: SymbolValu
     return out.reshape(shape).to(attrs.dtype.torch)
 
 
+# seed(): 64 bits, drawn from torch's generator once for each run of the Graph.
+_register(
+    OpSpec(
+        "seed", 0, A.Attrs, Trait.LEAF,
+        lambda t, a: TensorType(DType.I64, ()),
+        lambda x, a, v: torch.empty((), dtype=torch.int64).random_(),
+    )
+)  # fmt: skip
 # random(seed): attrs say shape and distribution. Never merged: each has its own offset.
 _register(OpSpec("random", 1, A.RandomAttrs, Trait.RANDOM, _infer_random, _eval_random))
 
