@@ -31,7 +31,8 @@ SAMPLES: list[E.Event] = [
 
 
 def test_samples_cover_every_event() -> None:
-    assert {type(e) for e in SAMPLES} == set(E.Event.__subclasses__())
+    # By name: a dataclass with slots leaves the class that it replaced among the subclasses.
+    assert {type(e).__name__ for e in SAMPLES} == {c.__name__ for c in E.Event.__subclasses__()}
 
 
 def test_stream_delivers_in_order_and_unsubscribes() -> None:
