@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from lazyc.ir.types import Dim, DType, Shape, TensorType, ValueType
+from lazyc.ir.types import Dim, DType, Shape, ValueType
 
 Scalar: TypeAlias = bool | int | float
 
@@ -46,11 +46,11 @@ class ConstantAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class TensorConstantAttrs(Attrs):
-    """Tensor ``index`` of ``Graph.constants``."""
+    """Tensor ``index`` of ``Graph.constants``; strides are None for an opaque one."""
 
     index: int
-    type: TensorType
-    strides: Shape
+    type: ValueType
+    strides: Shape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +233,7 @@ class EagerAttrs(Attrs):
     mutates: tuple[int, ...] = ()
     aliases: tuple[int, ...] = ()
     serial: int = -1  # >= 0 makes the node distinct: calls with effects or randomness never merge
+    has_effect: bool = False  # does more than return results: runs though nothing reads it
 
 
 @dataclass(frozen=True, slots=True)

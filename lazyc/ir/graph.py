@@ -14,7 +14,7 @@ import torch
 
 from lazyc.ir import attrs as A
 from lazyc.ir.ops import OPS, IRError, OpSpec
-from lazyc.ir.types import Dim, DType, Shape, TensorType, ValueType
+from lazyc.ir.types import Dim, DType, Shape, SymbolSource, TensorType, ValueType
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,15 @@ class Graph:
     """Nodes in topological order, outputs, and writes to inputs.
 
     ``mutations`` maps an input node to the value that it holds when the program has run; every read
-    of the input inside the graph sees the old value.
+    of the input inside the graph sees the old value. ``symbols`` says which argument each symbol of
+    the dims is read from.
     """
 
     nodes: list[Node] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     mutations: list[tuple[Node, Node]] = field(default_factory=list)
     constants: list[torch.Tensor] = field(default_factory=list)
+    symbols: list[SymbolSource] = field(default_factory=list)
     provenance: dict[Node, Provenance] = field(default_factory=dict)
     _interned: dict[tuple[Any, ...], Node] = field(default_factory=dict, repr=False)
 
@@ -132,9 +134,12 @@ class Graph:
         return found
 
     def roots(self) -> Iterator[Node]:
-        """The nodes that must be computed: outputs and mutation values."""
+        """The nodes that must be computed: outputs, mutation values, eager calls with effects."""
         for output in self.outputs:
             if isinstance(output.value, Node):
                 yield output.value
         for _, value in self.mutations:
             yield value
+        for node in self.nodes:
+            if isinstance(node.attrs, A.EagerAttrs) and node.attrs.has_effect:
+                yield node

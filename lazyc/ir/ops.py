@@ -728,7 +728,9 @@ def fill_template(template: Any, inputs: Sequence[Any], values: SymbolValues) ->
     if isinstance(template, tuple):
         return [fill_template(t, inputs, values) for t in template]
     if isinstance(template, sympy.Expr):
-        return concrete(template, values)
+        if template.is_integer:
+            return concrete(template, values)
+        return float(template.subs(dict(values)))  # a SymFloat
     return template
 
 

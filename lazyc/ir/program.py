@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-import sympy
 import torch
 
 from lazyc.ir.loops import LoopNest
-from lazyc.ir.types import Dim, DType, Shape
+from lazyc.ir.types import Dim, DType, Shape, SymbolSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +137,6 @@ class ProgramOutput:
     strides: Shape = ()
     offset: Dim = 0
     value: Dim | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolSource:
-    """Where a symbol's value comes from: the integer argument ``input``, or its size ``dim``."""
-
-    symbol: sympy.Symbol
-    input: int
-    dim: int | None = None
 
 
 @dataclass

@@ -129,6 +129,15 @@ class OpaqueType:
 ValueType: TypeAlias = TensorType | OpaqueType
 
 
+@dataclass(frozen=True, slots=True)
+class SymbolSource:
+    """Where a symbol's value comes from: the integer argument ``input``, or its size ``dim``."""
+
+    symbol: sympy.Symbol
+    input: int
+    dim: int | None = None
+
+
 def numel(shape: Iterable[Dim]) -> Dim:
     """Number of elements of a shape (1 for a 0-dim tensor)."""
     return math.prod(shape, start=1)
