@@ -1,0 +1,88 @@
+"""Command line of the benchmark suite: ``python -m bench quick | first-call | overhead``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+
+Backends = Annotated[
+    str, typer.Option("--backends", help="Comma-separated; eager is always measured.")
+]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds of timing.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", help="Only this workload (may be repeated).")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")]
+Attempts = Annotated[int, typer.Option("--attempts", min=1, help="Pairs of fresh processes.")]
+
+DEFAULT_BACKENDS = "eager,inductor,lazyc"
+
+
+def _console() -> Console:
+    """Wide enough for the tables where the output is not a terminal."""
+    return Console() if Console().is_terminal else Console(width=132)
+
+
+def _names(backends: str) -> list[str]:
+    return list(dict.fromkeys(["eager", *(b.strip() for b in backends.split(",") if b.strip())]))
+
+
+@app.command()
+def quick(
+    model: Models = None,
+    backends: Backends = DEFAULT_BACKENDS,
+    rounds: Rounds = 20,
+    json: Json = None,
+    calls: Annotated[
+        bool, typer.Option(help="Also measure first calls and the overhead of a call.")
+    ] = True,
+) -> None:
+    """All workloads beside their targets, losers first. Exit code 1 when a target is missed."""
+    from bench import first_call, models
+    from bench import quick as q
+
+    names = _names(backends)
+    chosen = [models.workload(n) for n in model] if model else list(models.WORKLOADS)
+    lines = q.run_workloads([(w.name, w.title, w.target) for w in chosen], names, rounds)
+    first = first_call.measure_all(names, 1) if calls else []
+    times = q.run_overhead(names, rounds) if calls else {}
+    console = _console()
+    console.print(q.speed_table(lines, names), q.detail_table(lines, names))
+    if calls:
+        console.print(q.call_table(first), q.overhead_table(times))
+    console.print(*q.failures(lines), sep="\n")
+    if json is not None:
+        q.write_json(json, lines, first, times)
+    if "lazyc" in names:
+        found = q.verdicts(lines, first, times)
+        console.print(q.verdict_table(found))
+        raise typer.Exit(0 if all(v.passed for v in found) else 1)
+
+
+@app.command("first-call")
+def first_call_command(backends: Backends = "inductor,lazyc", attempts: Attempts = 3) -> None:
+    """Seconds to the first result of GPT-2 in fresh processes, cold and warm cache."""
+    from bench import first_call
+    from bench import quick as q
+
+    found = first_call.measure_all(_names(backends), attempts)
+    _console().print(q.call_table(found))
+
+
+@app.command()
+def overhead(backends: Backends = DEFAULT_BACKENDS, rounds: Rounds = 20) -> None:
+    """Microseconds a call of a compiled one-op graph costs."""
+    from bench import quick as q
+
+    _console().print(q.overhead_table(q.run_overhead(_names(backends), rounds)))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,66 @@
+"""Seconds until the first result of GPT-2: ``python -m bench first-call``.
+
+Each figure comes from a fresh process. The clock starts when torch, transformers and the model
+(random weights) are there, and stops when the first result is: it counts the import of the backend,
+Dynamo, AOTAutograd, the backend itself, loading of its code, and the call. "Cold" starts with empty
+caches, "warm" is a second process with the caches that the cold one wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench import process
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """Least seconds of ``attempts`` processes, with an empty and with a filled cache."""
+
+    backend: str
+    cold: float
+    warm: float
+    attempts: int
+
+
+def measure(backend: str, attempts: int) -> FirstCall:
+    """Cold and warm first calls of a backend, each ``attempts`` times in pairs of new processes."""
+    cold: list[float] = []
+    warm: list[float] = []
+    for _ in range(attempts):
+        with tempfile.TemporaryDirectory(prefix="first-call-") as folder:
+            caches = process.cache_environment(folder)
+            for samples in (cold, warm):
+                samples.append(process.run_child("bench.first_call", [backend], caches)["seconds"])
+    return FirstCall(backend, min(cold), min(warm), attempts)
+
+
+def measure_all(backends: Sequence[str], attempts: int) -> list[FirstCall]:
+    return [measure(name, attempts) for name in backends if name != "eager"]
+
+
+def main() -> None:
+    """The child: one first call in this process, printed as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backend")
+    args = parser.parse_args()
+    import torch
+
+    from bench.backends import compiler
+    from bench.models import gpt2, workload
+
+    process.exit_if_threads_are_bad()
+    gpt2()
+    job = workload("gpt2")
+    start = time.perf_counter()
+    job.bind(compiler(args.backend), torch.float32)()
+    print(json.dumps({"seconds": time.perf_counter() - start}))
+
+
+if __name__ == "__main__":
+    main()
