@@ -1,0 +1,152 @@
+"""Programs and tensors as JSON and raw bytes, for the disk cache.
+
+Every dataclass of ``ir/program.py`` has a record here that names each field and its codec; a value
+that no codec knows raises ``NotCacheable`` on the way out, and data that is not exactly what a codec
+wrote raises ``CacheCorrupt`` on the way in. A kernel is stored by key: the loaded Program has no
+LoopNests (``nests`` is {}), but a ``KernelRef`` for each key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lazyc.errors import CacheCorrupt, NotCacheable
+from lazyc.ir import program as P
+from lazyc.ir.types import Dim
+from lazyc.runtime import codec as C
+from lazyc.runtime.dims import decode_symbol, encode_dim
+from lazyc.runtime.tensors import dump_tensor, load_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRef:
+    """What a Program needs to know of a compiled kernel; fields as in codegen.base.KernelCode."""
+
+    symbol: str
+    items: Dim
+    grain: int
+
+
+KERNEL_REF = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT)
+
+BUFFER = C.record(
+    P.Buffer,
+    id=C.INT,
+    kind=C.one_of("input", "constant", "temp", "output", "eager", "packed", "opaque"),
+    dtype=C.optional(C.DTYPE),
+    shape=C.SHAPE,
+    strides=C.SHAPE,
+    source=C.INT,
+    device=C.STR,
+)
+OPERAND = C.record(
+    P.Operand,
+    buffer=C.INT,
+    offset=C.DIM,
+    row_stride=C.DIM,
+    col_stride=C.DIM,
+    batch_strides=C.SHAPE,
+)
+KERNEL_STEP = C.record(
+    P.KernelStep, nest=C.STR, buffers=C.sequence(C.INT), sizes=C.SHAPE, comment=C.STR
+)
+GEMM_STEP = C.record(
+    P.GemmStep,
+    dtype=C.DTYPE,
+    batch=C.SHAPE,
+    m=C.DIM,
+    n=C.DIM,
+    k=C.DIM,
+    a=OPERAND,
+    b=OPERAND,
+    c=OPERAND,
+    accumulate=C.BOOL,
+    pack_b=C.BOOL,
+    comment=C.STR,
+)
+BUFFER_REF = C.record(
+    P.BufferRef, id=C.INT, shape=C.optional(C.SHAPE), strides=C.SHAPE, offset=C.DIM
+)
+TEMPLATE = C.template({"buffer": BUFFER_REF})
+EAGER_STEP = C.record(
+    P.EagerStep,
+    target=C.STR,
+    args=C.sequence(TEMPLATE),
+    kwargs=C.sequence(C.pair(C.STR, TEMPLATE)),
+    outputs=C.sequence(C.INT),
+    is_tuple=C.BOOL,
+    is_fallback=C.BOOL,
+    reason=C.STR,
+    comment=C.STR,
+)
+SEED_STEP = C.record(P.SeedStep, output=C.INT)
+STEP = C.union({"kernel": KERNEL_STEP, "gemm": GEMM_STEP, "eager": EAGER_STEP, "seed": SEED_STEP})
+OUTPUT = C.record(
+    P.ProgramOutput,
+    buffer=C.INT,
+    shape=C.SHAPE,
+    strides=C.SHAPE,
+    offset=C.DIM,
+    value=C.optional(C.DIM),
+)
+SYMBOL_SOURCE = C.record(
+    P.SymbolSource,
+    symbol=C.Codec(encode_dim, decode_symbol),
+    input=C.INT,
+    dim=C.optional(C.INT),
+)
+# All fields of Program except nests (kernels are stored by key) and constants (parts of their own).
+PROGRAM_FIELDS: Mapping[str, C.Codec] = {
+    "inputs": C.sequence(C.INT),
+    "buffers": C.sequence(BUFFER),
+    "steps": C.sequence(STEP),
+    "outputs": C.sequence(OUTPUT),
+    "symbols": C.sequence(SYMBOL_SOURCE),
+    "packed": C.sequence(STEP),
+    "parameters": C.sequence(C.INT),
+}
+
+
+def dump_program(program: P.Program, kernels: Mapping[str, KernelRef]) -> dict[str, bytes]:
+    """A Program as named parts: "program" (JSON) and "constant.0", ... (raw elements).
+
+    ``kernels`` has an entry for every nest key that a step uses. Raises NotCacheable.
+    """
+    used = {s.nest for s in (*program.steps, *program.packed) if isinstance(s, P.KernelStep)}
+    constants = [dump_tensor(t) for t in program.constants]
+    tree = {name: codec.encode(getattr(program, name)) for name, codec in PROGRAM_FIELDS.items()}
+    tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in sorted(used)}
+    tree["constants"] = [header for header, _ in constants]
+    parts = {"program": json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()}
+    return parts | {f"constant.{k}": data for k, (_, data) in enumerate(constants)}
+
+
+def load_program(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, KernelRef]]:
+    """The Program and its kernels from the parts of ``dump_program``. Raises CacheCorrupt."""
+    try:
+        return _load(parts)
+    except CacheCorrupt:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError, NotCacheable, ArithmeticError) as e:
+        # Structure is checked by the codecs; this is JSON, sympy or torch refusing a value.
+        raise CacheCorrupt(f"program: {type(e).__name__}: {e}") from e
+
+
+def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, KernelRef]]:
+    tree = json.loads(parts["program"])
+    expected = {*PROGRAM_FIELDS, "kernels", "constants"}
+    if not isinstance(tree, dict) or tree.keys() != expected:
+        raise CacheCorrupt("program: other fields than this version writes")
+    headers, refs = tree["constants"], tree["kernels"]
+    if not isinstance(headers, list) or not isinstance(refs, dict):
+        raise CacheCorrupt("program: bad table of constants or kernels")
+    fields = {name: codec.decode(tree[name]) for name, codec in PROGRAM_FIELDS.items()}
+    constants = [load_tensor(h, parts[f"constant.{k}"]) for k, h in enumerate(headers)]
+    kernels = {key: KERNEL_REF.decode(data) for key, data in refs.items()}
+    program = P.Program(nests={}, constants=constants, **fields)
+    for step in (*program.steps, *program.packed):
+        if isinstance(step, P.KernelStep) and step.nest not in kernels:
+            raise CacheCorrupt(f"program: no kernel {step.nest}")
+    return program, kernels
