@@ -1,0 +1,147 @@
+"""Decides which values get memory.
+
+Everything else is *inline*: recomputed, element by element, inside the kernels that read it. A value
+is realized when it must be addressable (an output, an operand of a library call, the source of a
+gather, a reduction or scan result) or when several kernels would each recompute more than a trifle.
+A realized value whose readers all end up in its own kernel loses its memory again (``fusion``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lazyc.ir.graph import Graph, Node
+from lazyc.ir.ops import Trait
+from lazyc.ir.types import numel
+
+# Recomputing at most this much is cheaper than a store and a load.
+_CHEAP_OPS = 2
+_CHEAP_LOADS = 1
+# An inlined expression larger than this is cut, to bound register pressure and compile time.
+_MAX_TREE_OPS = 150
+
+_LOOP_ROOT = Trait.REDUCTION | Trait.SCAN | Trait.SCATTER
+_LIBRARY = Trait.CONTRACTION | Trait.BARRIER
+INLINE_LEAVES = frozenset({"constant", "size", "iota"})
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What computing one element inline takes (shared subtrees counted each time)."""
+
+    ops: int = 0
+    loads: int = 0
+    costly: bool = False
+
+    @property
+    def is_cheap(self) -> bool:
+        return self.ops <= _CHEAP_OPS and self.loads <= _CHEAP_LOADS and not self.costly
+
+
+def live_nodes(graph: Graph) -> list[Node]:
+    """The nodes that some output or mutation needs, in order."""
+    needed: set[Node] = set()
+    stack = list(graph.roots())
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.inputs)
+    return [n for n in graph.nodes if n in needed]
+
+
+def has_memory(node: Node) -> bool:
+    """True for nodes that always have memory of their own."""
+    if node.op in INLINE_LEAVES:
+        return False
+    return node.spec.has(Trait.LEAF | _LOOP_ROOT | _LIBRARY) or node.op == "project"
+
+
+def view_base(node: Node) -> Node:
+    """The node that a chain of views (one input each) looks at."""
+    while node.spec.has(Trait.VIEW) and len(node.inputs) == 1 and node.op != "pad":
+        node = node.inputs[0]
+    return node
+
+
+def _costs(nodes: list[Node]) -> dict[Node, Cost]:
+    costs: dict[Node, Cost] = {}
+    for node in nodes:
+        if has_memory(node):
+            costs[node] = Cost(loads=1)
+            continue
+        parts = [costs[n] for n in node.inputs]
+        own = 1 if node.spec.has(Trait.POINTWISE | Trait.RANDOM | Trait.GATHER) else 0
+        if node.op in ("pad", "cat"):
+            own = 2
+        costs[node] = Cost(
+            ops=min(own + sum(p.ops for p in parts), 10_000),
+            loads=min(sum(p.loads for p in parts), 10_000),
+            costly=node.spec.has(Trait.COSTLY | Trait.RANDOM) or any(p.costly for p in parts),
+        )
+    return costs
+
+
+def _amplifies(user: Node, source: Node) -> bool:
+    """True when ``user`` reads elements of ``source`` more than once each."""
+    if user.op == "window":
+        return True
+    if user.op in ("expand", "strided") or (user.op == "gather" and source is user.inputs[0]):
+        big, small = numel(user.shape), numel(source.shape)
+        return not (isinstance(big, int) and isinstance(small, int)) or big > small
+    return False
+
+
+def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[Node]:
+    """The nodes that get memory: inputs and library results, ``forced``, and what pays."""
+    nodes = live_nodes(graph)
+    users: dict[Node, list[Node]] = {n: [] for n in nodes}
+    for node in nodes:
+        for arg in node.inputs:
+            users[arg].append(node)
+    costs = _costs(nodes)
+    realized = {n for n in nodes if has_memory(n)} | set(graph.roots()) | (forced & set(nodes))
+    readers: dict[Node, set[Node]] = {}
+    addressed: set[Node] = set()  # read through a pointer: by a library call, or as gather source
+    for node in reversed(nodes):
+        found: set[Node] = set()
+        for user in users[node]:
+            found |= {user} if user in realized else readers[user]
+            through_view = user in addressed and user not in realized and _is_plain_view(user)
+            if _addresses(user, node) or through_view:
+                addressed.add(node)
+        readers[node] = found
+        if node in realized:
+            continue
+        if node in addressed and not _is_plain_view(node):
+            realized.add(node)
+        elif _wants_memory(node, users[node], found, costs):
+            realized.add(node)
+    return realized
+
+
+def _is_plain_view(node: Node) -> bool:
+    return node.spec.has(Trait.VIEW) and node.op not in ("pad", "cat")
+
+
+def _addresses(user: Node, node: Node) -> bool:
+    return user.spec.has(_LIBRARY) or (user.op == "gather" and node is user.inputs[0])
+
+
+def _wants_memory(
+    node: Node, users: list[Node], readers: set[Node], costs: dict[Node, Cost]
+) -> bool:
+    if node.op in INLINE_LEAVES:
+        return False
+    cost = costs[node]
+    plain_view = _is_plain_view(node)
+    for user in users:
+        if _amplifies(user, node) and (cost.costly or cost.ops > 3):
+            return True
+        if user.op == "window" and not plain_view and cost.ops > 0:
+            return True
+    if plain_view:
+        return False
+    if cost.ops > _MAX_TREE_OPS:
+        return any(costs[a].ops <= _MAX_TREE_OPS for a in node.inputs)
+    return len(readers) > 1 and not cost.is_cheap
