@@ -560,11 +560,24 @@ def _infer_scatter(types: Sequence[ValueType], attrs: A.ScatterAttrs) -> ValueTy
     return base
 
 
+def _check_range(shape: Sequence[int], indices: Sequence[torch.Tensor]) -> None:
+    for size, index in zip(shape, indices, strict=True):
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+            raise IndexError(f"index out of range for a dim of size {size}")
+
+
+def _eval_gather(inputs: Sequence[Any], attrs: A.GatherAttrs, values: SymbolValues) -> Any:
+    source, *indices = inputs
+    _check_range(source.shape, indices)
+    return source[tuple(indices)]
+
+
 _SCATTER_REDUCE = {"mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _eval_scatter(inputs: Sequence[Any], attrs: A.ScatterAttrs, values: SymbolValues) -> Any:
     base, update, *indices = inputs
+    _check_range(base.shape, indices)
     if attrs.mode in ("set", "add"):
         return base.index_put(tuple(indices), update, accumulate=attrs.mode == "add")
     shape, strides = base.shape, contiguous_strides(tuple(base.shape))
@@ -579,8 +592,7 @@ def _eval_scatter(inputs: Sequence[Any], attrs: A.ScatterAttrs, values: SymbolVa
 # shape (an identity index is an expanded iota). 0 <= index < dim, unless attrs.checked.
 _register(
     OpSpec(
-        "gather", None, A.GatherAttrs, Trait.GATHER, _infer_gather,
-        lambda x, a, v: x[0][tuple(x[1:])],
+        "gather", None, A.GatherAttrs, Trait.GATHER, _infer_gather, _eval_gather,
     )
 )  # fmt: skip
 # scatter(base, update, i0, i1, ...): base with base[i0[p], i1[p], ...] (op)= update[p]. Updates to

@@ -1,0 +1,144 @@
+"""Lowering of scaled dot product attention, forward and backward, into products and a softmax.
+
+ATen's flash kernel for the CPU never stores the scores. Here they are stored, which is faster while
+they stay near the caches and lets the mask, the scale and the softmax fuse; long sequences keep the
+library's kernel. Scores and softmax compute in f32 (f64 for f64); probabilities are rounded to the
+inputs' type for the second product, as the library does.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lazyc.frontend.lowering import Builder, NotLowered, lowers
+from lazyc.ir.graph import Node
+from lazyc.ir.types import Dim
+
+# Above this many bytes of f32 scores the library's flash attention, which keeps none, is used.
+MAX_SCORE_BYTES = 64 << 20
+
+
+def _check(q: Node, k: Node, v: Node, dropout_p: float) -> None:
+    """Raises NotLowered for what stays with the library."""
+    if dropout_p > 0:
+        raise NotLowered("attention with dropout")
+    if not q.dtype.is_float or not q.dtype is k.dtype is v.dtype:
+        raise NotLowered(f"attention of {q.type}, {k.type}, {v.type}")
+    batch, heads, q_len, _ = q.shape
+    k_len = k.shape[2]
+    if not isinstance(q_len, int) or not isinstance(k_len, int):
+        raise NotLowered("symbolic sequence length: library flash attention")
+    if k_len == 0 or q_len == 0:
+        raise NotLowered("attention over an empty sequence")
+    if not isinstance(heads, int) or not isinstance(k.shape[1], int):
+        raise NotLowered("symbolic number of heads")
+    known_batch = batch if isinstance(batch, int) else 1
+    if known_batch * heads * q_len * k_len * 4 > MAX_SCORE_BYTES:
+        raise NotLowered("long sequence: library flash attention")
+
+
+def _product(b: Builder, x: Node, y: Node) -> Node:
+    """A product with a result in the compute type: half inputs multiply exactly, sum in f32."""
+    return b.emit("matmul", b.compute(x), b.compute(y))
+
+
+def _group(b: Builder, x: Node, kv_heads: Dim) -> Node:
+    """(B, H, S, D) -> (B, Hkv, H/Hkv*S, D): query heads that share a key head, one after another."""
+    batch, heads, length, width = x.shape
+    if heads == kv_heads:
+        return x
+    return b.reshape(x, (batch, kv_heads, heads // kv_heads * length, width))
+
+
+def _scores(
+    b: Builder, q: Node, k: Node, is_causal: bool, mask: Node | None, scale: float | None
+) -> Node:
+    """``scale * q @ k.T + mask`` in the compute type, (B, H, Sq, Sk)."""
+    batch, heads, q_len, width = q.shape
+    shape = (batch, heads, q_len, k.shape[2])
+    product = _product(b, _group(b, q, k.shape[1]), b.transpose(k, -1, -2))
+    scores = b.mul(b.reshape(product, shape), _scale(width, scale))
+    if mask is not None:
+        if not mask.dtype.is_float:
+            raise NotLowered(f"attention mask of type {mask.dtype}")
+        scores = b.add(scores, b.expand(b.cast(mask, scores.dtype), shape))
+    if is_causal:
+        visible = b.compare("le", b.iota_along(shape, 3), b.iota_along(shape, 2))
+        scores = b.where(visible, scores, -math.inf)
+    return scores
+
+
+def _scale(width: Dim, scale: float | None) -> float:
+    if scale is not None:
+        return scale
+    if not isinstance(width, int):
+        raise NotLowered("symbolic head size")
+    return 1.0 / math.sqrt(width) if width else 1.0
+
+
+@lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
+def flash_attention(
+    b: Builder,
+    q: Node,
+    k: Node,
+    v: Node,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Node | None = None,
+    scale: float | None = None,
+) -> tuple[Node, Node]:
+    """The result (B, H, Sq, D) and the logsumexp of each row of scores (B, H, Sq).
+
+    A row whose keys are all masked gives zeros and a logsumexp of 0, as the library's kernel does.
+    """
+    _check(q, k, v, dropout_p)
+    scores = _scores(b, q, k, is_causal, attn_mask, scale)
+    top = b.reduce("max", scores, 3, keepdim=True)
+    if attn_mask is not None:  # only a mask can hide every key of a row
+        hidden = b.compare("eq", top, -math.inf)
+        top = b.where(hidden, 0.0, top)
+        weights = b.exp(b.sub(scores, top))
+        total = b.where(hidden, 1.0, b.reduce("sum", weights, 3, keepdim=True))
+    else:
+        weights = b.exp(b.sub(scores, top))
+        total = b.reduce("sum", weights, 3, keepdim=True)
+    probabilities = b.cast(b.div(weights, total), q.dtype)
+    out = _product(b, _group(b, probabilities, k.shape[1]), v)
+    logsumexp = b.squeeze(b.add(top, b.log(total)), 3)
+    return b.cast(b.reshape(out, q.shape), q.dtype), logsumexp
+
+
+@lowers("aten._scaled_dot_product_flash_attention_for_cpu_backward.default")
+def flash_attention_backward(
+    b: Builder,
+    grad: Node,
+    q: Node,
+    k: Node,
+    v: Node,
+    out: Node,
+    logsumexp: Node,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    attn_mask: Node | None = None,
+    scale: float | None = None,
+) -> tuple[Node, Node, Node]:
+    """Gradients of q, k and v from the saved logsumexp (Dao et al., FlashAttention, appendix B.2).
+
+    With P = softmax(S): dV = P.T dO; dS = P * (dO V.T - rowsum(dO * O)); dQ = dS K; dK = dS.T Q.
+    """
+    _check(q, k, v, dropout_p)
+    kv_heads = k.shape[1]
+    scores = _scores(b, q, k, is_causal, attn_mask, scale)  # (B, H, Sq, Sk)
+    p = b.exp(b.sub(scores, b.unsqueeze(b.cast(logsumexp, scores.dtype), 3)))
+    grouped_grad = _group(b, grad, kv_heads)
+    grad_p = b.reshape(_product(b, grouped_grad, b.transpose(v, -1, -2)), scores.shape)
+    delta = b.reduce("sum", b.mul(b.compute(grad), b.compute(out)), 3, keepdim=True)
+    grad_s = b.mul(b.mul(p, b.sub(grad_p, delta)), _scale(q.shape[3], scale))
+    p = _group(b, b.cast(p, q.dtype), kv_heads)
+    grad_s = _group(b, b.cast(grad_s, q.dtype), kv_heads)
+    grad_q = b.reshape(_product(b, grad_s, k), q.shape)
+    grad_k = _product(b, b.transpose(grad_s, -1, -2), _group(b, q, kv_heads))
+    grad_v = _product(b, b.transpose(p, -1, -2), grouped_grad)
+    return b.cast(grad_q, q.dtype), b.cast(grad_k, k.dtype), b.cast(grad_v, v.dtype)
