@@ -1,0 +1,1 @@
+"""Conformance with torch itself: its OpInfo database, and random graphs, against eager."""

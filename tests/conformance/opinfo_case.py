@@ -1,0 +1,82 @@
+"""One sample of an OpInfo: copies of its inputs, and running a function on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo as dynamo
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from tests.conformance.opinfo_judge import dense
+
+SEED = 1234
+
+
+def clone(x: Any, dtype: torch.dtype | None = None) -> Any:
+    """A tensor with memory of its own and the same strides, floats cast to ``dtype``; else ``x``."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    y = x.detach()
+    if dtype is not None and y.is_floating_point():
+        y = y.to(dtype)
+    elif y.layout is torch.strided and not (y.is_conj() or y.is_neg()) and y.numel():
+        y = dynamo.utils.clone_input(y).detach()
+    else:
+        y = y.clone()
+    return y.requires_grad_(x.requires_grad)
+
+
+def tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in tree_flatten(tree)[0] if isinstance(x, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample: flattened inputs, and what turns the output into what gradients flow from."""
+
+    flat: list[Any]
+    spec: TreeSpec
+    differentiable: Callable[[Any], Any]
+
+    @staticmethod
+    def of(sample: Any) -> Case:
+        flat, spec = tree_flatten(((sample.input, *sample.args), sample.kwargs))
+        return Case(flat, spec, sample.output_process_fn_grad or (lambda out: out))
+
+    def inputs(self, dtype: torch.dtype | None = None) -> list[Any]:
+        return [clone(x, dtype) for x in self.flat]
+
+    def call(self, function: Callable[..., Any], flat: list[Any], seed: int = SEED) -> Any:
+        args, kwargs = tree_unflatten(flat, self.spec)
+        torch.manual_seed(seed)
+        return function(*args, **kwargs)
+
+    def run(
+        self, function: Callable[..., Any], flat: list[Any], backward: bool
+    ) -> tuple[Any, Any, list[Any]]:
+        """Output, gradients of the inputs (None where there are none), and the inputs afterwards."""
+        out = self.call(function, flat)
+        sources = [o for o in tensors(self.differentiable(out)) if o.requires_grad]
+        wanted = [x for x in flat if isinstance(x, torch.Tensor) and x.requires_grad]
+        if not (backward and sources and wanted):
+            return out, None, flat
+        torch.manual_seed(SEED)
+        seeds = [_cotangent(o) for o in sources]
+        return out, torch.autograd.grad(sources, wanted, seeds, allow_unused=True), flat
+
+    def is_random(self, function: Callable[..., Any], eager: Any) -> bool:
+        """Whether another seed gives other values."""
+        again = tensors(self.call(function, self.inputs(), seed=99))
+        return any(
+            not torch.equal(dense(p).nan_to_num(), dense(q).nan_to_num())
+            for p, q in zip(tensors(eager), again, strict=False)
+            if p.shape == q.shape
+        )
+
+
+def _cotangent(out: torch.Tensor) -> torch.Tensor:
+    exact = torch.complex128 if out.is_complex() else torch.float64
+    return torch.rand_like(out.detach(), dtype=exact).to(out.dtype)

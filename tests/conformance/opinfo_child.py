@@ -1,0 +1,258 @@
+"""One op of the OpInfo sweep: every sample in eager and compiled. Runs in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch._dynamo as dynamo
+
+from tests.conformance.opinfo_case import SEED, Case
+from tests.conformance.opinfo_judge import FLOAT_DTYPES, Judge
+
+# Ops whose values nobody defines.
+UNINITIALISED = re.compile(
+    r"^(empty|new_empty|empty_like|empty_strided|empty_permuted|new_empty_strided)"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the sweep runs, the same for every op. ``max_samples`` 0 means all samples."""
+
+    backend: str
+    dtype: str = "float32"
+    mode: str = "samples"
+    variant: str = "function"
+    dynamic: bool | None = None
+    max_samples: int = 0
+    threads: int = 1
+    fullgraph: bool = False
+    backward: bool = True
+    strides: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+@dataclass
+class Tally:
+    """What happened to one op so far; sent to the parent before each sample, so that a crash is
+    charged to the sample that caused it. ``code`` says who ran it, see ``code_share``."""
+
+    run: int = 0
+    ok: int = 0
+    backward: int = 0
+    backward_ok: int = 0
+    float64: int = 0
+    graphs: int = 0
+    eager_failed: int = 0
+    wrong: int = 0
+    raised: int = 0
+    reason: str = ""
+    eager_reason: str = ""
+    skip: str = ""
+    code: str = ""
+
+    def bad(self, kind: str, why: str) -> None:
+        """Counts a failed sample ("wrong" or "raised") and keeps the first reason."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        if not self.reason:
+            self.reason = f"#{self.run - 1} {why}"
+
+
+@dataclass
+class CountingBackend:
+    """A torch.compile backend that counts the graphs that reach the real one."""
+
+    name: str
+    graphs: int = 0
+    real: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.real = dynamo.lookup_backend(self.name)
+        self.__name__ = self.name
+
+    def __call__(self, graph: Any, examples: Any, **options: Any) -> Any:
+        self.graphs += 1
+        return self.real(graph, examples, **options)
+
+
+def code_share(backend: str, graphs: int) -> str:
+    """Who ran the op: "compiled" (lazyc alone), "partly" (with steps left to eager), "eager" (no
+    code of lazyc at all), "unseen" (no graph reached the backend); "" for another backend."""
+    if backend != "lazyc":
+        return ""
+    import lazyc
+
+    counted = lazyc.metrics.snapshot()
+    if graphs == 0:
+        return "unseen"
+    if counted["compiler_bugs"]:
+        return "eager"
+    if not counted["fallbacks"]:
+        return "compiled"
+    return "partly" if counted["kernels_made"] + counted["kernels_reused"] else "eager"
+
+
+def run_op(op: Any, options: Options, emit: Callable[[Tally], None]) -> Tally:
+    """Runs all samples (or error inputs) of an OpInfo; ``emit`` gets the tally before each."""
+    torch.set_num_threads(options.threads)
+    dynamo.config.suppress_errors = False  # Dynamo must not hide a crash of the backend
+    _keep_random_ops_compiled()
+    tally = Tally()
+    getter = {"function": op.get_op, "method": op.get_method, "inplace": op.get_inplace}
+    function = getter[options.variant]()
+    if function is None:
+        tally.skip = f"no {options.variant} variant"
+        return tally
+    backend = CountingBackend(options.backend)
+    step = _error_sample if options.mode == "errors" else _sample
+    for sample in _samples(op, options):
+        if options.max_samples and tally.run >= options.max_samples:
+            break
+        if options.variant == "inplace" and getattr(sample, "broadcasts_input", False):
+            continue
+        dynamo.reset()
+        compiled = torch.compile(
+            lambda *args, **kwargs: function(*args, **kwargs),
+            backend=backend,
+            fullgraph=options.fullgraph,
+            dynamic=options.dynamic,
+        )
+        step(op, options, sample, function, compiled, tally, emit)
+        tally.graphs = backend.graphs
+    tally.code = code_share(options.backend, backend.graphs)
+    return tally
+
+
+def _keep_random_ops_compiled() -> None:
+    # OpInfo wraps random ops so that they reset the seed; the wrapper breaks the graph, and the op
+    # itself would never be compiled. Case.call seeds instead.
+    for module in list(sys.modules.values()):
+        if "wrapper_set_seed" in getattr(module, "__dict__", {}):
+            module.wrapper_set_seed = lambda f, *args, **kwargs: f(*args, **kwargs)
+
+
+def _wants_backward(op: Any, options: Options) -> bool:
+    supported = op.supports_autograd and options.torch_dtype in op.supported_backward_dtypes("cpu")
+    return options.backward and options.variant != "inplace" and supported
+
+
+def _samples(op: Any, options: Options) -> Iterator[Any]:
+    torch.manual_seed(SEED)
+    if options.mode == "errors":
+        return iter(op.error_inputs("cpu"))
+    dtype, backward = options.torch_dtype, _wants_backward(op, options)
+    return iter(op.sample_inputs("cpu", dtype, requires_grad=backward))
+
+
+def _error_sample(
+    op: Any,
+    options: Options,
+    sample: Any,
+    function: Callable[..., Any],
+    compiled: Callable[..., Any],
+    tally: Tally,
+    emit: Callable[[Tally], None],
+) -> None:
+    """Where eager raises, the compiled function must raise too, and not because of a bug."""
+    case = Case.of(sample.sample_input)
+    try:
+        case.call(function, case.inputs())
+        tally.eager_failed += 1  # eager accepts it: nothing to compare
+        return
+    except Exception as error:  # noqa: BLE001 - any error of eager is the expectation
+        wanted = type(error).__name__
+    tally.run += 1
+    emit(tally)
+    try:
+        case.call(compiled, case.inputs())
+    except Exception as error:  # noqa: BLE001 - judged below
+        if any(type(e).__name__ == "CompilerBug" for e in _chain(error)):
+            tally.bad("raised", _describe(error))
+        else:
+            tally.ok += 1
+    else:
+        tally.bad("wrong", f"eager raises {wanted}, compiled returned")
+
+
+def _sample(
+    op: Any,
+    options: Options,
+    sample: Any,
+    function: Callable[..., Any],
+    compiled: Callable[..., Any],
+    tally: Tally,
+    emit: Callable[[Tally], None],
+) -> None:
+    """Outputs, mutated inputs and gradients must agree with eager."""
+    case = Case.of(sample)
+    backward = _wants_backward(op, options)
+    try:
+        out, grads, inputs = case.run(function, case.inputs(), backward)
+    except Exception as error:  # noqa: BLE001 - a sample that eager refuses says nothing
+        tally.eager_failed += 1
+        tally.eager_reason = f"{type(error).__name__}: {error}"[:120]
+        return
+    tally.run += 1
+    tally.backward += grads is not None
+    emit(tally)
+    undefined = bool(UNINITIALISED.match(op.name)) or case.is_random(function, out)
+    exact = _Float64(case, function, backward) if options.torch_dtype in FLOAT_DTYPES else None
+    try:
+        found, found_grads, found_inputs = case.run(compiled, case.inputs(), backward)
+    except Exception as error:  # noqa: BLE001 - a result of the sweep
+        tally.bad("raised", _describe(error))
+        return
+    judge = Judge(options.torch_dtype, options.strides)
+
+    def reference(part: int) -> Callable[[], Any] | None:
+        return None if undefined else lambda: exact.part(part) if exact else None
+
+    why = judge.differ("out", out, found, reference(0))
+    why = why or judge.differ("input", inputs, found_inputs, reference(2))
+    why_grad = ""
+    if grads is not None:
+        why_grad = judge.differ("grad", grads, found_grads, reference(1))
+        tally.backward_ok += not why_grad
+    tally.float64 += judge.float64_verdicts
+    if why or why_grad:
+        tally.bad("wrong", why or why_grad)
+    else:
+        tally.ok += 1
+
+
+@dataclass
+class _Float64:
+    """The float64 run of a sample, computed when first asked for."""
+
+    case: Case
+    function: Callable[..., Any]
+    backward: bool
+    _done: tuple[Any, Any, list[Any]] | None = None
+
+    def part(self, index: int) -> Any:
+        if self._done is None:
+            inputs = self.case.inputs(torch.float64)
+            self._done = self.case.run(self.function, inputs, self.backward)
+        return self._done[index]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, innermost last."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = getattr(link, "inner_exception", None) or link.__cause__
+
+
+def _describe(error: BaseException) -> str:
+    root = list(_chain(error))[-1]
+    text = " ".join(str(root).split())[:160]
+    return f"{type(error).__name__}: {type(root).__name__}: {text}"

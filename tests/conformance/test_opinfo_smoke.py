@@ -1,0 +1,83 @@
+"""A few dozen ops of PyTorch's OpInfo database, one of each kind: right, and compiled by lazyc.
+
+The whole database is run by ``test_opinfo_full.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPS = (
+    "add",
+    "amax",
+    "argmax",
+    "cat",
+    "clamp",
+    "cumsum",
+    "div.floor_rounding",
+    "expand",
+    "gather",
+    "index_select",
+    "log_softmax",
+    "masked_fill",
+    "matmul",
+    "nn.functional.conv2d",
+    "nn.functional.cross_entropy",
+    "nn.functional.embedding",
+    "nn.functional.gelu",
+    "nn.functional.layer_norm",
+    "nn.functional.linear",
+    "nn.functional.pad.constant",
+    "nn.functional.scaled_dot_product_attention",
+    "pow",
+    "select_scatter",
+    "std",
+    "sum",
+    "tril",
+    "where",
+)
+
+
+def run_sweep(tmp: Path, *arguments: str, timeout: float = 600.0) -> tuple[str, list[Any]]:
+    """Runs the sweep with these arguments; its printed output and one record an op.
+
+    A process of its own: it forks, which is only safe where no tensor op has run yet.
+    """
+    file = tmp / "outcomes.json"
+    command = [sys.executable, "-m", "tests.conformance.opinfo_runner", "--json", str(file)]
+    done = subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "LAZYC_STRICT": "1", "LAZYC_DISK_CACHE": "0"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout, [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pattern = "^(" + "|".join(name.replace(".", r"\.") for name in OPS) + ")$"
+    arguments = ("--ops", pattern, "--max-samples", "2", "--jobs", "2", "--timeout", "60")
+    _, records = run_sweep(tmp_path_factory.mktemp("opinfo"), *arguments)
+    return {record["op"]: record for record in records}
+
+
+# One worker of pytest-xdist runs them all, so that the sweep runs once.
+@pytest.mark.xdist_group("opinfo_smoke")
+@pytest.mark.parametrize("op", OPS)
+def test_agrees_with_eager_and_is_compiled(op: str, outcomes: dict[str, Any]) -> None:
+    outcome = outcomes[op]
+    assert outcome["status"] == "PASS", outcome["reason"]
+    assert outcome["tally"]["graphs"] > 0
+    assert outcome["tally"]["code"] == "compiled"
