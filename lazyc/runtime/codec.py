@@ -91,6 +91,11 @@ def _decode_float(data: Any) -> float:
 # Hexadecimal text keeps every bit of a number and has -0.0, inf and nan, which JSON has not.
 FLOAT = Codec(float.hex, _decode_float)
 
+_COMPLEX = Codec(
+    lambda value: [value.real.hex(), value.imag.hex()],
+    lambda data: complex(*(_decode_float(x) for x in _items(data))),
+)
+
 
 def optional(codec: Codec) -> Codec:
     return Codec(
@@ -169,6 +174,7 @@ def template(records: Mapping[str, Codec]) -> Codec:
     and the given records. Strings, ints, bools and None stand for themselves, the rest is tagged."""
     leaves: list[tuple[str, type, Codec]] = [
         ("float", float, FLOAT),
+        ("complex", complex, _COMPLEX),
         ("dtype", torch.dtype, TORCH_DTYPE),
         ("layout", torch.layout, LAYOUT),
         ("memory_format", torch.memory_format, MEMORY_FORMAT),

@@ -51,7 +51,7 @@ _NAMES = {cls: name for name, cls in _CLASSES.items()}
 _COMMUTATIVE = frozenset({"add", "mul", "max", "min", "dynamo.max", "dynamo.min"})
 
 # Assumptions that sympy simplifies by, and their letter in JSON.
-_ASSUMPTIONS = {"i": "integer", "p": "positive", "n": "nonnegative"}
+_ASSUMPTIONS = {"i": "integer", "r": "real", "p": "positive", "n": "nonnegative"}
 
 
 def symbol_flags(symbol: sympy.Symbol) -> str:
@@ -73,6 +73,8 @@ def encode_dim(dim: Dim, rename: Callable[[sympy.Symbol], str] | None = None) ->
         return ["symbol", rename(dim) if rename else dim.name, symbol_flags(dim)]
     if isinstance(dim, sympy.Rational):
         return ["rational", int(dim.p), int(dim.q)]
+    if isinstance(dim, sympy.Float) and dim == sympy.Float(float(dim)):
+        return ["float", float(dim).hex()]
     name = _NAMES.get(type(dim))
     if name is None:
         raise NotCacheable(f"a size uses {type(dim).__name__}: {dim}")
@@ -108,6 +110,8 @@ def _decode(data: Any) -> sympy.Expr:
             return sympy.Symbol(name, **{_ASSUMPTIONS[c]: True for c in flags})
         case ["rational", int(p), int(q)] if q:
             return sympy.Rational(p, q)
+        case ["float", str(text)]:
+            return sympy.Float(float.fromhex(text))
         case [str(name), *operands] if name in _CLASSES:
             return _CLASSES[name](*(_decode(x) for x in operands))  # type: ignore[return-value]
         case _:
