@@ -1,0 +1,427 @@
+"""The native driver: one function that walks a table of steps without returning to Python.
+
+A table is an array of i64 words, made once when a Program is bound to concrete sizes. Each record
+starts with its opcode and its length in words. Memory is named by (slot, byte offset): ``env[slot]``
+is an address that changes from call to call (an argument, an output, the arena). The driver is the
+same for every Program; its code holds no address, and is compiled in a few milliseconds.
+
+    END     op, 1
+    KERNEL  op, len, fn, items, grain, nbuffers, (slot, offset) * nbuffers, sizes...
+    GEMM    op, len, fn, batch, split, (slot, offset, batch stride) * (first, second, c),
+            transposes, dims, leading dims, scale factors as Fortran ?gemm takes them
+    PACKED  op, len, fn, (slot, offset) * (a, packed b, c), transpose a, m, n, k, lda, ldb, ldc, beta
+    GUARD   op, len, count, (address, expected word) * count
+
+``env`` starts with: threads, address of the OpenMP entry points, address of a scratch array of
+pointers with room for the longest buffer list. GUARD returns at once with ERROR_STALE when a word of
+a weight is not what it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+from lazyc.runtime.threads import OpenMP
+
+END, KERNEL, GEMM, PACKED, GUARD = range(5)
+ENV_THREADS, ENV_OPENMP, ENV_SCRATCH, ENV_SLOTS = range(4)
+ERROR_STALE = 1 << 62
+
+
+DRIVER_IR = r"""
+%Kernel = type { ptr, ptr, ptr, i64, ptr, ptr }   ; fn, buffers, sizes, items, error, openmp
+%Batch = type { ptr, ptr, ptr }                   ; record, env, openmp
+
+define internal i64 @word(ptr %rec, i64 %i) alwaysinline {
+  %p = getelementptr i64, ptr %rec, i64 %i
+  %v = load i64, ptr %p
+  ret i64 %v
+}
+define internal i32 @word32(ptr %rec, i64 %i) alwaysinline {
+  %v = call i64 @word(ptr %rec, i64 %i)
+  %t = trunc i64 %v to i32
+  ret i32 %t
+}
+define internal ptr @wordptr(ptr %rec, i64 %i) alwaysinline {
+  %v = call i64 @word(ptr %rec, i64 %i)
+  %p = inttoptr i64 %v to ptr
+  ret ptr %p
+}
+; The address that the (slot, offset) pair at word %i of the record names.
+define internal ptr @resolve(ptr %rec, i64 %i, ptr %env) alwaysinline {
+  %slot = call i64 @word(ptr %rec, i64 %i)
+  %base = call ptr @wordptr(ptr %env, i64 %slot)
+  %j = add i64 %i, 1
+  %offset = call i64 @word(ptr %rec, i64 %j)
+  %p = getelementptr i8, ptr %base, i64 %offset
+  ret ptr %p
+}
+; This thread's share [lo, hi) of %items.
+define internal { i64, i64 } @share(ptr %openmp, i64 %items) {
+  %f1 = call ptr @wordptr(ptr %openmp, i64 1)
+  %f2 = call ptr @wordptr(ptr %openmp, i64 2)
+  %t32 = call i32 %f1()
+  %k32 = call i32 %f2()
+  %t = sext i32 %t32 to i64
+  %k = sext i32 %k32 to i64
+  %t1 = add i64 %t, 1
+  %a = mul i64 %items, %t
+  %b = mul i64 %items, %t1
+  %lo = udiv i64 %a, %k
+  %hi = udiv i64 %b, %k
+  %r0 = insertvalue { i64, i64 } undef, i64 %lo, 0
+  %r1 = insertvalue { i64, i64 } %r0, i64 %hi, 1
+  ret { i64, i64 } %r1
+}
+
+define internal void @kernel_task(ptr %task) {
+  %local = alloca i64
+  store i64 0, ptr %local
+  %fn = load ptr, ptr %task
+  %p1 = getelementptr %Kernel, ptr %task, i32 0, i32 1
+  %buffers = load ptr, ptr %p1
+  %p2 = getelementptr %Kernel, ptr %task, i32 0, i32 2
+  %sizes = load ptr, ptr %p2
+  %p3 = getelementptr %Kernel, ptr %task, i32 0, i32 3
+  %items = load i64, ptr %p3
+  %p4 = getelementptr %Kernel, ptr %task, i32 0, i32 4
+  %error = load ptr, ptr %p4
+  %p5 = getelementptr %Kernel, ptr %task, i32 0, i32 5
+  %openmp = load ptr, ptr %p5
+  %range = call { i64, i64 } @share(ptr %openmp, i64 %items)
+  %lo = extractvalue { i64, i64 } %range, 0
+  %hi = extractvalue { i64, i64 } %range, 1
+  %some = icmp ult i64 %lo, %hi
+  br i1 %some, label %work, label %done
+work:
+  call void %fn(ptr %buffers, ptr %sizes, i64 %lo, i64 %hi, ptr %local)
+  %bits = load i64, ptr %local
+  %failed = icmp ne i64 %bits, 0
+  br i1 %failed, label %report, label %done
+report:
+  %old = atomicrmw or ptr %error, i64 %bits monotonic
+  br label %done
+done:
+  ret void
+}
+
+define internal void @run_kernel(ptr %rec, ptr %env, ptr %error, ptr %task) {
+entry:
+  %fn = call ptr @wordptr(ptr %rec, i64 2)
+  %items = call i64 @word(ptr %rec, i64 3)
+  %grain = call i64 @word(ptr %rec, i64 4)
+  %count = call i64 @word(ptr %rec, i64 5)
+  %buffers = call ptr @wordptr(ptr %env, i64 2)
+  br label %next
+next:
+  %i = phi i64 [ 0, %entry ], [ %i1, %fill ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %fill, label %ready
+fill:
+  %i2 = shl i64 %i, 1
+  %at = add i64 %i2, 6
+  %p = call ptr @resolve(ptr %rec, i64 %at, ptr %env)
+  %to = getelementptr ptr, ptr %buffers, i64 %i
+  store ptr %p, ptr %to
+  %i1 = add i64 %i, 1
+  br label %next
+ready:
+  %c2 = shl i64 %count, 1
+  %c6 = add i64 %c2, 6
+  %sizes = getelementptr i64, ptr %rec, i64 %c6
+  %threads = call i64 @word(ptr %env, i64 0)
+  %parts = udiv i64 %items, %grain
+  %fewer = icmp ult i64 %parts, %threads
+  %team = select i1 %fewer, i64 %parts, i64 %threads
+  %many = icmp ugt i64 %team, 1
+  br i1 %many, label %parallel, label %serial
+serial:
+  call void %fn(ptr %buffers, ptr %sizes, i64 0, i64 %items, ptr %error)
+  ret void
+parallel:
+  %openmp = call ptr @wordptr(ptr %env, i64 1)
+  store ptr %fn, ptr %task
+  %p1 = getelementptr %Kernel, ptr %task, i32 0, i32 1
+  store ptr %buffers, ptr %p1
+  %p2 = getelementptr %Kernel, ptr %task, i32 0, i32 2
+  store ptr %sizes, ptr %p2
+  %p3 = getelementptr %Kernel, ptr %task, i32 0, i32 3
+  store i64 %items, ptr %p3
+  %p4 = getelementptr %Kernel, ptr %task, i32 0, i32 4
+  store ptr %error, ptr %p4
+  %p5 = getelementptr %Kernel, ptr %task, i32 0, i32 5
+  store ptr %openmp, ptr %p5
+  %gomp = call ptr @wordptr(ptr %openmp, i64 0)
+  %team32 = trunc i64 %team to i32
+  call void %gomp(ptr @kernel_task, ptr %task, i32 %team32, i32 0)
+  ret void
+}
+
+define internal ptr @batch_operand(ptr %rec, i64 %i, ptr %env, i64 %b) alwaysinline {
+  %base = call ptr @resolve(ptr %rec, i64 %i, ptr %env)
+  %j = add i64 %i, 2
+  %stride = call i64 @word(ptr %rec, i64 %j)
+  %bytes = mul i64 %stride, %b
+  %p = getelementptr i8, ptr %base, i64 %bytes
+  ret ptr %p
+}
+define internal void @gemm_range(ptr %rec, ptr %env, i64 %lo, i64 %hi) {
+entry:
+  %fn = call ptr @wordptr(ptr %rec, i64 2)
+  %ta = getelementptr i64, ptr %rec, i64 14
+  %tb = getelementptr i64, ptr %rec, i64 15
+  %m = getelementptr i64, ptr %rec, i64 16
+  %n = getelementptr i64, ptr %rec, i64 17
+  %k = getelementptr i64, ptr %rec, i64 18
+  %lda = getelementptr i64, ptr %rec, i64 19
+  %ldb = getelementptr i64, ptr %rec, i64 20
+  %ldc = getelementptr i64, ptr %rec, i64 21
+  %alpha = getelementptr i64, ptr %rec, i64 22
+  %beta = getelementptr i64, ptr %rec, i64 23
+  br label %loop
+loop:
+  %b = phi i64 [ %lo, %entry ], [ %b1, %one ]
+  %more = icmp ult i64 %b, %hi
+  br i1 %more, label %one, label %done
+one:
+  %first = call ptr @batch_operand(ptr %rec, i64 5, ptr %env, i64 %b)
+  %second = call ptr @batch_operand(ptr %rec, i64 8, ptr %env, i64 %b)
+  %c = call ptr @batch_operand(ptr %rec, i64 11, ptr %env, i64 %b)
+  call void %fn(ptr %ta, ptr %tb, ptr %m, ptr %n, ptr %k, ptr %alpha, ptr %first, ptr %lda,
+                ptr %second, ptr %ldb, ptr %beta, ptr %c, ptr %ldc)
+  %b1 = add i64 %b, 1
+  br label %loop
+done:
+  ret void
+}
+define internal void @gemm_task(ptr %task) {
+  %rec = load ptr, ptr %task
+  %p1 = getelementptr %Batch, ptr %task, i32 0, i32 1
+  %env = load ptr, ptr %p1
+  %p2 = getelementptr %Batch, ptr %task, i32 0, i32 2
+  %openmp = load ptr, ptr %p2
+  %batch = call i64 @word(ptr %rec, i64 3)
+  %range = call { i64, i64 } @share(ptr %openmp, i64 %batch)
+  %lo = extractvalue { i64, i64 } %range, 0
+  %hi = extractvalue { i64, i64 } %range, 1
+  call void @gemm_range(ptr %rec, ptr %env, i64 %lo, i64 %hi)
+  ret void
+}
+; The batch is split over threads (each product on one thread) when there are "split" products for
+; each thread; else the products run one after the other, each on all threads.
+define internal void @run_gemm(ptr %rec, ptr %env, ptr %task) {
+  %batch = call i64 @word(ptr %rec, i64 3)
+  %split = call i64 @word(ptr %rec, i64 4)
+  %threads = call i64 @word(ptr %env, i64 0)
+  %least = mul i64 %split, %threads
+  %enough = icmp uge i64 %batch, %least
+  %many = icmp ugt i64 %threads, 1
+  %parallel = and i1 %enough, %many
+  br i1 %parallel, label %team, label %serial
+serial:
+  call void @gemm_range(ptr %rec, ptr %env, i64 0, i64 %batch)
+  ret void
+team:
+  %openmp = call ptr @wordptr(ptr %env, i64 1)
+  store ptr %rec, ptr %task
+  %p1 = getelementptr %Batch, ptr %task, i32 0, i32 1
+  store ptr %env, ptr %p1
+  %p2 = getelementptr %Batch, ptr %task, i32 0, i32 2
+  store ptr %openmp, ptr %p2
+  %gomp = call ptr @wordptr(ptr %openmp, i64 0)
+  %team32 = trunc i64 %threads to i32
+  call void %gomp(ptr @gemm_task, ptr %task, i32 %team32, i32 0)
+  ret void
+}
+
+define internal void @run_packed(ptr %rec, ptr %env) {
+  %fn = call ptr @wordptr(ptr %rec, i64 2)
+  %a = call ptr @resolve(ptr %rec, i64 3, ptr %env)
+  %b = call ptr @resolve(ptr %rec, i64 5, ptr %env)
+  %c = call ptr @resolve(ptr %rec, i64 7, ptr %env)
+  %ta = call i32 @word32(ptr %rec, i64 9)
+  %m = call i32 @word32(ptr %rec, i64 10)
+  %n = call i32 @word32(ptr %rec, i64 11)
+  %k = call i32 @word32(ptr %rec, i64 12)
+  %lda = call i32 @word32(ptr %rec, i64 13)
+  %ldb = call i32 @word32(ptr %rec, i64 14)
+  %ldc = call i32 @word32(ptr %rec, i64 15)
+  %p = getelementptr i64, ptr %rec, i64 16
+  %beta = load float, ptr %p
+  call void %fn(i32 101, i32 %ta, i32 151, i32 %m, i32 %n, i32 %k, ptr %a, i32 %lda, ptr %b,
+                i32 %ldb, float %beta, ptr %c, i32 %ldc)
+  ret void
+}
+
+define internal i1 @guard_holds(ptr %rec) {
+entry:
+  %count = call i64 @word(ptr %rec, i64 2)
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %i1, %check ]
+  %ok = phi i1 [ true, %entry ], [ %ok1, %check ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %check, label %done
+check:
+  %i2 = shl i64 %i, 1
+  %at = add i64 %i2, 3
+  %p = call ptr @wordptr(ptr %rec, i64 %at)
+  %at1 = add i64 %at, 1
+  %expected = call i64 @word(ptr %rec, i64 %at1)
+  %found = load i64, ptr %p, align 1
+  %same = icmp eq i64 %found, %expected
+  %ok1 = and i1 %ok, %same
+  %i1 = add i64 %i, 1
+  br label %loop
+done:
+  ret i1 %ok
+}
+
+define i64 @lazyc_run(ptr %table, ptr %env) {
+entry:
+  %error = alloca i64
+  %task = alloca [8 x ptr]
+  store i64 0, ptr %error
+  br label %loop
+loop:
+  %rec = phi ptr [ %table, %entry ], [ %after, %next ]
+  %op = call i64 @word(ptr %rec, i64 0)
+  switch i64 %op, label %end [ i64 1, label %kernel
+                               i64 2, label %gemm
+                               i64 3, label %packed
+                               i64 4, label %guard ]
+kernel:
+  call void @run_kernel(ptr %rec, ptr %env, ptr %error, ptr %task)
+  br label %next
+gemm:
+  call void @run_gemm(ptr %rec, ptr %env, ptr %task)
+  br label %next
+packed:
+  call void @run_packed(ptr %rec, ptr %env)
+  br label %next
+guard:
+  %holds = call i1 @guard_holds(ptr %rec)
+  br i1 %holds, label %next, label %stale
+stale:
+  ret i64 4611686018427387904
+next:
+  %length = call i64 @word(ptr %rec, i64 1)
+  %after = getelementptr i64, ptr %rec, i64 %length
+  br label %loop
+end:
+  %bits = load i64, ptr %error
+  ret i64 %bits
+}
+"""
+
+Slice = tuple[int, int]  # (slot, byte offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The compiled driver. ``run(table, env)`` takes two addresses and returns the error bits; it
+    releases the GIL. ``run_short`` keeps it: for work shorter than handing the GIL over."""
+
+    run: Callable[[int, int], int]
+    run_short: Callable[[int, int], int]
+    openmp_address: int
+    _keep: tuple[object, ...]
+
+
+def build_driver(openmp: OpenMP) -> Driver:
+    """Compiles the driver (under 10 ms: inlined, but not optimised further; it is not hot)."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(opt=0, jit=True)
+    module = llvm.parse_assembly(DRIVER_IR)
+    module.verify()
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=1)
+    passes.run(module, llvm.create_pass_builder(machine, tuning))
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    address = engine.get_function_address("lazyc_run")
+    signature = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    entry_points = (ctypes.c_int64 * 3)(openmp.parallel, openmp.thread_num, openmp.num_threads)
+    return Driver(
+        ctypes.CFUNCTYPE(*signature)(address),
+        ctypes.PYFUNCTYPE(*signature)(address),
+        ctypes.addressof(entry_points),
+        (engine, machine, entry_points),
+    )
+
+
+def float_word(value: float, double: bool) -> int:
+    """The bits of a float (or double) in the low bytes of a table word."""
+    return struct.unpack("<q", struct.pack("<d" if double else "<fxxxx", value))[0]
+
+
+class TableWriter:
+    """Writes the records of a table; ``position`` is the next free word."""
+
+    def __init__(self) -> None:
+        self.words: list[int] = []
+        self.longest = 1  # most buffers of any kernel: the room that the scratch array needs
+
+    @property
+    def position(self) -> int:
+        return len(self.words)
+
+    def end(self) -> None:
+        self.words += (END, 1)
+
+    def kernel(
+        self, function: int, items: int, grain: int, buffers: Sequence[Slice], sizes: Sequence[int]
+    ) -> None:
+        if items <= 0:
+            return
+        self.longest = max(self.longest, len(buffers))
+        flat = [word for slot_offset in buffers for word in slot_offset]
+        length = 6 + len(flat) + len(sizes)
+        self.words += (KERNEL, length, function, items, max(grain, 1), len(buffers), *flat, *sizes)
+
+    def gemm(
+        self,
+        function: int,
+        batch: int,
+        split: int,
+        operands: Sequence[tuple[int, int, int]],
+        transposes: tuple[str, str],
+        dims: tuple[int, int, int],
+        leading: tuple[int, int, int],
+        beta: float,
+        double: bool,
+    ) -> None:
+        """``operands``: (slot, byte offset, batch stride in bytes) of the Fortran a, b and c."""
+        self.words += (GEMM, 24, function, batch, split)
+        self.words += (word for operand in operands for word in operand)
+        self.words += (ord(transposes[0]), ord(transposes[1]), *dims, *leading)
+        self.words += (float_word(1.0, double), float_word(beta, double))
+
+    def packed(
+        self,
+        function: int,
+        a: Slice,
+        packed: Slice,
+        c: Slice,
+        transpose_a: bool,
+        dims: tuple[int, int, int],
+        leading: tuple[int, int, int],
+        beta: float,
+    ) -> None:
+        self.words += (PACKED, 17, function, *a, *packed, *c, 112 if transpose_a else 111)
+        self.words += (*dims, *leading, float_word(beta, False))
+
+    def guard(self, words: Sequence[tuple[int, int]]) -> None:
+        """``words``: (address, expected 8 bytes as a signed word)."""
+        flat = [w for pair in words for w in pair]
+        self.words += (GUARD, 3 + len(flat), len(words), *flat)
+
+    def array(self) -> ctypes.Array[ctypes.c_int64]:
+        return (ctypes.c_int64 * len(self.words))(*self.words)

@@ -1,0 +1,193 @@
+"""BLAS inside torch: which routine serves a matrix product, and with which arguments.
+
+torch's x86 wheels link MKL statically and export its Fortran and (partly) C entry points. They are
+called by address, on the threads that torch gave MKL. Where a symbol is absent, or for an element
+type that BLAS has no routine for, ``plan_gemm`` returns None and the product runs through ATen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from lazyc.ir.program import GemmStep, Operand
+from lazyc.ir.types import DType
+from lazyc.runtime.sizes import Sizes
+from lazyc.runtime.threads import symbol_address
+
+# CBLAS constants of MKL.
+_ROW_MAJOR, _NO_TRANS, _TRANS, _B_MATRIX = 101, 111, 112, 162
+_INT_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Blas:
+    """Addresses of the routines found, 0 for those that are absent, and the library's handle."""
+
+    sgemm: int = 0
+    dgemm: int = 0
+    sgemm_compute: int = 0
+    library: ctypes.CDLL | None = None
+
+    @property
+    def can_pack(self) -> bool:
+        return bool(self.sgemm_compute)
+
+
+def find_blas(library: ctypes.CDLL | None) -> Blas:
+    """The BLAS that ``library`` (libtorch_cpu) exports."""
+    packing = ("cblas_sgemm_compute", "cblas_sgemm_pack", "cblas_sgemm_pack_get_size")
+    addresses = [symbol_address(library, name) for name in packing]
+    return Blas(
+        sgemm=symbol_address(library, "sgemm_"),
+        dgemm=symbol_address(library, "dgemm_"),
+        sgemm_compute=addresses[0] if all(addresses) else 0,
+        library=library,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A concrete operand: buffer id, then offset and strides in elements."""
+
+    buffer: int
+    offset: int
+    row_stride: int
+    col_stride: int
+    batch_stride: int
+
+    @property
+    def transposed(self) -> Matrix:
+        return Matrix(self.buffer, self.offset, self.col_stride, self.row_stride, self.batch_stride)
+
+
+@dataclass(frozen=True, slots=True)
+class GemmCall:
+    """A product ready for the driver: ``c = a @ b + beta * c``, c row-major, all sizes concrete.
+
+    ``transpose_a``: a is stored column by column. ``lda``...: distance of rows (columns) in elements.
+    """
+
+    function: int
+    dtype: DType
+    batch: int
+    m: int
+    n: int
+    k: int
+    a: Matrix
+    b: Matrix
+    c: Matrix
+    transpose_a: bool
+    transpose_b: bool
+    lda: int
+    ldb: int
+    ldc: int
+    beta: float
+    packable: bool  # b may be replaced by a packed copy
+
+    @property
+    def split(self) -> int:
+        """Products for each thread from which it is better to give every thread whole products."""
+        return 1 if 2 * self.m * self.n * self.k <= 2**24 else 4
+
+
+def concrete_operand(operand: Operand, sizes: Sizes) -> Matrix:
+    return Matrix(
+        operand.buffer,
+        sizes(operand.offset),
+        sizes(operand.row_stride),
+        sizes(operand.col_stride),
+        sizes(operand.batch_stride),
+    )
+
+
+def _layout(matrix: Matrix, rows: int, cols: int) -> tuple[bool, int] | None:
+    """(stored by columns, leading dimension) as BLAS describes the matrix; None if it cannot.
+
+    Strides of dims of size 1 mean nothing and are not looked at.
+    """
+    if cols == 1 or matrix.col_stride == 1:
+        lead = max(cols, 1) if rows <= 1 else matrix.row_stride
+        if lead >= max(cols, 1):
+            return False, lead
+    if rows == 1 or matrix.row_stride == 1:
+        lead = max(rows, 1) if cols <= 1 else matrix.col_stride
+        if lead >= max(rows, 1):
+            return True, lead
+    return None
+
+
+def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
+    """How BLAS computes ``step``; None when it must go through ATen."""
+    function = {DType.F32: blas.sgemm, DType.F64: blas.dgemm}.get(step.dtype, 0)
+    if not function:
+        return None
+    batch, m, n, k = sizes.all((step.batch, step.m, step.n, step.k))
+    a, b, c = (concrete_operand(o, sizes) for o in (step.a, step.b, step.c))
+    out = _layout(c, m, n)
+    if out is None:
+        return None
+    swapped = out[0]
+    if swapped:  # c by columns: c^T = b^T @ a^T has c^T by rows
+        a, b, c, m, n = b.transposed, a.transposed, c.transposed, n, m
+    first, second = _layout(a, m, k), _layout(b, k, n)
+    if first is None or second is None:
+        return None
+    numbers = (batch, m, n, k, out[1], first[1], second[1])
+    if max(numbers) > _INT_MAX:
+        return None
+    return GemmCall(
+        function=function,
+        dtype=step.dtype,
+        batch=batch,
+        m=m,
+        n=n,
+        k=k,
+        a=a,
+        b=b,
+        c=c,
+        transpose_a=first[0],
+        transpose_b=second[0],
+        lda=first[1],
+        ldb=second[1],
+        ldc=out[1],
+        beta=1.0 if step.accumulate else 0.0,
+        packable=(
+            step.pack_b
+            and not swapped
+            and blas.can_pack
+            and step.dtype is DType.F32
+            and batch == 1
+            and min(m, n, k) > 0
+        ),
+    )
+
+
+def packed_bytes(blas: Blas, call: GemmCall) -> int:
+    """Memory that the packed b of ``call`` takes (address space: MKL leaves a part untouched)."""
+    assert blas.library is not None
+    function = blas.library.cblas_sgemm_pack_get_size
+    function.restype = ctypes.c_size_t
+    function.argtypes = [ctypes.c_int] * 4
+    return int(function(_B_MATRIX, call.m, call.n, call.k))
+
+
+def pack(blas: Blas, call: GemmCall, source: int, target: int) -> None:
+    """Packs the b of ``call`` from address ``source`` into ``target``."""
+    assert blas.library is not None
+    function = blas.library.cblas_sgemm_pack
+    function.restype = None
+    integer = ctypes.c_int
+    function.argtypes = [integer] * 6 + [ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p]
+    function(
+        _ROW_MAJOR,
+        _B_MATRIX,
+        _TRANS if call.transpose_b else _NO_TRANS,
+        call.m,
+        call.n,
+        call.k,
+        1.0,
+        source,
+        call.ldb,
+        target,
+    )
