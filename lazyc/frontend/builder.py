@@ -8,14 +8,15 @@ meaning of dtypes silently: nodes given to ``pointwise`` must agree, only scalar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import sympy
 
 from lazyc.frontend.promotion import NotLowered, Operand, float_result_dtype, result_dtype
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Provenance
-from lazyc.ir.types import Dim, DType, Shape
+from lazyc.ir.types import Dim, DType, Shape, TensorType
 
 
 def normalize_axis(axis: int, rank: int) -> int:
@@ -53,12 +54,29 @@ def broadcast_shapes(shapes: Iterable[Shape]) -> Shape:
     return tuple(result)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where eager keeps a tensor argument in its storage: sizes, strides and offset in elements."""
+
+    shape: Shape
+    strides: Shape
+    offset: Dim
+
+
 class Builder:
-    """Appends to ``graph``; ``provenance`` is stamped on every new node."""
+    """Appends to ``graph``; ``provenance`` is stamped on every new node.
+
+    ``layouts()`` gives the layouts of the current call's tensor arguments in order: for the few ops
+    (``as_strided``) whose meaning depends on memory. ``results()`` gives the types that the trace
+    found for its results (None for one that is no tensor): for sizes that arguments leave open (-1)
+    and for dtypes that depend on the device.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.provenance: Provenance | None = None
+        self.layouts: Callable[[], list[Layout]] = list
+        self.results: Callable[[], list[TensorType | None]] = list
         self._random_offset: Dim = 0
 
     def emit(self, op: str, *inputs: Node, attrs: A.Attrs = A.NO_ATTRS) -> Node:
@@ -117,6 +135,13 @@ class Builder:
         node = self.emit("random", seed, attrs=attrs)
         self._random_offset = self._random_offset + node.tensor.numel
         return node
+
+    @property
+    def result(self) -> TensorType:
+        """The type of the current call's (first) result."""
+        first = self.results()[0]
+        assert first is not None
+        return first
 
     # --- dtypes and shapes ------------------------------------------------------------------------
 

@@ -1,0 +1,112 @@
+"""From Dynamo's graph to compiled forward, backward and inference functions, through AOTAutograd.
+
+AOTAutograd functionalizes the graph, traces its backward, decomposes ops and splits the joint graph
+with torch's min-cut partitioner. Each part is imported into the Graph IR and handed to the caller's
+compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch._dynamo.utils import flatten_graph_inputs
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+from lazyc.frontend.decompositions import decomposition_table
+from lazyc.frontend.fx_import import Unsupported, import_graph
+from lazyc.ir.graph import Graph
+
+GraphKind: TypeAlias = Literal["forward", "backward", "inference"]
+# Boxed: takes the list of arguments, may empty it, returns the list of results.
+Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
+CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, GraphKind], Boxed]
+ImportFailed: TypeAlias = Callable[[Exception, torch.fx.GraphModule, GraphKind], Boxed]
+
+
+def run_in_eager(gm: torch.fx.GraphModule) -> Boxed:
+    """The graph itself as a boxed function."""
+
+    def call(args: list[Any]) -> Sequence[Any]:
+        values = tuple(args)
+        args.clear()
+        return gm(*values)
+
+    return call
+
+
+def eager_when_unsupported(error: Exception, gm: torch.fx.GraphModule, kind: GraphKind) -> Boxed:
+    """The default for graphs that cannot be imported: eager for Unsupported, else the error."""
+    if isinstance(error, Unsupported):
+        return run_in_eager(gm)
+    raise error
+
+
+def make_backend(
+    compile_graph: CompileGraph, import_failed: ImportFailed = eager_when_unsupported
+) -> Callable[..., Callable[..., Any]]:
+    """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
+
+    ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
+    Unsupported for what lazyc does not do, and anything else is a bug.
+    """
+
+    def compile_part(
+        kind: GraphKind, gm: torch.fx.GraphModule, example_inputs: Sequence[Any]
+    ) -> Boxed:
+        parameters = _parameter_inputs() if kind == "inference" else frozenset()
+        try:
+            graph = import_graph(gm, parameters)
+        except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
+            return _boxed(import_failed(error, gm, kind))
+        return _boxed(compile_graph(graph, gm, kind))
+
+    def backend(
+        gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
+    ) -> Callable[..., Any]:
+        if any(isinstance(x, list | tuple | dict) for x in example_inputs):
+            return flatten_graph_inputs(gm, example_inputs, backend)
+        compiled = aot_module_simplified(
+            gm,
+            example_inputs,
+            fw_compiler=partial(compile_part, "forward"),
+            bw_compiler=_outside_dynamo(partial(compile_part, "backward")),
+            inference_compiler=partial(compile_part, "inference"),
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=decomposition_table(),
+            keep_inference_input_mutations=True,
+        )
+        return torch._dynamo.disable(compiled, reason="compiled by lazyc")
+
+    return backend
+
+
+def _boxed(function: Boxed) -> Boxed:
+    """Marks a function so that AOTAutograd passes it one list of arguments."""
+
+    def call(args: list[Any]) -> Sequence[Any]:
+        return function(args)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _outside_dynamo(compiler: Callable[..., Boxed]) -> Callable[..., Boxed]:
+    """Keeps Dynamo from tracing the backward's compiler, and the backward that it makes."""
+    disable = partial(torch._dynamo.disable, reason="compiled by lazyc")
+
+    def compile_backward(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Boxed:
+        return disable(disable(compiler)(gm, example_inputs))
+
+    return compile_backward
+
+
+def _parameter_inputs() -> frozenset[int]:
+    """The inputs of the graph being compiled that are parameters or buffers of the module."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.fw_metadata is None:
+        return frozenset()
+    return frozenset(context.fw_metadata.static_input_indices)

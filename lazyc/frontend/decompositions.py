@@ -1,0 +1,49 @@
+"""Which ATen ops AOTAutograd takes apart while it traces, and which reach the lowerings whole.
+
+torch's own table decomposes every op that it can, except those that lazyc lowers itself, and those
+whose pieces run worse in eager than the op does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch._decomp import global_decomposition_table
+
+from lazyc.frontend.lowering import lowering_table
+
+# Kept whole, so that they run as one eager call.
+_EXCLUDED_PACKETS = frozenset(
+    {
+        # Random draws: eager's own sampling order and statistics.
+        "aten.normal",
+        "aten.exponential",
+        "aten.geometric",
+        "aten.cauchy",
+        "aten.log_normal",
+        "aten.uniform",
+        "aten.rrelu_with_noise",
+        # Sequence models and linear algebra: one tuned library call each.
+        "aten.lstm",
+        "aten.gru",
+        "aten.rnn_tanh",
+        "aten.rnn_relu",
+        "aten.linalg_lu_factor_ex",
+    }
+)
+
+
+@cache
+def decomposition_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """The table for AOTAutograd: operator overload -> function in terms of smaller ops."""
+    lowered = lowering_table()
+    return {
+        op: function
+        for op, function in global_decomposition_table["post_autograd"].items()
+        if isinstance(op, torch._ops.OpOverload)
+        and str(op) not in lowered
+        and str(op).rpartition(".")[0] not in _EXCLUDED_PACKETS
+    }

@@ -1,0 +1,378 @@
+"""Imports an ATen FX graph (as AOTAutograd makes it) into the Graph IR.
+
+Each call is written by its lowering; one that has none, or whose lowering refuses, or that touches a
+value without code (complex, sparse, ...) becomes an ``eager`` node with the reason. Writes to inputs
+(``aten.copy_`` into a placeholder) become ``Graph.mutations``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lazyc.frontend.builder import Builder, Layout
+from lazyc.frontend.eager_calls import EagerCall, make_eager
+from lazyc.frontend.fx_types import (
+    Unsupported,
+    dims,
+    opaque_reason,
+    sym_value,
+    user_line,
+    value_strides,
+    value_type,
+)
+from lazyc.frontend.lowering import NotLowered, lowering_table
+from lazyc.ir import attrs as A
+from lazyc.ir.graph import Graph, Node, Output, Provenance
+from lazyc.ir.ops import IRError
+from lazyc.ir.types import (
+    Dim,
+    OpaqueType,
+    SymbolSource,
+    TensorType,
+    dtype_from_torch,
+    free_symbols,
+)
+
+__all__ = ["Unsupported", "import_graph"]
+
+# Checks that Dynamo's guards and the trace itself have made already.
+_IGNORED = frozenset(
+    {
+        "aten._assert_tensor_metadata.default",
+        "aten._assert_scalar.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+
+
+def import_graph(gm: torch.fx.GraphModule, parameters: frozenset[int] = frozenset()) -> Graph:
+    """The Graph of ``gm``; ``parameters`` are the placeholders that are weights (see InputAttrs).
+
+    Raises Unsupported for what has no Graph (sizes that depend on data, control flow), and IRError
+    when a lowering gives another type than the trace did, which is a bug.
+    """
+    return _Importer(gm, parameters).run()
+
+
+class _Importer:
+    def __init__(self, gm: torch.fx.GraphModule, parameters: frozenset[int]) -> None:
+        self.gm = gm
+        self.parameters = parameters
+        self.graph = Graph()
+        self.builder = Builder(self.graph)
+        self.table = lowering_table()
+        self.env: dict[torch.fx.Node, Any] = {}
+        self.inputs: list[tuple[torch.fx.Node, Node]] = []
+        self.written: dict[torch.fx.Node, torch.fx.Node] = {}  # placeholder -> its copy_
+        self.serial = 0
+
+    def run(self) -> Graph:
+        for node in self.gm.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self._placeholder(node)
+            elif node.op == "get_attr":
+                self.env[node] = self._constant(node)
+            elif node.op == "call_function":
+                self.env[node] = self._call(node)
+            elif node.op == "output":
+                self._outputs(node)
+            else:
+                raise Unsupported(f"FX node {node.op} {node.target}")
+        self._check_symbols()
+        return self.graph
+
+    # --- leaves -----------------------------------------------------------------------------------
+
+    def _placeholder(self, node: torch.fx.Node) -> Any:
+        if "val" not in node.meta:
+            raise Unsupported(f"input {node.name} has no example value")
+        val, index = node.meta["val"], len(self.inputs)
+        kind = value_type(val)
+        attrs = A.InputAttrs(
+            index,
+            node.name,
+            kind,
+            value_strides(val),
+            index in self.parameters,
+            kind.dtype.itemsize if isinstance(kind, TensorType) else 1,
+        )
+        made = self.graph.add("input", (), attrs)
+        self.inputs.append((node, made))
+        if isinstance(val, torch.Tensor):
+            return made
+        value = sym_value(val)
+        if isinstance(value, sympy.Symbol):
+            self._bind(SymbolSource(value, index))
+        if value is None or isinstance(value, bool | int | float | sympy.Expr):
+            return value
+        return made
+
+    def _bind(self, source: SymbolSource) -> None:
+        if all(s.symbol != source.symbol for s in self.graph.symbols):
+            self.graph.symbols.append(source)
+
+    def _constant(self, node: torch.fx.Node) -> Any:
+        value: Any = self.gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            raise Unsupported(f"attribute {node.target} of type {type(value).__name__}")
+        value = value.detach()
+        dtype = dtype_from_torch(value.dtype)
+        if value.dim() == 0 and dtype is not None and opaque_reason(value) is None:
+            return self.builder.constant(value.item(), dtype, device=str(value.device))
+        self.graph.constants.append(value)
+        attrs = A.TensorConstantAttrs(
+            len(self.graph.constants) - 1, value_type(value), value_strides(value)
+        )
+        return self.graph.add("tensor_constant", (), attrs)
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def _call(self, node: torch.fx.Node) -> Any:
+        target = node.target
+        if target is operator.getitem:
+            return self._getitem(node)
+        if isinstance(target, torch._ops.OpOverload):
+            name = str(target)
+        elif isinstance(target, torch._ops.HigherOrderOperator):
+            name = f"higher_order.{target.name()}"
+        else:
+            return self._symbolic(node)
+        if name in _IGNORED:
+            return None
+        if name == "aten.copy_.default" and self._is_input_write(node):
+            return self._write(node)
+        val = node.meta.get("val")
+        if isinstance(val, torch.SymInt | torch.SymFloat | int | float | bool):
+            return sym_value(val)
+        self.builder.provenance = Provenance(name, user_line(node.meta.get("stack_trace")))
+        return self._lower(node, name)
+
+    def _symbolic(self, node: torch.fx.Node) -> Any:
+        """A Python function of sizes: its value is the one that the trace found."""
+        val = node.meta.get("val")
+        if isinstance(val, torch.SymInt | torch.SymFloat | int | float | bool):
+            return sym_value(val)
+        if not node.users:
+            return None
+        raise Unsupported(f"call of {node.target}")
+
+    def _getitem(self, node: torch.fx.Node) -> Any:
+        source, index = self.env[node.args[0]], node.args[1]  # type: ignore[index]
+        if isinstance(source, tuple):
+            return source[index]  # type: ignore[index]
+        assert isinstance(source.attrs, A.EagerAttrs) and isinstance(index, int), node
+        kind = source.attrs.outputs[index]
+        origin = self.graph.provenance.get(source)
+        made = self.graph.add("project", (source,), A.ProjectAttrs(index), origin, kind)
+        val = node.meta.get("val")
+        return made if isinstance(val, torch.Tensor) or val is None else sym_value(val)
+
+    def _lower(self, node: torch.fx.Node, name: str) -> Any:
+        reason = self._opaque_value(node)
+        lowering = self.table.get(name)
+        if reason is None and lowering is None:
+            reason = "no lowering"
+        if reason is None:
+            assert lowering is not None
+            args, kwargs = self._arguments(node)
+            self.builder.layouts = lambda: list(_operand_layouts(node))
+            self.builder.results = lambda: _result_types(node.meta.get("val"))
+            try:
+                result = lowering(self.builder, *args, **kwargs)
+            except NotLowered as error:
+                reason = str(error)
+            except IRError as error:
+                raise IRError(f"{name}{_describe(node)}: {error}") from error
+            else:
+                _check_result(name, node, result)
+                return tuple(result) if isinstance(result, list) else result
+        return self._eager(node, name, reason)
+
+    def _arguments(self, node: torch.fx.Node) -> tuple[list[Any], dict[str, Any]]:
+        """Positional arguments by position and keyword-only ones by name, as in the schema."""
+        args = [self._value(a) for a in node.args]
+        kwargs = {k: self._value(v) for k, v in node.kwargs.items()}
+        if kwargs and isinstance(node.target, torch._ops.OpOverload):
+            for argument in node.target._schema.arguments[len(args) :]:
+                if argument.kwarg_only or argument.name not in kwargs:
+                    break
+                args.append(kwargs.pop(argument.name))
+        return args, kwargs
+
+    def _value(self, arg: Any) -> Any:
+        if isinstance(arg, torch.fx.Node):
+            return self.env[arg]
+        if isinstance(arg, list | tuple):
+            return tuple(self._value(a) for a in arg)
+        return sym_value(arg)
+
+    def _opaque_value(self, node: torch.fx.Node) -> str | None:
+        """Why a call cannot be lowered whatever the op: a value without code goes in or out."""
+        for arg in node.all_input_nodes:
+            val = arg.meta.get("val")
+            if isinstance(val, torch.Tensor) and (reason := opaque_reason(val)):
+                return reason
+        for val in _tensors(node.meta.get("val")):
+            if reason := opaque_reason(val):
+                return reason
+        return None
+
+    def _eager(self, node: torch.fx.Node, name: str, reason: str) -> Node:
+        call = EagerCall(name, node, reason, self._value)
+        attrs, inputs = make_eager(call, self.serial)
+        self.serial += attrs.serial >= 0
+        return self.graph.add("eager", inputs, attrs, self.builder.provenance)
+
+    # --- writes to inputs, outputs ----------------------------------------------------------------
+
+    def _is_input_write(self, node: torch.fx.Node) -> bool:
+        target = node.args[0]
+        if not isinstance(target, torch.fx.Node) or target.op != "placeholder":
+            raise Unsupported(f"write to {target}, which is no input")
+        return isinstance(self.env[target].type, TensorType)
+
+    def _write(self, node: torch.fx.Node) -> Node:
+        """``copy_(placeholder, value)``: the placeholder's value when the program has run."""
+        target, source = node.args[0], self._value(node.args[1])
+        assert isinstance(target, torch.fx.Node)
+        place: Node = next(made for fx, made in self.inputs if fx is target)
+        b = self.builder
+        value = b.expand(b.cast(source, place.dtype), place.shape)
+        self.graph.mutations = [m for m in self.graph.mutations if m[0] is not place]
+        self.graph.mutations.append((place, value))
+        self.written[target] = node
+        return value
+
+    def _outputs(self, node: torch.fx.Node) -> None:
+        storages = {
+            StorageWeakRef(fx.meta["val"].untyped_storage()): (fx, made)
+            for fx, made in self.inputs
+            if isinstance(fx.meta["val"], torch.Tensor) and _has_storage(fx.meta["val"])
+        }
+        results = node.args[0]
+        for result in results if isinstance(results, list | tuple) else (results,):  # type: ignore[union-attr]
+            self.graph.outputs.append(self._output(result, storages))
+
+    def _output(self, result: Any, storages: dict[Any, tuple[torch.fx.Node, Node]]) -> Output:
+        value = self._value(result)
+        if not isinstance(value, Node):
+            if value is not None and not isinstance(value, int | sympy.Expr):
+                raise Unsupported(f"output of type {type(value).__name__}")
+            return Output(value)
+        val = result.meta["val"]
+        strides = value_strides(val)
+        if not isinstance(val, torch.Tensor) or not _has_storage(val):
+            return Output(value, strides)
+        owner, place = storages.get(StorageWeakRef(val.untyped_storage()), (None, None))
+        # A write at the end would change what an alias of the old value shows.
+        if owner is None or self.written.get(owner, result) is not result:
+            return Output(value, strides)
+        assert place is not None
+        (shift,) = dims((val.storage_offset() - owner.meta["val"].storage_offset(),))
+        return Output(value, strides, place.attrs.index, shift)
+
+    def _check_symbols(self) -> None:
+        """Finds the argument that each symbol comes from; SymInt arguments were bound before."""
+        for _, made in self.inputs:
+            if isinstance(made.type, TensorType):
+                for axis, dim in enumerate(made.type.shape):
+                    if isinstance(dim, sympy.Symbol):
+                        self._bind(SymbolSource(dim, made.attrs.index, axis))
+        known = {s.symbol for s in self.graph.symbols}
+        used: set[sympy.Symbol] = set()
+        for node in self.graph.nodes:
+            if node.op != "input" and isinstance(node.type, TensorType):
+                used |= free_symbols(node.type.shape)
+            if isinstance(node.attrs, A.SizeAttrs):
+                used |= free_symbols((node.attrs.expr,))
+        for output in self.graph.outputs:
+            plain: tuple[Dim, ...] = (output.value,) if isinstance(output.value, sympy.Expr) else ()
+            used |= free_symbols((*(output.strides or ()), output.offset, *plain))
+        if missing := sorted(s.name for s in used - known):
+            raise Unsupported(f"no argument gives the size {', '.join(missing)}")
+
+
+def _tensors(val: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a result: one, or those of a tuple."""
+    if isinstance(val, torch.Tensor):
+        yield val
+    elif isinstance(val, list | tuple):
+        for item in val:
+            yield from _tensors(item)
+
+
+def _has_storage(val: torch.Tensor) -> bool:
+    return val.layout is torch.strided
+
+
+def _operand_layouts(node: torch.fx.Node) -> Iterator[Layout]:
+    """The layout that eager gives each tensor argument, in order."""
+    flat: list[Any] = []
+    torch.fx.node.map_arg((node.args, node.kwargs), flat.append)
+    for arg in flat:
+        val = arg.meta.get("val")
+        if isinstance(val, torch.Tensor):
+            (offset,) = dims((val.storage_offset(),))
+            yield Layout(dims(val.shape), dims(val.stride()), offset)
+
+
+def _result_types(val: Any) -> list[TensorType | None]:
+    items = val if isinstance(val, list | tuple) else (val,)
+    types = [value_type(item) for item in items]
+    return [t if isinstance(t, TensorType) else None for t in types]
+
+
+def _describe(node: torch.fx.Node) -> str:
+    """The arguments of a call as text, tensors by their types."""
+
+    def text(arg: Any) -> str:
+        if isinstance(arg, torch.fx.Node):
+            return str(value_type(arg.meta.get("val")))
+        if isinstance(arg, list | tuple):
+            return f"[{', '.join(map(text, arg))}]"
+        return str(arg)
+
+    parts = [text(a) for a in node.args] + [f"{k}={text(v)}" for k, v in node.kwargs.items()]
+    return f"({', '.join(parts)})"
+
+
+def _check_result(name: str, node: torch.fx.Node, result: Any) -> None:
+    """Raises IRError unless a lowering gave the types that the trace has."""
+    val = node.meta.get("val")
+    if isinstance(val, torch.Tensor):
+        _check_type(name, node, result, val)
+    elif isinstance(val, list | tuple):
+        if not isinstance(result, list | tuple) or len(result) != len(val):
+            raise IRError(f"{name}{_describe(node)}: {len(val)} results expected")
+        for made, expected in zip(result, val, strict=True):
+            # Results that nobody reads may be left out: None, or a tensor without a use.
+            if made is not None and isinstance(expected, torch.Tensor):
+                _check_type(name, node, made, expected)
+
+
+def _check_type(name: str, node: torch.fx.Node, made: Any, val: torch.Tensor) -> None:
+    expected = value_type(val)
+    found = made.type if isinstance(made, Node) else OpaqueType(type(made).__name__)
+    if found == expected:
+        return
+    if isinstance(found, TensorType) and isinstance(expected, TensorType):
+        same = (found.dtype, found.device, found.rank) == (
+            expected.dtype,
+            expected.device,
+            expected.rank,
+        )
+        if same and all(
+            d == e or sympy.simplify(d - e) == 0
+            for d, e in zip(found.shape, expected.shape, strict=True)
+        ):
+            return
+    raise IRError(f"{name}{_describe(node)}: lowered to {found}, the trace has {expected}")
