@@ -289,8 +289,7 @@ class _Writer:
 
     def _place(self, buffer: Buffer, position: Position) -> Location:
         if buffer.id not in self.params:
-            extent = _extent(buffer.shape, buffer.strides)
-            self.params[buffer.id] = (len(self.params), _dtype(buffer), extent)
+            self.params[buffer.id] = (len(self.params), _dtype(buffer), buffer_extent(buffer))
         return self.params[buffer.id][0], linearize(position, buffer.strides)
 
     def _scratch(self, node: Node) -> int:
@@ -312,10 +311,10 @@ def _flat_of(axes: tuple[Axis, ...]) -> Index:
     return linearize(tuple(axis_index(a) for a in axes), contiguous_strides(_sizes(axes)))
 
 
-def _extent(shape: Shape, strides: Shape) -> Dim:
+def buffer_extent(buffer: Buffer) -> Dim:
     """Elements from the first to the last one of a buffer."""
     extent: Dim = 1
-    for d, s in zip(shape, strides, strict=True):
+    for d, s in zip(buffer.shape, buffer.strides, strict=True):
         extent = extent + (d - 1) * s
     return extent
 

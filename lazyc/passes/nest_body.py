@@ -256,7 +256,7 @@ class Body:
         self, node: Node, position: Position, size: Dim, checked: bool, mask: int | None
     ) -> Index:
         """An i64 node's element as an index into a dim of ``size``; affine where that is known."""
-        affine = self._affine(node, position)
+        affine = self.affine(node, position)
         if affine is not None:
             low, high = bounds(affine)
             if is_nonneg(low) and is_nonneg(size - 1 - high):
@@ -270,7 +270,8 @@ class Body:
             )  # fmt: skip
         return value_index(value, size)
 
-    def _affine(self, node: Node, position: Position) -> Index | None:
+    def affine(self, node: Node, position: Position) -> Index | None:
+        """An integer node's element as index arithmetic over axes, where it is just that."""
         if self.known(node, position) is not None or self.locate(node, position) is not None:
             return None
         if node.op == "iota":
@@ -281,11 +282,11 @@ class Body:
             return Index(node.attrs.expr)
         if node.spec.has(Trait.VIEW) and node.op not in ("pad", "cat"):
             (read,) = reads(node, position)
-            return self._affine(read.node, read.position)
+            return self.affine(read.node, read.position)
         if node.dtype is DType.I64 and node.op in ("add", "sub", "mul", "cast"):
             if node.op == "cast" and node.inputs[0].dtype.is_float:
                 return None
-            parts = [self._affine(r.node, r.position) for r in reads(node, position)]
+            parts = [self.affine(r.node, r.position) for r in reads(node, position)]
             if any(p is None for p in parts):
                 return None
             first = parts[0]

@@ -116,7 +116,7 @@ def _accesses(
             for read in reads(node, position):
                 visit(read.node, read.position)
 
-    if into is not None and node in realized and not (node.op in INLINE_LEAVES):
+    if into is not None and node in realized and node.op not in INLINE_LEAVES:
         found[Access(node, position)] = None
     else:
         expand(node, position)

@@ -1,0 +1,283 @@
+"""Writes the Program of fused units: buffers for what must be in memory, then one step after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lazyc.ir import attrs as A
+from lazyc.ir import program as P
+from lazyc.ir.graph import Node, Output
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.nest_text import nest_key
+from lazyc.ir.ops import Trait
+from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
+from lazyc.passes.contraction import as_operand
+from lazyc.passes.fusion import Unit, UnitGraph
+from lazyc.passes.layout import StridedView
+from lazyc.passes.lower_kernel import (
+    MAX_SCRATCH,
+    MAX_SCRATCH_VECTOR,
+    LoweredKernel,
+    crossing_values,
+    lower_kernel,
+    scratch_size,
+)
+from lazyc.passes.plan import Plan
+from lazyc.passes.regions import Kernel, Target, kernel_of, make_root
+from lazyc.passes.scatter import lower_scatter
+
+
+def emit_program(plan: Plan, units: UnitGraph) -> P.Program:
+    """The Program that runs the units in order."""
+    return _Emitter(plan, units).program()
+
+
+class _Emitter:
+    def __init__(self, plan: Plan, units: UnitGraph) -> None:
+        self.plan = plan
+        self.order = units.order()
+        self.buffers: list[P.Buffer] = []
+        self.memory: dict[Node, P.Buffer] = {}
+        self.targets: dict[Target, P.Buffer] = {}
+        self.nests: dict[str, LoopNest] = {}
+        self.handed_out = {
+            place if isinstance(place, Target) else place.base for place in plan.results.values()
+        }
+
+    def program(self) -> P.Program:
+        graph = self.plan.graph
+        inputs = self._inputs()
+        for node in self.plan.nodes:
+            if node.op == "tensor_constant":
+                source = node.attrs.index
+                self._add(node, "constant", source=source)
+        for unit in self.order:
+            self._allocate(unit)
+        steps = [step for unit in self.order for step in self._steps(unit)]
+        outputs = tuple(self._output(k, o) for k, o in enumerate(graph.outputs))
+        return P.Program(
+            inputs=inputs,
+            buffers=tuple(self.buffers),
+            steps=tuple(steps),
+            outputs=outputs,
+            nests=self.nests,
+            constants=list(graph.constants),
+            symbols=tuple(graph.symbols),
+            parameters=self._parameters(steps),
+        )
+
+    # --- buffers ----------------------------------------------------------------------------------
+
+    def _add(self, node: Node, kind: Any, source: int = -1) -> P.Buffer:
+        if isinstance(node.type, TensorType) and node in self.plan.strides:
+            buffer = self._new(kind, node.type, self.plan.strides[node], source)
+        else:
+            buffer = P.Buffer(len(self.buffers), kind, None, (), (), source)
+            self.buffers.append(buffer)
+        self.memory[node] = buffer
+        return buffer
+
+    def _new(self, kind: Any, type: TensorType, strides: Shape, source: int = -1) -> P.Buffer:
+        buffer = P.Buffer(
+            len(self.buffers), kind, type.dtype, type.shape, strides, source, type.device
+        )
+        self.buffers.append(buffer)
+        return buffer
+
+    def _inputs(self) -> tuple[int, ...]:
+        found: dict[int, int] = {}
+        for node in self.plan.graph.inputs:
+            index = node.attrs.index
+            found[index] = self._add(node, "input", source=index).id
+        return tuple(found.get(k, -1) for k in range(max(found, default=-1) + 1))
+
+    def _allocate(self, unit: Unit) -> None:
+        if unit.kernel is None:
+            for node in unit.nodes:
+                self._add(node, self._library_kind(node))
+            return
+        needed = self._needed(unit)
+        for root in unit.kernel.roots:
+            if root.into is None:
+                if root.node in needed:
+                    handed_out = root.node in self.handed_out
+                    self._add(root.node, "output" if handed_out else "temp")
+            elif root.into.node is not None:
+                self.targets[root.into] = self.memory[root.into.node]
+            else:
+                kind = "output" if root.into in self.handed_out else "temp"
+                self.targets[root.into] = self._new(kind, root.node.tensor, root.into.strides)
+
+    def _library_kind(self, node: Node) -> str:
+        if isinstance(node.type, OpaqueType):
+            return "opaque"
+        if node.op in ("eager", "project", "convolution"):
+            return "eager"
+        return "output" if node in self.handed_out else "temp"
+
+    def _needed(self, unit: Unit) -> set[Node]:
+        """The unit's values that something outside of it reads, or that do not fit scratch."""
+        assert unit.kernel is not None
+        found = {r.node for r in unit.kernel.roots if r.into is None and r.node in self.handed_out}
+        own = {r.node for r in unit.kernel.roots if r.into is None}
+        for other in self.order:
+            if other is not unit:
+                found |= own & other.reads
+        total = 0
+        for node in sorted(crossing_values(unit.kernel) - found, key=lambda n: n.id):
+            size = scratch_size(unit.kernel, node)
+            if not isinstance(size, int) or total + size > MAX_SCRATCH:
+                found.add(node)
+            else:
+                total += size
+        return found
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def _steps(self, unit: Unit) -> list[P.Step]:
+        if unit.kernel is not None:
+            return self._kernel_steps(unit.kernel)
+        node = unit.nodes[0]
+        if node.op == "seed":
+            return [P.SeedStep(self.memory[node].id)]
+        if isinstance(node.type, TensorType) and numel(node.shape) == 0 and node.op == "matmul":
+            return []
+        if node.op == "matmul":
+            return [self._gemm(node)]
+        if node.spec.has(Trait.SCATTER):
+            return self._scatter_steps(node)
+        return [self._eager(node, unit.nodes[1:])]
+
+    def _kernel_steps(self, kernel: Kernel) -> list[P.Step]:
+        if kernel.numel == 0:
+            return []
+        comment = self._comment([r.node for r in kernel.roots])
+        lowered = lower_kernel(
+            kernel, self.plan.realized, self.memory, self.targets, comment
+        )
+        if lowered.nest.vectorize == "outer" and _scratch_elements(lowered) > MAX_SCRATCH_VECTOR:
+            for node in crossing_values(kernel):
+                if node not in self.memory:
+                    self._add(node, "temp")
+            lowered = lower_kernel(
+                kernel, self.plan.realized, self.memory, self.targets, comment
+            )
+        return [self._step(lowered)]
+
+    def _step(self, lowered: LoweredKernel) -> P.KernelStep:
+        key = nest_key(lowered.nest)
+        self.nests.setdefault(key, lowered.nest)
+        return P.KernelStep(key, lowered.buffers, lowered.sizes, lowered.nest.comment)
+
+    def _scatter_steps(self, node: Node) -> list[P.Step]:
+        buffer = self.memory[node]
+        target = Target(None, buffer.strides)
+        self.targets[target] = buffer
+        copy = kernel_of(make_root(node.inputs[0], self.plan.realized, target))
+        steps = self._kernel_steps(copy)
+        if numel(node.inputs[1].shape) != 0 and numel(node.shape) != 0:
+            comment = self._comment([node])
+            steps.append(
+                self._step(lower_scatter(node, self.plan.realized, self.memory, comment))
+            )
+        return steps
+
+    def _gemm(self, node: Node) -> P.GemmStep:
+        ids = {n: b.id for n, b in self.memory.items()}
+        a, b = (as_operand(v, ids) for v in self.plan.operands[node])
+        out = StridedView(node, node.shape, self.plan.strides[node], 0)
+        c = as_operand(out, ids)
+        assert a is not None and b is not None and c is not None
+        *batch, m, k = node.inputs[0].shape
+        weight = self.plan.operands[node][1].base
+        pack = weight.op == "input" and weight.attrs.is_parameter and not batch
+        return P.GemmStep(
+            node.dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
+            pack_b=pack, comment=self._comment([node]),
+        )  # fmt: skip
+
+    def _eager(self, node: Node, projections: list[Node]) -> P.EagerStep:
+        refs = [self._argument(node, k) for k in range(len(node.inputs))]
+        comment = self._comment([node])
+        if node.op == "convolution":
+            a = node.attrs
+            bias = refs[2] if len(refs) > 2 else None
+            args = (
+                refs[0], refs[1], bias, a.stride, a.padding, a.dilation, a.transposed,
+                a.output_padding, a.groups,
+            )  # fmt: skip
+            return P.EagerStep(
+                "aten.convolution.default", args, (), (self.memory[node].id,), False, False,
+                "library call", comment,
+            )  # fmt: skip
+        attrs = node.attrs
+        assert isinstance(attrs, A.EagerAttrs)
+        outputs = (self.memory[node].id,)
+        if attrs.is_tuple:
+            by_index = {p.attrs.index: self.memory[p].id for p in projections}
+            outputs = tuple(by_index.get(k, -1) for k in range(len(attrs.outputs)))
+        args = _fill(attrs.args, refs)
+        kwargs = tuple((k, _fill(v, refs)) for k, v in attrs.kwargs)
+        return P.EagerStep(
+            attrs.target, args, kwargs, outputs, attrs.is_tuple, True, attrs.reason, comment
+        )
+
+    def _argument(self, node: Node, k: int) -> P.BufferRef:
+        place = self.plan.arguments.get((node, k))
+        if place is None:
+            return P.BufferRef(self.memory[node.inputs[k]].id)
+        if isinstance(place, Target):
+            return P.BufferRef(self.targets[place].id)
+        buffer = self.memory[place.base]
+        if (place.shape, place.strides, place.offset) == (buffer.shape, buffer.strides, 0):
+            return P.BufferRef(buffer.id)
+        return P.BufferRef(buffer.id, place.shape, place.strides, place.offset)
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def _output(self, number: int, output: Output) -> P.ProgramOutput:
+        value = output.value
+        if not isinstance(value, Node):
+            return P.ProgramOutput(-1, value=value)
+        if output.alias_of is not None:
+            source = next(n for n in self.plan.graph.inputs if n.attrs.index == output.alias_of)
+            assert output.strides is not None
+            return P.ProgramOutput(
+                self.memory[source].id, value.shape, output.strides, output.offset
+            )
+        place = self.plan.results.get(number)
+        if place is None:
+            return P.ProgramOutput(self.memory[value].id)
+        if isinstance(place, Target):
+            buffer = self.targets[place]
+            return P.ProgramOutput(buffer.id, buffer.shape, buffer.strides)
+        return P.ProgramOutput(self.memory[place.base].id, place.shape, place.strides)
+
+    def _parameters(self, steps: list[P.Step]) -> tuple[int, ...]:
+        found: dict[int, None] = {}
+        for step in steps:
+            if isinstance(step, P.GemmStep) and step.pack_b:
+                found[self.buffers[step.b.buffer].source] = None
+        return tuple(found)
+
+    def _comment(self, nodes: list[Node]) -> str:
+        found: dict[str, None] = {}
+        for node in nodes:
+            origin = self.plan.graph.provenance.get(node)
+            if origin is not None:
+                found[f"{origin.op} {origin.line}".strip()] = None
+        return ", ".join(found)
+
+
+def _fill(template: Any, refs: list[P.BufferRef]) -> Any:
+    if isinstance(template, A.ArgRef):
+        return refs[template.index]
+    if isinstance(template, tuple):
+        return tuple(_fill(t, refs) for t in template)
+    return template
+
+
+def _scratch_elements(lowered: LoweredKernel) -> int:
+    sizes = [b.numel for b in lowered.nest.buffers if b.role == "scratch"]
+    assert not free_symbols(sizes)
+    return sum(s for s in sizes if isinstance(s, int))

@@ -1,0 +1,160 @@
+"""What is decided about a Graph before its steps are written: memory, layout, operands, outputs.
+
+Library calls and the caller want memory with certain strides. A value that is a strided view of
+memory already there is passed as that view; another one gets memory of its own, or a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lazyc.ir import attrs as A
+from lazyc.ir.graph import Graph, Node
+from lazyc.ir.ops import Trait
+from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
+from lazyc.passes.contraction import as_operand
+from lazyc.passes.layout import StridedView, choose_strides, same_strides, strided_view
+from lazyc.passes.realize import live_nodes, realized_nodes
+from lazyc.passes.regions import Target
+
+_MAX_ROUNDS = 8
+
+
+class Unschedulable(Exception):
+    """The Graph holds something that no Program can express; the reason says what."""
+
+
+@dataclass
+class Plan:
+    """``operands``: the factors of each matmul. ``arguments``: for (eager node, argument) the view to
+    pass, or the copy. ``copies``: values to copy to other strides. ``results``: for each output the
+    value whose memory is handed out, a view of such memory, or the copy."""
+
+    graph: Graph
+    nodes: list[Node]
+    realized: set[Node]
+    strides: dict[Node, Shape]
+    operands: dict[Node, tuple[StridedView, ...]] = field(default_factory=dict)
+    arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
+    copies: dict[tuple[Node, Shape], Target] = field(default_factory=dict)
+    results: dict[int, StridedView | Target] = field(default_factory=dict)
+
+    def copy(self, node: Node, strides: Shape) -> Target:
+        """The copy of a value to these strides."""
+        return self.copies.setdefault((node, strides), Target(None, strides))
+
+
+def make_plan(graph: Graph) -> Plan:
+    """Decides until nothing changes. Raises Unschedulable."""
+    for node in graph.nodes:
+        if isinstance(node.attrs, A.EagerAttrs) and node.attrs.mutates:
+            raise Unschedulable(f"{node.attrs.target} writes to its arguments")
+    forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
+    for _ in range(_MAX_ROUNDS):
+        realized = realized_nodes(graph, frozenset(forced))
+        plan = Plan(graph, live_nodes(graph), realized, choose_strides(graph, realized))
+        missing = _library_operands(plan) | _eager_arguments(plan) | _outputs(plan)
+        if missing <= forced:
+            return plan
+        forced |= missing
+    raise AssertionError("operands do not settle")
+
+
+def _reads_targets(graph: Graph, value: Node) -> bool:
+    """Whether a mutation's new value is computed from any input that is written to."""
+    targets = {t for t, _ in graph.mutations}
+    seen: set[Node] = set()
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if node in targets:
+            return True
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.inputs)
+    return False
+
+
+def _library_operands(plan: Plan) -> set[Node]:
+    missing: set[Node] = set()
+    for node in plan.nodes:
+        if node.op != "matmul" or numel(node.shape) == 0:
+            continue
+        views: list[StridedView] = []
+        for arg in node.inputs:
+            view = strided_view(arg, plan.realized, plan.strides)
+            if view is None or as_operand(view, {view.base: 0}) is None:
+                missing.add(arg)
+            else:
+                views.append(view)
+        plan.operands[node] = tuple(views)
+    return missing
+
+
+def _eager_arguments(plan: Plan) -> set[Node]:
+    missing: set[Node] = set()
+    for node in plan.nodes:
+        wanted: tuple[Shape | None, ...]
+        if node.op == "convolution":
+            wanted = tuple(contiguous_strides(a.shape) for a in node.inputs)
+        elif isinstance(node.attrs, A.EagerAttrs):
+            wanted = node.attrs.input_strides
+        else:
+            continue
+        for k, (arg, strides) in enumerate(zip(node.inputs, wanted, strict=True)):
+            if strides is None or not isinstance(arg.type, TensorType):
+                continue
+            view = strided_view(arg, plan.realized, plan.strides)
+            if view is not None and same_strides(arg.shape, view.strides, strides):
+                plan.arguments[node, k] = StridedView(view.base, view.shape, strides, view.offset)
+            elif arg in plan.realized:
+                plan.arguments[node, k] = plan.copy(arg, strides)
+            else:
+                missing.add(arg)
+    return missing
+
+
+def _outputs(plan: Plan) -> set[Node]:
+    """A value's memory is handed out once; a second, different view of it is a copy."""
+    missing: set[Node] = set()
+    taken: dict[Node, Shape] = {}
+    views: list[int] = []
+    for number, output in enumerate(plan.graph.outputs):
+        node, strides = output.value, output.strides
+        if not isinstance(node, Node) or output.alias_of is not None:
+            continue
+        if strides is None or not isinstance(node.type, TensorType):
+            continue
+        if node not in plan.realized:
+            views.append(number)
+        elif node.op in ("input", "tensor_constant") or not same_strides(
+            node.shape, taken.get(node, plan.strides[node]), strides
+        ):
+            plan.results[number] = plan.copy(node, strides)
+        else:
+            taken[node] = strides
+            plan.results[number] = StridedView(node, node.shape, strides, 0)
+    for number in views:
+        output = plan.graph.outputs[number]
+        node, strides = output.value, output.strides
+        assert isinstance(node, Node) and strides is not None
+        view = strided_view(node, plan.realized, plan.strides)
+        if (
+            view is not None
+            and view.base not in taken
+            and _can_hand_out(view)
+            and same_strides(node.shape, view.strides, strides)
+        ):
+            taken[view.base] = view.strides
+            plan.results[number] = StridedView(view.base, view.shape, strides, 0)
+        else:
+            missing.add(node)
+    return missing
+
+
+def _can_hand_out(view: StridedView) -> bool:
+    """All of the memory of a value that lazyc allocates, in another shape."""
+    base = view.base
+    if base.spec.has(Trait.LEAF) or base.op in ("eager", "project"):
+        return False
+    return view.offset == 0 and numel(view.shape) == numel(base.shape)

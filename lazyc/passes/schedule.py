@@ -1,0 +1,23 @@
+"""Graph -> Program: realize, fuse, lay out, lower, and put the steps in order.
+
+    before   %3 = add(%1, %2)   %4 = matmul(%3, %w)   %5 = reduce_max(%4)
+    after    kernel k0 -> b3;  gemm b3, w -> b4;  kernel k1: b4 -> b5
+"""
+
+from __future__ import annotations
+
+from lazyc.ir.graph import Graph
+from lazyc.ir.program import Program
+from lazyc.passes.emit import emit_program
+from lazyc.passes.fusion import fuse
+from lazyc.passes.plan import make_plan
+from lazyc.passes.units import make_units
+
+
+def schedule(graph: Graph, fusion: bool = True) -> Program:
+    """The Program of a verified, canonical Graph. Raises plan.Unschedulable."""
+    plan = make_plan(graph)
+    units = make_units(plan)
+    if fusion:
+        fuse(units)
+    return emit_program(plan, units)
