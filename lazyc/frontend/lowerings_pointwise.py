@@ -162,7 +162,7 @@ def arithmetic_type(dtype: DType, *values: Operand) -> DType:
 
 def _exact(value: float, dtype: DType) -> bool:
     rounded = torch.tensor(value, dtype=dtype.torch).item()
-    return rounded == value or value != value
+    return rounded == value or math.isnan(value)
 
 
 def arithmetic(b: Builder, op: str, dtype: DType, x: Operand, y: Operand) -> Node:
