@@ -87,7 +87,7 @@ _madvise = _find_madvise()
 class Arena:
     """Page-aligned memory of at least ``nbytes``; ``views`` keeps what a binding made over it."""
 
-    __slots__ = ("address", "nbytes", "storage", "start", "views")
+    __slots__ = ("address", "nbytes", "start", "storage", "views")
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = -(-nbytes // PAGE) * PAGE

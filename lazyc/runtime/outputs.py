@@ -53,7 +53,7 @@ empty_strided_cpu = _fast_empty_strided()
 class _Block:
     """A storage that the pool may hand out, and the template tensor that its users are copied from."""
 
-    __slots__ = ("storage", "cdata", "address", "nbytes", "template", "spec", "used_at")
+    __slots__ = ("address", "cdata", "nbytes", "spec", "storage", "template", "used_at")
 
     def __init__(self, template: torch.Tensor, spec: Any) -> None:
         self.storage = template.untyped_storage()

@@ -38,11 +38,11 @@ class Sizes:
             return int(self.values[expr])
         if isinstance(expr, sympy.Integer):
             return int(expr)
-        if isinstance(expr, sympy.Add | sympy.Mul):
-            if not any(isinstance(a, sympy.Rational) and not a.is_Integer for a in expr.args):
-                parts = [self(a) for a in expr.args]
-                return sum(parts) if isinstance(expr, sympy.Add) else math.prod(parts)
-        return concrete(expr, self.values)
+        fractions = any(isinstance(a, sympy.Rational) and not a.is_Integer for a in expr.args)
+        if fractions or not isinstance(expr, sympy.Add | sympy.Mul):
+            return concrete(expr, self.values)
+        parts = [self(a) for a in expr.args]
+        return sum(parts) if isinstance(expr, sympy.Add) else math.prod(parts)
 
 
 def storage_elements(shape: Sequence[int], strides: Sequence[int]) -> int:

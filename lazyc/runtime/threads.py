@@ -70,7 +70,7 @@ class ThreadCount:
     That is ``torch.get_num_threads()``; 1 where there is no OpenMP, and 1 in a forked child.
     """
 
-    __slots__ = ("__weakref__", "get", "_library")
+    __slots__ = ("__weakref__", "_library", "get")
 
     get: Callable[[], int]
 

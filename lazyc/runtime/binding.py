@@ -1,0 +1,391 @@
+"""Binding: a Program at concrete sizes becomes a memory plan and a table for the native driver.
+
+The steps are cut at eager calls. Each run of native steps between two of them is one segment of the
+table: one foreign call. Buffers get a place each: temporaries an offset in the arena, everything else
+a slot of the driver's ``env`` (see ``driver.py``) that is filled in at each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lazyc.ir.program import (
+    Buffer,
+    EagerStep,
+    GemmStep,
+    KernelStep,
+    Program,
+    SeedStep,
+    Step,
+)
+from lazyc.ir.types import Dim, DType
+from lazyc.runtime.driver import ENV_SLOTS, TableWriter
+from lazyc.runtime.eager import is_foreign, step_buffers
+from lazyc.runtime.library import Blas, GemmCall, Matrix, plan_gemm
+from lazyc.runtime.memory import Interval, plan_arena
+from lazyc.runtime.sizes import Sizes, storage_elements
+
+ARENA_SLOT = ENV_SLOTS
+# Below this much memory traffic (bytes) plus arithmetic (FLOPs / 16) a segment takes a few
+# microseconds, less than another thread may keep the GIL for once it is let go.
+_SHORT_WORK = 128 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKernel:
+    """Compiled code in memory: its address, and how its work splits (see ``codegen.base``)."""
+
+    address: int
+    items: Dim
+    grain: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A buffer at concrete sizes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeStep:
+    """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep."""
+
+    step: KernelStep | GemmStep
+    gemm: GemmCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackRequest:
+    """A product whose b is read in packed form from ``slot``."""
+
+    call: GemmCall
+    slot: int
+
+
+@dataclass(slots=True)
+class Segment:
+    """Python steps, then native steps that run in one foreign call (``start``: word in the table;
+    -1 for none). ``buffers`` are fresh tensors first needed here; ``dead`` are values last used here."""
+
+    python: list[EagerStep | GemmStep | SeedStep] = field(default_factory=list)
+    native: list[NativeStep] = field(default_factory=list)
+    start: int = -1
+    short: bool = False
+    fresh: list[int] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+
+    def used(self) -> set[int]:
+        steps: list[Step] = [*self.python, *(n.step for n in self.native)]
+        return {b for step in steps for b in touched(step)}
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that a call needs, at concrete sizes.
+
+    ``slots``: env slot of a buffer that is no temporary. ``inputs`` (argument positions), ``fresh``
+    and ``packed`` (buffer ids) and ``packs`` are in the order of their slots, which follow the
+    arena's; ``late`` (constants and eager results) come after them. ``offsets``: byte offset of a
+    temporary in the arena.
+    """
+
+    layouts: list[Layout | None]
+    segments: list[Segment]
+    table: ctypes.Array[ctypes.c_int64]
+    slots: dict[int, int]
+    offsets: dict[int, int]
+    arena_bytes: int
+    inputs: list[int]
+    fresh: list[int]
+    packed: list[int]
+    packs: list[PackRequest]
+    late: list[int]
+    env_words: int
+    scratch: int  # index of the env word where the scratch array starts
+    mutated: list[int]  # arguments that native steps write to
+
+    @property
+    def leading_words(self) -> int:
+        """Words of env up to the last packed slot: what changes with every call."""
+        moving = (self.inputs, self.fresh, self.packed, self.packs)
+        return ARENA_SLOT + 1 + sum(map(len, moving))
+
+    @property
+    def first_pack_slot(self) -> int:
+        return self.leading_words - len(self.packed) - len(self.packs)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether a call is a single foreign call."""
+        return len(self.segments) == 1 and not self.segments[0].python
+
+    def address(self, segment: Segment) -> int:
+        """Where the segment's records start; 0 if it has none."""
+        return ctypes.addressof(self.table) + 8 * segment.start if segment.start >= 0 else 0
+
+
+def touched(step: Step) -> set[int]:
+    """The buffers that a step reads or writes."""
+    if isinstance(step, KernelStep):
+        return set(step.buffers)
+    if isinstance(step, GemmStep):
+        return {step.a.buffer, step.b.buffer, step.c.buffer}
+    if isinstance(step, SeedStep):
+        return {step.output}
+    return step_buffers(step) | set(step.outputs)
+
+
+def _layout(buffer: Buffer, sizes: Sizes) -> Layout | None:
+    if buffer.dtype is None or buffer.kind == "opaque":
+        return None
+    shape, strides = sizes.all(buffer.shape), sizes.all(buffer.strides)
+    dtype = buffer.dtype.torch
+    return Layout(dtype, shape, strides, storage_elements(shape, strides) * dtype.itemsize)
+
+
+def _cut(program: Program, sizes: Sizes, blas: Blas) -> list[Segment]:
+    """The steps as segments. A seed moves to the start of its segment: it depends on nothing."""
+    segments = [Segment()]
+    for step in program.steps:
+        call = plan_gemm(step, sizes, blas) if isinstance(step, GemmStep) else None
+        if isinstance(step, KernelStep) or (isinstance(step, GemmStep) and call is not None):
+            segments[-1].native.append(NativeStep(step, call))
+        else:
+            if segments[-1].native and not isinstance(step, SeedStep):
+                segments.append(Segment())
+            segments[-1].python.append(step)
+    return segments
+
+
+def _private(program: Program, segments: Sequence[Segment]) -> set[int]:
+    """Temporaries that need a tensor of their own: what is handed to the caller, what an operator
+    of a third party reads (it may keep it), and what an opaque result may share memory with."""
+    keep = {o.buffer for o in program.outputs}
+    opaque = {b.id for b in program.buffers if b.kind == "opaque" or b.dtype is None}
+    for segment in segments:
+        for step in segment.python:
+            if isinstance(step, EagerStep) and (
+                is_foreign(step.target) or not opaque.isdisjoint(step.outputs)
+            ):
+                keep |= touched(step)
+    return {b.id for b in program.buffers if b.kind == "temp" and b.id in keep}
+
+
+def _place_temporaries(
+    temps: Iterable[int], layouts: Sequence[Layout | None], segments: Sequence[Segment]
+) -> tuple[dict[int, int], int]:
+    """Arena offset of each temporary, and the arena's size. Steps count one by one."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    position = 0
+    for segment in segments:
+        for step in [*segment.python, *(n.step for n in segment.native)]:
+            for buffer in touched(step):
+                first.setdefault(buffer, position)
+                last[buffer] = position
+            position += 1
+    used = [t for t in temps if t in first]
+    intervals = []
+    for temp in used:
+        layout = layouts[temp]
+        assert layout is not None, temp
+        intervals.append(Interval(layout.nbytes, first[temp], last[temp]))
+    offsets, total = plan_arena(intervals)
+    return dict(zip(used, offsets, strict=True)), total
+
+
+def _mark_uses(segments: Sequence[Segment], fresh: set[int], keep: set[int]) -> None:
+    """Fills in where fresh tensors are first needed and where values are last used."""
+    seen: set[int] = set()
+    for segment in segments:
+        used = segment.used()
+        segment.fresh = sorted((used & fresh) - seen)
+        seen |= used
+    later: set[int] = set(keep)
+    for segment in reversed(segments):
+        used = segment.used()
+        segment.dead = sorted(used - later)
+        later |= used
+
+
+def written(program: Program, segments: Sequence[Segment]) -> set[int]:
+    """The buffers that steps of these segments write to, eager results aside."""
+    found: set[int] = set()
+    for segment in segments:
+        for native in segment.native:
+            step = native.step
+            if isinstance(step, GemmStep):
+                found.add(step.c.buffer)
+                continue
+            params = [p for p in program.nests[step.nest].buffers if p.role != "scratch"]
+            found |= {b for b, p in zip(step.buffers, params, strict=True) if p.role != "in"}
+        found |= {s.c.buffer for s in segment.python if isinstance(s, GemmStep)}
+    return found
+
+
+class _Slots:
+    """Hands out env slots in order."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, int] = {}
+        self.next = ARENA_SLOT + 1
+
+    def add(self, buffers: Iterable[int]) -> None:
+        for buffer in buffers:
+            self.of[buffer] = self.take()
+
+    def take(self) -> int:
+        self.next += 1
+        return self.next - 1
+
+
+def bind(
+    program: Program,
+    kernels: Mapping[str, LoadedKernel],
+    blas: Blas,
+    sizes: Sizes,
+    use_packs: bool,
+) -> Plan:
+    """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
+    packed copy (the caller fills its slot), else as it is."""
+    layouts = [_layout(b, sizes) for b in program.buffers]
+    segments = _cut(program, sizes, blas)
+    private = _private(program, segments)
+    kinds = {b.id: b.kind for b in program.buffers}
+    temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
+    offsets, arena_bytes = _place_temporaries(temps, layouts, segments)
+
+    native = {b for s in segments for n in s.native for b in touched(n.step)}
+    inputs = [p for p, b in enumerate(program.inputs) if b in native]
+    fresh = sorted(b for b, kind in kinds.items() if kind == "output" or b in private)
+    packed = sorted(b for b in native if kinds[b] == "packed")
+    late = sorted(b for b in native if kinds[b] in ("constant", "eager"))
+    slots = _Slots()
+    slots.add(program.inputs[p] for p in inputs)
+    slots.add(fresh)
+    slots.add(packed)
+    packs: list[PackRequest] = []
+    if use_packs:
+        for segment in segments:
+            for n in segment.native:
+                if n.gemm is not None and n.gemm.packable:
+                    packs.append(PackRequest(n.gemm, slots.take()))
+    slots.add(late)
+
+    changed = written(program, segments)
+    _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
+    writer = _Writer(program, kernels, blas, sizes, layouts, slots.of, offsets, packs)
+    table = writer.write(segments)
+    return Plan(
+        layouts=layouts,
+        segments=segments,
+        table=table.array(),
+        slots=slots.of,
+        offsets=offsets,
+        arena_bytes=arena_bytes,
+        inputs=inputs,
+        fresh=fresh,
+        packed=packed,
+        packs=packs,
+        late=late,
+        env_words=slots.next + table.longest,
+        scratch=slots.next,
+        mutated=[p for p, b in enumerate(program.inputs) if b in changed],
+    )
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Writes the native steps of all segments into one table."""
+
+    program: Program
+    kernels: Mapping[str, LoadedKernel]
+    blas: Blas
+    sizes: Sizes
+    layouts: list[Layout | None]
+    slots: dict[int, int]
+    offsets: dict[int, int]
+    packs: list[PackRequest]
+
+    def write(self, segments: Sequence[Segment]) -> TableWriter:
+        table = TableWriter()
+        for segment in segments:
+            if not segment.native:
+                continue
+            segment.start = table.position
+            work = 0
+            for native in segment.native:
+                if native.gemm is not None:
+                    call = native.gemm
+                    self._gemm(table, call)
+                    work += call.batch * call.m * call.n * call.k // 8
+                else:
+                    assert isinstance(native.step, KernelStep)
+                    self._kernel(table, native.step)
+                work += sum(self._nbytes(b) for b in touched(native.step))
+            segment.short = work < _SHORT_WORK
+            table.end()
+        return table
+
+    def _nbytes(self, buffer: int) -> int:
+        layout = self.layouts[buffer]
+        return 0 if layout is None else layout.nbytes
+
+    def _place(self, buffer: int, offset: int = 0) -> tuple[int, int]:
+        """(slot, byte offset) of a buffer."""
+        if buffer in self.offsets:
+            return ARENA_SLOT, self.offsets[buffer] + offset
+        return self.slots[buffer], offset
+
+    def _kernel(self, table: TableWriter, step: KernelStep) -> None:
+        kernel = self.kernels[step.nest]
+        values = self.sizes.all(step.sizes)
+        symbols = self.program.nests[step.nest].symbols
+        items = Sizes(dict(zip(symbols, values, strict=True)))(kernel.items)
+        table.kernel(
+            kernel.address, items, kernel.grain, [self._place(b) for b in step.buffers], values
+        )
+
+    def _matrix(self, matrix: Matrix, itemsize: int) -> tuple[int, int]:
+        return self._place(matrix.buffer, matrix.offset * itemsize)
+
+    def _gemm(self, table: TableWriter, call: GemmCall) -> None:
+        size = call.dtype.itemsize
+        if call.batch == 0 or call.m == 0 or call.n == 0:
+            return
+        pack = next((p for p in self.packs if p.call is call), None)
+        if pack is not None:
+            table.packed(
+                self.blas.sgemm_compute,
+                self._matrix(call.a, size),
+                (pack.slot, 0),
+                self._matrix(call.c, size),
+                call.transpose_a,
+                (call.m, call.n, call.k),
+                (call.lda, max(call.n, call.k), call.ldc),
+                call.beta,
+            )
+            return
+        # Row-major c = a @ b is column-major c^T = b^T @ a^T, which is what Fortran computes.
+        operands = [
+            (*self._matrix(x, size), x.batch_stride * size) for x in (call.b, call.a, call.c)
+        ]
+        table.gemm(
+            call.function,
+            call.batch,
+            call.split,
+            operands,
+            ("T" if call.transpose_b else "N", "T" if call.transpose_a else "N"),
+            (call.n, call.m, call.k),
+            (call.ldb, call.lda, call.ldc),
+            call.beta,
+            call.dtype is DType.F64,
+        )

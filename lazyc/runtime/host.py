@@ -1,0 +1,35 @@
+"""What every Program of a process shares: the native driver, BLAS, threads, and memory pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lazyc.runtime.driver import Driver, build_driver
+from lazyc.runtime.library import Blas, find_blas
+from lazyc.runtime.memory import ArenaPool
+from lazyc.runtime.outputs import OutputPool
+from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Made once (``create_host``) and passed to each Executable."""
+
+    driver: Driver
+    blas: Blas
+    threads: ThreadCount
+    arenas: ArenaPool
+    outputs: OutputPool
+
+
+def create_host(output_pool_bytes: int = 512 << 20) -> Host:
+    """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool."""
+    library = torch_library()
+    openmp = find_openmp(library)
+    return Host(
+        driver=build_driver(openmp),
+        blas=find_blas(library),
+        threads=ThreadCount(library, openmp),
+        arenas=ArenaPool(),
+        outputs=OutputPool(max_bytes=output_pool_bytes),
+    )

@@ -1,0 +1,252 @@
+"""One call of a bound Program with eager steps: foreign calls and Python steps by turns."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lazyc.ir.program import EagerStep, GemmStep, Program, SeedStep
+from lazyc.runtime.binding import Layout, Plan, Segment, touched, written
+from lazyc.runtime.eager import EagerCall, EagerLog, in_layout
+from lazyc.runtime.host import Host
+from lazyc.runtime.library import Matrix, concrete_operand
+from lazyc.runtime.memory import Arena
+from lazyc.runtime.runner import Env, KernelError, Runner, bump_versions, strided
+from lazyc.runtime.sizes import Sizes
+
+
+@dataclass(slots=True)
+class _State:
+    """What one call has in hand: the value of each buffer id, then the arena views of products."""
+
+    values: list[Any]
+    env: Env
+    arena: Arena | None
+
+
+_PythonStep = Callable[[_State], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A Segment made ready: allocate, Python steps, one foreign call, forget dead values."""
+
+    fresh: list[tuple[int, int, Callable[[], torch.Tensor]]]  # (buffer, slot, allocator)
+    python: list[_PythonStep]
+    driver: Callable[[int, int], int]
+    table: int
+    dead: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A tensor over the arena that Python steps use as ``values[index]``."""
+
+    index: int
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class MixedRunner(Runner):
+    """Runs a plan with Python steps."""
+
+    def __init__(
+        self, program: Program, plan: Plan, host: Host, sizes: Sizes, log: EagerLog
+    ) -> None:
+        super().__init__(program, plan, host, sizes)
+        self._log = log
+        self._views: list[_View] = []
+        self._template: list[Any] = [None] * len(program.buffers)
+        for buffer, tensor in self.constants.items():
+            self._template[buffer] = tensor
+        self._view_temporaries()
+        self._turns = [self._turn(i) for i in range(len(plan.segments))]
+        # Views exist even where every temporary is empty.
+        self._arena_bytes = max(plan.arena_bytes, 1 if self._views else 0)
+        self._select = self.select_inputs()
+        self._pack_env = struct.Struct(f"{4 + len(plan.inputs)}q").pack_into
+        self.run = self._run
+
+    # --- a call
+
+    def _run(self, args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._run(args, packs, packed)
+        host, plan = self.host, self.plan
+        env = self.take_env()
+        arena = host.arenas.take(self._arena_bytes) if self._arena_bytes else None
+        state = _State(self._template.copy(), env, arena)
+        try:
+            self._fill(state, args, packs, packed)
+            mutated = [args[i] for i in plan.mutated]
+            args.clear()
+            for turn in self._turns:
+                self._take_turn(turn, state)
+            if mutated:
+                bump_versions(mutated)
+            return [make(state.values) for make in self.results]
+        finally:
+            state.values.clear()
+            self.idle.append(env)
+            if arena is not None:
+                host.arenas.give(arena)
+
+    def _fill(self, state: _State, args: list[Any], packs: Sequence[int], packed: Any) -> None:
+        """Puts the arguments, what is kept packed, and the arena's views in their places."""
+        plan, env, values = self.plan, state.env, state.values
+        address = 0 if state.arena is None else state.arena.address
+        self._pack_env(
+            env.words, 0, self.host.threads.get(), self.host.driver.openmp_address,
+            env.address + 8 * plan.scratch, address, *[t.data_ptr() for t in self._select(args)],
+        )  # fmt: skip
+        for slot, pointer in enumerate(packs, plan.first_pack_slot):
+            env.words[slot] = pointer
+        for position, buffer in enumerate(self.program.inputs):
+            if buffer >= 0:
+                values[buffer] = args[position]
+        for buffer, value in packed:
+            values[buffer] = value
+        if self._views:
+            assert state.arena is not None
+            for view, tensor in zip(self._views, self._views_of(state.arena), strict=True):
+                values[view.index] = tensor
+
+    def _views_of(self, arena: Arena) -> list[torch.Tensor]:
+        found = arena.views.get(self)
+        if found is None:
+            found = [arena.view(v.offset, v.dtype, v.shape, v.strides) for v in self._views]
+            arena.views[self] = found
+        return found
+
+    def _take_turn(self, turn: _Turn, state: _State) -> None:
+        values, words = state.values, state.env.words
+        for buffer, slot, make in turn.fresh:
+            tensor = values[buffer] = make()
+            words[slot] = tensor.data_ptr()
+        for step in turn.python:
+            step(state)
+        if turn.table:
+            bits = turn.driver(turn.table, state.env.address)
+            if bits:
+                raise KernelError(bits, bool(self.plan.mutated))
+        for buffer in turn.dead:
+            values[buffer] = None
+
+    # --- made once
+
+    def _view_temporaries(self) -> None:
+        """A view for each temporary that an eager call or a seed touches."""
+        plan = self.plan
+        used = {
+            b
+            for segment in plan.segments
+            for step in segment.python
+            if not isinstance(step, GemmStep)
+            for b in touched(step)
+        }
+        for buffer in sorted(used & plan.offsets.keys()):
+            layout = plan.layouts[buffer]
+            assert layout is not None, buffer
+            offset = plan.offsets[buffer]
+            self._views.append(_View(buffer, offset, layout.dtype, layout.shape, layout.strides))
+
+    def _turn(self, number: int) -> _Turn:
+        plan = self.plan
+        segment = plan.segments[number]
+        python: list[_PythonStep] = []
+        for step in segment.python:
+            if isinstance(step, EagerStep):
+                python.append(self._eager(step, plan.segments[number:]))
+            elif isinstance(step, GemmStep):
+                python.append(self._product(step))
+            else:
+                python.append(_seed(step))
+        driver = self.host.driver.run_short if segment.short else self.host.driver.run
+        fresh = [(b, plan.slots[b], self.allocator(b)) for b in segment.fresh]
+        return _Turn(fresh, python, driver, plan.address(segment), segment.dead)
+
+    def _eager(self, step: EagerStep, rest: Sequence[Segment]) -> _PythonStep:
+        call = EagerCall(step, self.sizes, self._log)
+        outputs = [(b, self.plan.layouts[b], self.plan.slots.get(b, -1)) for b in step.outputs]
+        changing = sorted(touched(step) & written(self.program, rest))
+
+        def run(state: _State) -> None:
+            values = state.values
+            for (buffer, layout, slot), result in zip(outputs, call(values), strict=True):
+                if layout is not None:
+                    result = _own(result, layout, state.arena, [values[b] for b in changing])
+                    if slot >= 0:
+                        state.env.words[slot] = result.data_ptr()
+                values[buffer] = result
+
+        def run_for_effect(state: _State) -> None:
+            call(state.values)
+
+        return run if outputs else run_for_effect
+
+    def _product(self, step: GemmStep) -> _PythonStep:
+        """A product that BLAS has no routine for, through ATen."""
+        batch, m, n, k = self.sizes.all((step.batch, step.m, step.n, step.k))
+        dtype = step.dtype.torch
+        operands = [
+            self._operand(concrete_operand(o, self.sizes), batch, rows, cols, dtype)
+            for o, rows, cols in ((step.a, m, k), (step.b, k, n), (step.c, m, n))
+        ]
+        plain, adding = (torch.mm, torch.addmm) if batch == 1 else (torch.bmm, torch.baddbmm)
+
+        def run(state: _State) -> None:
+            a, b, c = (operand(state.values) for operand in operands)
+            if step.accumulate:
+                adding(c, a, b, out=c)
+            else:
+                plain(a, b, out=c)
+
+        return run
+
+    def _operand(
+        self, matrix: Matrix, batch: int, rows: int, cols: int, dtype: torch.dtype
+    ) -> Callable[[list[Any]], torch.Tensor]:
+        """Finds the operand among the values; over the arena its view is made once for each arena."""
+        shape, strides = (rows, cols), (matrix.row_stride, matrix.col_stride)
+        if batch != 1:
+            shape, strides = (batch, *shape), (matrix.batch_stride, *strides)
+        if matrix.buffer in self.plan.offsets:
+            index = len(self._template)
+            self._template.append(None)
+            offset = self.plan.offsets[matrix.buffer] + matrix.offset * dtype.itemsize
+            self._views.append(_View(index, offset, dtype, shape, strides))
+            return lambda values: values[index]
+        buffer, offset = matrix.buffer, matrix.offset
+        return lambda values: strided(values[buffer], shape, strides, offset)
+
+
+def _seed(step: SeedStep) -> _PythonStep:
+    """Draws a seed in [0, 2**63) from torch's default generator."""
+
+    def run(state: _State) -> None:
+        state.values[step.output].random_()
+
+    return run
+
+
+def _own(
+    result: torch.Tensor, layout: Layout, arena: Arena | None, changing: Sequence[Any]
+) -> torch.Tensor:
+    """An eager result in the layout that the Program expects, sharing no memory with the arena or
+    with ``changing``, the arguments that later steps write to."""
+    if result.is_neg():
+        result = result.resolve_neg()
+    if arena is not None and arena.contains(result.data_ptr()):
+        result = result.clone()
+    elif changing:
+        memory = result.untyped_storage().data_ptr()
+        if any(memory == t.untyped_storage().data_ptr() for t in changing):
+            result = result.clone()
+    return in_layout(result, layout.dtype, layout.shape, layout.strides)

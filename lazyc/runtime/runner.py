@@ -1,0 +1,201 @@
+"""One call of a bound Program that consists of native steps only: a single foreign call."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from lazyc.errors import LazycError
+from lazyc.ir.program import Program, ProgramOutput
+from lazyc.runtime.binding import Plan
+from lazyc.runtime.host import Host
+from lazyc.runtime.sizes import Sizes
+
+_data_ptr = torch.Tensor.data_ptr
+
+Result = Callable[[list[Any]], Any]  # from the values of all buffers to one result
+
+
+class KernelError(LazycError):
+    """Kernels set bits of the error word (``ERROR_*`` of ``ir.loops``): an index out of range, a
+    division by zero. The caller runs the graph in eager, which raises the error that torch words.
+    ``mutated`` tells whether arguments may have been written to already."""
+
+    def __init__(self, bits: int, mutated: bool) -> None:
+        self.bits = bits
+        self.mutated = mutated
+        super().__init__(f"a kernel reported error bits {bits:#x}")
+
+
+class Env:
+    """The driver's ``env`` of one call: an array of words. Idle ones are kept by their runner."""
+
+    __slots__ = ("address", "words")
+
+    def __init__(self, size: int) -> None:
+        self.words = (ctypes.c_int64 * size)()
+        self.address = ctypes.addressof(self.words)
+
+
+def bump_versions(tensors: Sequence[torch.Tensor]) -> None:
+    """Tells autograd that native code wrote to these tensors, as an in-place operator would."""
+    counted = [t for t in tensors if not t.is_inference()]
+    if counted:
+        torch.autograd.graph.increment_version(counted)
+
+
+def strided(
+    tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int], offset: int
+) -> torch.Tensor:
+    """A view of ``tensor``'s memory, ``offset`` elements after its first."""
+    return torch.as_strided(tensor, shape, strides, tensor.storage_offset() + offset)
+
+
+class Runner:
+    """A Program bound to concrete sizes (``plan``).
+
+    ``run(args, packs, packed)`` empties ``args`` and returns the results. ``packs`` are the
+    addresses of packed buffers and packed matrices, in the order of their slots; ``packed`` pairs
+    the id of each packed buffer with its tensor.
+    """
+
+    run: Callable[..., list[Any]]
+
+    def __init__(self, program: Program, plan: Plan, host: Host, sizes: Sizes) -> None:
+        self.program = program
+        self.plan = plan
+        self.host = host
+        self.sizes = sizes
+        self.idle: list[Env] = []
+        self.constants = {
+            b.id: program.constants[b.source] for b in program.buffers if b.kind == "constant"
+        }
+        self.results = [self._result(o) for o in program.outputs]
+
+    def take_env(self) -> Env:
+        """An env that no other call uses, with the addresses of the constants filled in."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self._new_env()
+
+    def _new_env(self) -> Env:
+        env = Env(self.plan.env_words)
+        for buffer, tensor in self.constants.items():
+            if buffer in self.plan.slots:
+                env.words[self.plan.slots[buffer]] = tensor.data_ptr()
+        return env
+
+    def allocator(self, buffer: int) -> Callable[[], torch.Tensor]:
+        layout = self.plan.layouts[buffer]
+        assert layout is not None, buffer
+        return self.host.outputs.allocator(layout.shape, layout.strides, layout.dtype)
+
+    def select_inputs(self) -> Callable[[Sequence[Any]], Sequence[torch.Tensor]]:
+        """The arguments that native steps use, in the order of their slots."""
+        positions = self.plan.inputs
+        if positions == list(range(len(self.program.inputs))):
+            return lambda args: args
+        if len(positions) >= 2:
+            return itemgetter(*positions)
+        return lambda args: [args[p] for p in positions]
+
+    def _result(self, output: ProgramOutput) -> Result:
+        """How one result is made from the values of all buffers."""
+        number = output.buffer
+        if number < 0:
+            value = None if output.value is None else self.sizes(output.value)
+            return lambda values: value
+        buffer, layout = self.program.buffers[number], self.plan.layouts[number]
+        if layout is None:
+            return lambda values: values[number]
+        shape, strides = self.sizes.all(output.shape), self.sizes.all(output.strides)
+        offset = self.sizes(output.offset)
+        if buffer.kind in ("constant", "packed"):  # kept by the Program: the caller gets a copy
+            return lambda values: strided(values[number], shape, strides, offset).clone()
+        if offset == 0 and (shape, strides) == (layout.shape, layout.strides):
+            return lambda values: values[number]
+        uses = sum(o.buffer == number for o in self.program.outputs)
+        if buffer.kind == "input" or uses > 1:
+            return lambda values: strided(values[number], shape, strides, offset)
+        # The only result on this memory: no view of anything, with a version counter of its own.
+        return lambda values: strided(values[number], shape, strides, offset).data
+
+
+class NativeRunner(Runner):
+    """Runs a plan without Python steps."""
+
+    def __init__(self, program: Program, plan: Plan, host: Host, sizes: Sizes) -> None:
+        super().__init__(program, plan, host, sizes)
+        self.run = self._make_run()
+
+    def _make_run(self) -> Callable[..., list[Any]]:
+        plan, host = self.plan, self.host
+        segment = plan.segments[0]
+        driver = host.driver.run_short if segment.short else host.driver.run
+        table = plan.address(segment)
+        select, idle = self.select_inputs(), self.idle
+        allocate = [self.allocator(b) for b in plan.fresh]
+        threads, openmp, scratch = host.threads, host.driver.openmp_address, 8 * plan.scratch
+        arena_bytes, arenas = plan.arena_bytes, host.arenas
+        pack_env = struct.Struct(f"{plan.leading_words}q").pack_into
+        finish, mutated = self._finisher(), plan.mutated
+
+        def run(args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
+            fresh = [make() for make in allocate]
+            if table:
+                env = self.take_env()
+                arena = arenas.take(arena_bytes) if arena_bytes else None
+                pack_env(
+                    env.words, 0, threads.get(), openmp, env.address + scratch,
+                    0 if arena is None else arena.address,
+                    *map(_data_ptr, select(args)), *map(_data_ptr, fresh), *packs,
+                )  # fmt: skip
+                bits = driver(table, env.address)
+                idle.append(env)
+                if arena is not None:
+                    arenas.give(arena)
+                if bits:
+                    raise KernelError(bits, bool(mutated))
+                if mutated:
+                    bump_versions([args[i] for i in mutated])
+            results = finish(args, fresh, packed)
+            args.clear()
+            return results
+
+        return run
+
+    def _finisher(self) -> Callable[[list[Any], list[torch.Tensor], Any], list[Any]]:
+        """Makes the results from the arguments and the fresh tensors."""
+        plan, outputs = self.plan, self.program.outputs
+        if [o.buffer for o in outputs] == plan.fresh and all(map(self._is_whole, outputs)):
+            return lambda args, fresh, packed: fresh
+        count = len(self.program.buffers)
+        wanted = {o.buffer for o in outputs}
+        inputs = [(b, p) for p, b in enumerate(self.program.inputs) if b in wanted]
+        constants = [(b, t) for b, t in self.constants.items() if b in wanted]
+
+        def finish(args: list[Any], fresh: list[torch.Tensor], packed: Any) -> list[Any]:
+            values: list[Any] = [None] * count
+            for buffer, position in inputs:
+                values[buffer] = args[position]
+            for buffer, tensor in (*constants, *packed, *zip(plan.fresh, fresh, strict=True)):
+                values[buffer] = tensor
+            return [make(values) for make in self.results]
+
+        return finish
+
+    def _is_whole(self, output: ProgramOutput) -> bool:
+        """Whether a result is its buffer's tensor as it is."""
+        layout = self.plan.layouts[output.buffer]
+        return (
+            layout is not None
+            and self.sizes(output.offset) == 0
+            and self.sizes.all(output.shape) == layout.shape
+            and self.sizes.all(output.strides) == layout.strides
+        )
