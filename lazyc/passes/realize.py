@@ -8,7 +8,7 @@ A realized value whose readers all end up in its own kernel loses its memory aga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
@@ -79,7 +79,15 @@ def _costs(nodes: list[Node]) -> dict[Node, Cost]:
             loads=min(sum(p.loads for p in parts), 10_000),
             costly=node.spec.has(Trait.COSTLY | Trait.RANDOM) or any(p.costly for p in parts),
         )
+        if node.op == "expand" and _shrinks(node.inputs[0], node):
+            costs[node] = replace(costs[node], loads=0)
     return costs
+
+
+def _shrinks(small: Node, big: Node) -> bool:
+    """True when reading ``small`` is next to nothing beside visiting ``big``."""
+    few, many = numel(small.shape), numel(big.shape)
+    return isinstance(few, int) and (not isinstance(many, int) or few * 8 <= many)
 
 
 def _amplifies(user: Node, source: Node) -> bool:

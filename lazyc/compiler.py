@@ -1,0 +1,201 @@
+"""The composition root: Graph -> key -> cached Program, or passes -> schedule -> kernels -> Program.
+
+This is the only module that knows the whole path. ``Compiler.compile`` reads like the list above.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lazyc.codegen.target import Target
+from lazyc.config import Config
+from lazyc.errors import CacheCorrupt, CompilerBug, NotCacheable
+from lazyc.ir import attrs as A
+from lazyc.ir.graph import Graph
+from lazyc.ir.nest_verify import verify_nest
+from lazyc.ir.printer import print_graph
+from lazyc.ir.program import EagerStep, Program
+from lazyc.ir.program_verify import verify_program
+from lazyc.ir.verify import verify_graph
+from lazyc.kernels import KernelStore, Timings
+from lazyc.passes.manager import PassFailed, run_passes
+from lazyc.passes.pipeline import PIPELINE
+from lazyc.passes.schedule import schedule
+from lazyc.report import events as E
+from lazyc.runtime.binding import LoadedKernel
+from lazyc.runtime.cache import DiskCache
+from lazyc.runtime.host import Host
+from lazyc.runtime.key import combine, key_parts
+from lazyc.runtime.program import Executable
+from lazyc.runtime.serialize import KernelRef, dump_program, load_program
+
+_graph_numbers = itertools.count()
+
+
+class Compiler:
+    """Compiles Graphs for one target with one Config; keeps Programs and kernels for reuse."""
+
+    def __init__(self, config: Config, target: Target, host: Host, events: E.EventStream) -> None:
+        self._config = config
+        self._target_key = target.key()
+        self._host = host
+        self._events = events
+        self._disk = DiskCache(config, events, self._target_key)
+        self._kernels = KernelStore(target, self._disk, events)
+        self._programs: dict[str, tuple[Program, dict[str, LoadedKernel]]] = {}
+        self._lock = threading.RLock()
+
+    def compile(self, graph: Graph) -> Executable:
+        """The Executable of a Graph. Raises CompilerBug, or Unschedulable for what no Program says."""
+        number = next(_graph_numbers)
+        timings = Timings()
+        self._events.emit(E.CompileStarted(number, len(graph.nodes), len(graph.inputs)))
+        with self._lock:
+            start = time.perf_counter()
+            parts = self._key_parts(graph)
+            key = combine(parts) if parts is not None else None
+            timings.add("key", start)
+            found = self._lookup(key, parts, timings)
+            if found is None:
+                found = self._build(graph, key, parts, timings)
+        program, kernels = found
+        fallbacks = self._report_fallbacks(program)
+        start = time.perf_counter()
+        executable = Executable(program, kernels, self._host)
+        timings.add("bind", start)
+        seconds = tuple(timings.seconds.items())
+        self._events.emit(
+            E.CompileFinished(number, seconds, timings.made, timings.reused, fallbacks)
+        )
+        return executable
+
+    # --- the cache --------------------------------------------------------------------------------
+
+    def _key_parts(self, graph: Graph) -> dict[str, str] | None:
+        try:
+            return key_parts(graph, self._target_key, self._config)
+        except NotCacheable:
+            return None
+
+    def _lookup(
+        self, key: str | None, parts: Mapping[str, str] | None, timings: Timings
+    ) -> tuple[Program, dict[str, LoadedKernel]] | None:
+        if key is None:
+            return None
+        found = self._programs.get(key)
+        if found is not None:
+            self._events.emit(E.CacheHit("memory", "programs", key))
+            timings.reused += len(found[1])
+            return found
+        self._events.emit(E.CacheMiss("memory", "programs", key))
+        start = time.perf_counter()
+        entry = self._disk.load("programs", key, parts)
+        if entry is None:
+            return None
+        try:
+            objects = {n.removeprefix("object "): data for n, data in entry.parts.items()}
+            program, refs = load_program(
+                {n: d for n, d in entry.parts.items() if not n.startswith("object ")}
+            )
+            kernels = self._kernels.restore(refs, objects, timings)
+        except (CacheCorrupt, KeyError):
+            return None
+        timings.add("load", start)
+        self._programs[key] = (program, kernels)
+        return program, kernels
+
+    def _store(
+        self, key: str, parts: Mapping[str, str], program: Program, refs: Mapping[str, KernelRef]
+    ) -> None:
+        try:
+            data = dump_program(program, refs)
+        except NotCacheable:
+            return
+        data |= {f"object {k}": self._kernels.object_code(ref) for k, ref in refs.items()}
+        self._disk.store("programs", key, {"key_parts": dict(parts)}, data)
+
+    # --- passes, schedule, code -------------------------------------------------------------------
+
+    def _build(
+        self,
+        graph: Graph,
+        key: str | None,
+        parts: Mapping[str, str] | None,
+        timings: Timings,
+    ) -> tuple[Program, dict[str, LoadedKernel]]:
+        graph = self._run_passes(graph, timings)
+        program = self._schedule(graph, timings)
+        try:
+            kernels, refs = self._kernels.make(program.nests, timings)
+        except Exception as error:
+            raise CompilerBug("code generation", error) from error
+        if key is not None and parts is not None:
+            start = time.perf_counter()
+            self._programs[key] = (program, kernels)
+            self._store(key, parts, program, refs)
+            timings.add("store", start)
+        return program, kernels
+
+    def _run_passes(self, graph: Graph, timings: Timings) -> Graph:
+        start = time.perf_counter()
+        try:
+            if self._config.verify:
+                verify_graph(graph)
+            results = run_passes(graph, PIPELINE, self._config.verify)
+        except PassFailed as failure:
+            cause = failure.__cause__
+            assert cause is not None
+            raise CompilerBug(f"pass {failure.name}", cause) from cause
+        before = len(graph.nodes)
+        for result in results:
+            if self._events.listening:
+                text = print_graph(result.graph) if self._config.debug >= 3 else ""
+                after = len(result.graph.nodes)
+                self._events.emit(E.PassFinished(result.name, result.seconds, before, after, text))
+                before = after
+        timings.add("passes", start)
+        return results[-1].graph
+
+    def _schedule(self, graph: Graph, timings: Timings) -> Program:
+        start = time.perf_counter()
+        program = schedule(graph, self._config.fusion)
+        if self._config.verify:
+            try:
+                for nest in program.nests.values():
+                    verify_nest(nest)
+                verify_program(program)
+            except Exception as error:
+                raise CompilerBug("schedule", error) from error
+        timings.add("schedule", start)
+        return program
+
+    def _report_fallbacks(self, program: Program) -> int:
+        count = 0
+        for step in program.steps:
+            if isinstance(step, EagerStep) and step.is_fallback:
+                count += 1
+                op, _, line = step.comment.partition(" ")
+                self._events.emit(E.Fallback(op or step.target, step.reason, line))
+        return count
+
+
+def may_report_errors(graph: Graph) -> bool:
+    """Whether a kernel of the Graph can set an error bit: a checked index, an integer division."""
+    for node in graph.nodes:
+        if isinstance(node.attrs, A.GatherAttrs | A.ScatterAttrs) and node.attrs.checked:
+            return True
+        if node.op in ("floor_div", "trunc_div", "rem", "mod") and not node.dtype.is_float:
+            return True
+    return False
+
+
+def rerun_in_eager(gm: torch.fx.GraphModule, args: Sequence[Any]) -> list[Any]:
+    """What eager makes of a call whose kernels reported an error: its exception, or its result."""
+    return list(gm(*args))
+
