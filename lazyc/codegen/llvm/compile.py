@@ -1,0 +1,52 @@
+"""From LLVM IR text to object code, for this machine or a lesser one."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import llvmlite.binding as llvm
+
+from lazyc.codegen.base import CodegenError
+from lazyc.codegen.target import Target
+
+
+@cache
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def new_machine(target: Target) -> llvm.TargetMachine:
+    """LLVM's code generator for a target (position-independent code), for an owner of its own."""
+    _initialize()
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
+    )
+
+
+_machine = cache(new_machine)
+
+
+def _optimized(text: str, target: Target) -> llvm.ModuleRef:
+    machine = _machine(target)
+    context = llvm.create_context()
+    try:
+        module = llvm.parse_assembly(text, context)
+        module.verify()
+    except RuntimeError as error:
+        raise CodegenError(f"generated LLVM IR is invalid: {error}") from error
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = False  # the text is vector code
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
+def compile_text(text: str, target: Target) -> bytes:
+    """The object file of a module. Raises CodegenError when LLVM rejects the text."""
+    return _machine(target).emit_object(_optimized(text, target))
+
+
+def assembly(text: str, target: Target) -> str:
+    """The machine code of a module as text, for tests and for people."""
+    return _machine(target).emit_assembly(_optimized(text, target))

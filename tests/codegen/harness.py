@@ -1,0 +1,109 @@
+"""Compiles a LoopNest, runs it on torch tensors, and builds small nests."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from lazyc.codegen.llvm import Loader, compile_text, generate
+from lazyc.codegen.target import Target
+from lazyc.ir.index import Axis, Index, axis_index
+from lazyc.ir.loops import BufferParam, Compute, Instr, Load, LoopNest, Stage, Store
+from lazyc.ir.ops import concrete
+from lazyc.ir.types import DType, dtype_from_torch
+
+_FUNCTION = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.POINTER(ctypes.c_int64),
+)
+_LOADERS: dict[Target, Loader] = {}
+
+
+class Kernel:
+    """A loaded kernel."""
+
+    def __init__(self, nest: LoopNest, target: Target, name: str) -> None:
+        self.nest = nest
+        self.code = generate(nest, name, target)
+        loader = _LOADERS.setdefault(target, Loader(target))
+        loader.add(compile_text(self.code.text, target))
+        self.function = _FUNCTION(loader.address(name))
+
+    def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
+        """Runs all items, in ``pieces`` calls; returns the error bits."""
+        pointers = (ctypes.c_void_p * max(1, len(tensors)))(*(t.data_ptr() for t in tensors))
+        values = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
+        known = dict(zip(self.nest.symbols, sizes, strict=True))
+        items = concrete(self.code.items, known)
+        error = ctypes.c_int64(0)
+        for k in range(pieces):
+            begin, end = items * k // pieces, items * (k + 1) // pieces
+            self.function(pointers, values, begin, end, ctypes.byref(error))
+        return error.value
+
+
+@cache
+def kernel(nest: LoopNest, target: Target) -> Kernel:
+    """The kernel of a nest, compiled once a target."""
+    return Kernel(nest, target, f"kernel_{len(_LOADERS)}_{kernel.cache_info().currsize}")
+
+
+def run(nest: LoopNest, target: Target, *tensors: torch.Tensor, **options: object) -> int:
+    return kernel(nest, target)(*tensors, **options)  # type: ignore[arg-type]
+
+
+def pointwise(
+    op: str, inputs: Sequence[torch.dtype], result: torch.dtype, size: int, vectorize: str = "outer"
+) -> LoopNest:
+    """``out[i] = op(in0[i], ...)`` over ``size`` elements; half types compute in f32."""
+    axis = Axis("i", size)
+    at = axis_index(axis)
+    body: list[Instr] = []
+    args: list[int] = []
+    kinds = [_dtype(d) for d in inputs]
+    buffers = [BufferParam(d, "in", size) for d in kinds]
+
+    def new(instr: type, *fields: object) -> int:
+        body.append(instr(len(body), *fields))
+        return len(body) - 1
+
+    for k, dtype in enumerate(kinds):
+        value = new(Load, dtype, k, at)
+        if op not in ("cast", "bitcast") and dtype.compute is not dtype:
+            value = new(Compute, dtype.compute, "cast", (value,))
+        args.append(value)
+    out = _dtype(result)
+    work = out if op in ("cast", "bitcast") else out.compute
+    value = new(Compute, work, op, tuple(args))
+    if work is not out:
+        value = new(Compute, out, "cast", (value,))
+    body.append(Store(len(kinds), at, value))
+    buffers.append(BufferParam(out, "out", size))
+    stage_axes = (axis,) if vectorize == "inner" else ()
+    return LoopNest(
+        () if vectorize == "inner" else (axis,),
+        (Stage(stage_axes, tuple(body)),),
+        tuple(buffers),
+        vectorize=vectorize,  # type: ignore[arg-type]
+    )
+
+
+def _dtype(dtype: torch.dtype) -> DType:
+    found = dtype_from_torch(dtype)
+    assert found is not None
+    return found
+
+
+def row_major(axes: Sequence[Axis]) -> Index:
+    """The flat position of a point of ``axes``."""
+    total = Index(0)
+    for axis in axes:
+        total = total * axis.size + axis_index(axis)
+    return total
