@@ -119,3 +119,13 @@ def scatter_add(
 def zeros(b: Builder, shape: Shape, like: Node) -> Node:
     """Zeros of another tensor's type."""
     return b.constant(0, like.dtype, shape, like.tensor.device)
+
+
+def require(b: Builder, holds: Node, x: Node) -> Node:
+    """x, where ``holds`` is true for each element; else the run raises eager's error.
+
+    What is false reads past the end of a one-element tensor, which the checked gather flags.
+    """
+    single = b.constant(0, x.dtype, (1,), x.tensor.device)
+    flag = b.gather(single, [b.where(holds, b.constant(0, DType.I64), 1)], checked=True)
+    return b.where(holds, x, flag)

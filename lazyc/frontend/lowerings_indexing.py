@@ -136,8 +136,9 @@ def _clamped(b: Builder, x: Node, indices: Sequence[Node | None]) -> Advanced:
 def unsafe_masked_index(
     b: Builder, x: Node, mask: Node, indices: Sequence[Node | None], fill: A.Scalar
 ) -> Node:
-    if numel(x.shape) == 0:
-        raise NotLowered("masked index of an empty tensor")
+    if numel(x.shape) == 0:  # the mask hides everything
+        shape = advanced(b, x.shape, indices).shape
+        return b.constant(fill, x.dtype, shape, x.tensor.device)
     place = _clamped(b, x, indices)
     found = b.gather(x, place.indices, checked=False)
     return b.where(expand_to(b, mask, place.shape), found, fill)
@@ -159,13 +160,30 @@ def masked_scatter(b: Builder, x: Node, mask: Node, source: Node) -> Node:
     """The k-th element that the mask selects becomes element k of source."""
     _same_dtype(x, source)
     x, mask = b.broadcast(x, mask)
-    if numel(source.shape) == 0 or mask.dtype is not DType.BOOL:
-        raise NotLowered("masked_scatter from an empty source or with a byte mask")
-    flat = b.reshape(mask, (numel(mask.shape),))
-    order = b.sub(b.scan("sum", b.cast(flat, DType.I64), 0), 1)
-    place = b.reshape(b.where(flat, order, 0), x.shape)
+    if numel(source.shape) == 0:
+        raise NotLowered("masked_scatter from an empty source")
+    place = _selected_order(b, mask)
     values = b.gather(b.reshape(source, (numel(source.shape),)), [place], checked=True)
     return b.where(mask, values, x)
+
+
+def _selected_order(b: Builder, mask: Node) -> Node:
+    """For each element that a mask selects how many it selects before; 0 for the others."""
+    if mask.dtype is not DType.BOOL:
+        raise NotLowered("a byte mask")
+    flat = b.reshape(mask, (numel(mask.shape),))
+    order = b.sub(b.scan("sum", b.cast(flat, DType.I64), 0), 1)
+    return b.reshape(b.where(flat, order, 0), mask.shape)
+
+
+@lowers("aten.masked_scatter_backward.default")
+def masked_scatter_backward(b: Builder, grad: Node, mask: Node, sizes: Sequence[Dim]) -> Node:
+    """The selected elements of grad in order, then zeros: the gradient of the source."""
+    grad, mask = b.broadcast(grad, mask)
+    base = zeros(b, (numel(tuple(sizes)),), grad)
+    place = _selected_order(b, mask)
+    out = b.scatter(base, b.where(mask, grad, 0), [place], "add", checked=True)
+    return b.reshape(out, tuple(sizes))
 
 
 # --- writing --------------------------------------------------------------------------------------

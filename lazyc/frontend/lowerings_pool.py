@@ -134,7 +134,8 @@ def _max_indices(b: Builder, view: Node, p: Pool) -> Node:
     """Where each window's maximum lies, as a row-major position in the input's spatial dims.
 
     The first of equal maxima counts; padding only ties when every element is -inf, and then the
-    first element inside the input counts, as in eager.
+    first element inside the input counts, as in eager. Of several nans in a window the first
+    counts (eager: the last), since finding the last would cost a second reduction.
     """
     flat = b.reshape(view, (*view.shape[: -p.spatial], numel(p.kernel)))
     best = b.argreduce("argmax", flat, flat.tensor.rank - 1)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lazyc.frontend.indexing import require
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.promotion import Operand, default_float, lazyc_dtype
 from lazyc.ir.graph import Node
@@ -240,8 +241,11 @@ def bernoulli_tensor(b: Builder, x: Node, p: Node, *, generator: object = None) 
     _check(None, generator)
     if not p.dtype.is_float:
         raise NotLowered(f"probabilities of type {p.dtype}")
+    chance = b.compute(p)
+    valid = b.pointwise("and", b.compare("ge", chance, 0), b.compare("le", chance, 1))
+    chance = b.expand(require(b, valid, chance), x.shape)
     draw = _uniform(b, x.shape, p.dtype, x.tensor.device)
-    return b.cast(b.compare("lt", draw, b.expand(b.compute(p), x.shape)), x.dtype)
+    return b.cast(b.compare("lt", draw, chance), x.dtype)
 
 
 @lowers("aten.bernoulli.default")
@@ -284,6 +288,8 @@ def _affine_normal(
         raise NotLowered(f"standard deviation {std}")
     draw = _normal(b, shape, dtype, device)
     spread = b.compute(std) if isinstance(std, Node) else std
+    if isinstance(spread, Node):
+        spread = require(b, b.compare("ge", spread, 0), spread)
     center = b.compute(mean) if isinstance(mean, Node) else mean
     return b.cast(b.add(b.mul(draw, spread), center), dtype)
 
@@ -321,6 +327,16 @@ def normal_tensor_float(
     return _affine_normal(b, mean.shape, mean.dtype, mean.tensor.device, mean, std)
 
 
+@lowers("aten.normal.float_Tensor", "aten.normal.Tensor_Tensor")
+def normal_tensor(b: Builder, mean: Operand, std: Node, *, generator: object = None) -> Node:
+    _check(None, generator)
+    shape, dtype = std.shape, std.dtype
+    if isinstance(mean, Node):
+        mean, std = b.broadcast(mean, std)
+        shape, dtype = mean.shape, mean.dtype
+    return _affine_normal(b, shape, dtype, std.tensor.device, mean, std)
+
+
 @lowers("aten.uniform.default")
 def uniform(
     b: Builder, x: Node, low: float = 0.0, high: float = 1.0, *, generator: object = None
@@ -330,6 +346,27 @@ def uniform(
         raise NotLowered(f"uniform numbers of [{low}, {high})")
     draw = b.compute(_uniform_in(b, x.shape, x.dtype, x.tensor.device))
     return b.cast(b.add(b.mul(draw, high - low), low), x.dtype)
+
+
+@lowers("aten.rrelu_with_noise_functional.default")
+def rrelu_with_noise(
+    b: Builder,
+    x: Node,
+    noise: Node,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: object = None,
+) -> tuple[Node, Node]:
+    """Leaky relu with slopes drawn from [lower, upper) in training; the noise is the slopes."""
+    _check(None, generator)
+    values = b.compute(x)
+    negative = b.compare("le", values, 0)
+    if not training:
+        leaky = b.mul(values, (lower + upper) / 2)
+        return b.cast(b.where(negative, leaky, values), x.dtype), noise
+    slopes = b.where(negative, b.compute(uniform(b, x, lower, upper)), 1)
+    return b.cast(b.mul(values, slopes), x.dtype), b.cast(slopes, noise.dtype)
 
 
 @lowers("aten.exponential.default")
