@@ -23,7 +23,7 @@ from lazyc.ir.graph import Graph
 from lazyc.passes.plan import Unschedulable
 from lazyc.report import events as E
 from lazyc.report.metrics import Metrics
-from lazyc.runtime.driver import KernelError
+from lazyc.runtime.runner import KernelError
 
 EVENTS = E.EventStream()
 METRICS = Metrics()

@@ -15,6 +15,7 @@ import torch
 from torch._dynamo.utils import flatten_graph_inputs
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.fx_import import Unsupported, import_graph
@@ -62,7 +63,8 @@ def make_backend(
             graph = import_graph(gm, parameters)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))
-        return _boxed(compile_graph(graph, gm, kind))
+        with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
+            return _boxed(compile_graph(graph, gm, kind))
 
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any

@@ -54,7 +54,10 @@ class _Emitter:
                 self._add(node, "constant", source=source)
         for unit in self.order:
             self._allocate(unit)
-        steps = [step for unit in self.order for step in self._steps(unit)]
+        steps: list[P.Step] = []
+        packed: list[P.Step] = []
+        for unit in self.order:
+            (packed if unit.is_static else steps).extend(self._steps(unit))
         outputs = tuple(self._output(k, o) for k, o in enumerate(graph.outputs))
         return P.Program(
             inputs=inputs,
@@ -64,6 +67,7 @@ class _Emitter:
             nests=self.nests,
             constants=list(graph.constants),
             symbols=tuple(graph.symbols),
+            packed=tuple(packed),
             parameters=self._parameters(steps),
         )
 
@@ -95,21 +99,24 @@ class _Emitter:
     def _allocate(self, unit: Unit) -> None:
         if unit.kernel is None:
             for node in unit.nodes:
-                self._add(node, self._library_kind(node))
+                self._add(node, self._library_kind(node, unit.is_static))
             return
         needed = self._needed(unit)
         for root in unit.kernel.roots:
             if root.into is None:
                 if root.node in needed:
                     handed_out = root.node in self.handed_out
-                    self._add(root.node, "output" if handed_out else "temp")
+                    lasting = "packed" if unit.is_static else "temp"
+                    self._add(root.node, "output" if handed_out else lasting)
             elif root.into.node is not None:
                 self.targets[root.into] = self.memory[root.into.node]
             else:
                 kind = "output" if root.into in self.handed_out else "temp"
                 self.targets[root.into] = self._new(kind, root.node.tensor, root.into.strides)
 
-    def _library_kind(self, node: Node) -> str:
+    def _library_kind(self, node: Node, is_static: bool) -> str:
+        if is_static:
+            return "packed"
         if isinstance(node.type, OpaqueType):
             return "opaque"
         if node.op in ("eager", "project", "convolution"):
@@ -255,7 +262,13 @@ class _Emitter:
         return P.ProgramOutput(self.memory[place.base].id, place.shape, place.strides)
 
     def _parameters(self, steps: list[P.Step]) -> tuple[int, ...]:
+        """The inputs that kept buffers and packed products are made from."""
         found: dict[int, None] = {}
+        for unit in self.order:
+            if unit.is_static:
+                for node in sorted(unit.reads, key=lambda n: n.id):
+                    if node.op == "input":
+                        found[node.attrs.index] = None
         for step in steps:
             if isinstance(step, P.GemmStep) and step.pack_b:
                 found[self.buffers[step.b.buffer].source] = None

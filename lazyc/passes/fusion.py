@@ -27,7 +27,10 @@ _MAX_BUFFERS = 48
 
 @dataclass(eq=False)
 class Unit:
-    """A step in the making: a kernel, or a library or eager call (``kernel`` None)."""
+    """A step in the making: a kernel, or a library or eager call (``kernel`` None).
+
+    ``is_static``: depends on parameters and constants only, so that its result outlives the call.
+    """
 
     id: int
     kernel: Kernel | None
@@ -36,6 +39,7 @@ class Unit:
     preds: set[int] = field(default_factory=set)
     succs: set[int] = field(default_factory=set)
     ancestors: int = 0  # bit set of unit ids
+    is_static: bool = False
 
 
 class UnitGraph:
@@ -151,6 +155,8 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
     """The kernel that runs ``first`` then ``second``, if they fit together."""
     a, b = first.kernel, second.kernel
     assert a is not None and b is not None
+    if first.is_static != second.is_static:
+        return None
     if len(first.reads | second.reads) + len(first.nodes) + len(second.nodes) > _MAX_BUFFERS:
         return None
     roots = sorted(a.roots + b.roots, key=lambda r: (r.into is not None, r.node.id))

@@ -43,6 +43,12 @@ class Plan:
         """The copy of a value to these strides."""
         return self.copies.setdefault((node, strides), Target(None, strides))
 
+    def hands_out(self, node: Node) -> bool:
+        """Whether the caller gets the memory of a value."""
+        return any(
+            isinstance(place, StridedView) and place.base is node for place in self.results.values()
+        ) or any(o.value is node for o in self.graph.outputs)
+
 
 def make_plan(graph: Graph) -> Plan:
     """Decides until nothing changes. Raises Unschedulable."""

@@ -43,7 +43,29 @@ def make_units(plan: Plan) -> UnitGraph:
         root = make_root(value, plan.realized, Target(node, node.attrs.strides))
         roots[root] = add(kernel_of(root), [value], root.accesses)
     edges = _edges(plan, units, accesses, owner, roots)
-    return UnitGraph(units, edges)
+    graph = UnitGraph(units, edges)
+    _mark_static(plan, graph, owner)
+    return graph
+
+
+def _mark_static(plan: Plan, graph: UnitGraph, owner: dict[Node, int]) -> None:
+    """Finds the units whose results depend on nothing but parameters and constants."""
+    for unit in graph.order():
+        effect = any(
+            n.op == "seed" or (isinstance(n.attrs, A.EagerAttrs) and n.attrs.serial >= 0)
+            for n in unit.nodes
+        )
+        copies = unit.kernel is not None and any(r.into is not None for r in unit.kernel.roots)
+        if effect or copies or any(plan.hands_out(n) for n in unit.nodes):
+            continue
+        unit.is_static = bool(unit.reads) and all(
+            graph.units[owner[n]].is_static if n in owner else is_lasting(n) for n in unit.reads
+        )
+
+
+def is_lasting(node: Node) -> bool:
+    """Whether a node is the same from call to call: a parameter of an inference graph, a constant."""
+    return node.op == "tensor_constant" or (node.op == "input" and node.attrs.is_parameter)
 
 
 def _library_reads(node: Node, plan: Plan) -> tuple[Access, ...]:
