@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +20,34 @@ _PLAIN = (
 )  # fmt: skip
 
 
+def operator_name(target: Any) -> str:
+    """The name under ``torch.ops`` of an operator overload or higher-order operator."""
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order.{target.name()}"
+    return str(target)
+
+
 @dataclass
 class EagerCall:
-    """A call to be made eager: ``value`` maps an FX argument to its Node, Dim or Python value."""
+    """A call to be made eager: ``value`` maps an FX argument to its Node, Dim or Python value.
 
-    name: str
-    node: torch.fx.Node
+    ``result`` is the example value of the results, ``effect`` whether the call does more than return
+    them by what encloses it.
+    """
+
+    target: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    result: Any
     reason: str
     value: Callable[[Any], Any]
+    effect: bool = False
     inputs: list[Node] = field(default_factory=list)
     strides: list[Shape | None] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return operator_name(self.target)
 
     def input(self, made: Node, strides: Shape | None) -> int:
         """The input slot of a value seen with these strides."""
@@ -68,14 +86,14 @@ def make_eager(call: EagerCall, serial: int) -> tuple[A.EagerAttrs, list[Node]]:
 
     Raises Unsupported for arguments that have no representation (graphs, generators).
     """
-    args = tuple(call.template(a) for a in call.node.args)
-    kwargs = tuple((k, call.template(v)) for k, v in call.node.kwargs.items())
-    val = call.node.meta.get("val")
+    args = tuple(call.template(a) for a in call.args)
+    kwargs = tuple((k, call.template(v)) for k, v in call.kwargs.items())
+    val = call.result
     is_tuple = isinstance(val, list | tuple)
     results = tuple(val) if is_tuple else (val,)
     mutates, aliases = _alias_info(call, args, dict(kwargs))
-    effect = _has_effect(call.node.target, bool(mutates), val)
-    distinct = effect or _is_random(call.node.target)
+    effect = call.effect or bool(mutates) or val is None or val == ()
+    distinct = effect or _is_random(call.target)
     attrs = A.EagerAttrs(
         call.name,
         args,
@@ -97,7 +115,7 @@ def _alias_info(
     call: EagerCall, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Inputs that the call writes to, and those that a result may share memory with."""
-    target = call.node.target
+    target = call.target
     if not isinstance(target, torch._ops.OpOverload):
         return (), tuple(range(len(call.inputs)))
     returned = {
@@ -124,10 +142,3 @@ def _is_random(target: Any) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded in target.tags
     return True
-
-
-def _has_effect(target: Any, mutates: bool, val: Any) -> bool:
-    """True for calls that must run though nothing reads their results."""
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return target.name() == "with_effects"
-    return mutates or val is None or val == ()

@@ -13,10 +13,12 @@ from typing import Any
 
 import sympy
 import torch
+from torch._higher_order_ops.effects import with_effects
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lazyc.frontend.builder import Builder, Layout
-from lazyc.frontend.eager_calls import EagerCall, make_eager
+from lazyc.frontend.eager_calls import EagerCall, make_eager, operator_name
 from lazyc.frontend.fx_types import (
     Unsupported,
     dims,
@@ -94,6 +96,8 @@ class _Importer:
         if "val" not in node.meta:
             raise Unsupported(f"input {node.name} has no example value")
         val, index = node.meta["val"], len(self.inputs)
+        if any(user.target is with_effects and user.args[0] is node for user in node.users):
+            return self._token(node)
         kind = value_type(val)
         attrs = A.InputAttrs(
             index,
@@ -114,6 +118,11 @@ class _Importer:
             return value
         return made
 
+    def _token(self, node: torch.fx.Node) -> None:
+        """An argument that only orders effects: None when the program runs, and nothing here."""
+        attrs = A.InputAttrs(len(self.inputs), node.name, OpaqueType("token"), None)
+        self.inputs.append((node, self.graph.add("input", (), attrs)))
+
     def _bind(self, source: SymbolSource) -> None:
         if all(s.symbol != source.symbol for s in self.graph.symbols):
             self.graph.symbols.append(source)
@@ -124,10 +133,11 @@ class _Importer:
             value = getattr(value, part)
         if not isinstance(value, torch.Tensor):
             raise Unsupported(f"attribute {node.target} of type {type(value).__name__}")
-        value = value.detach()
         dtype = dtype_from_torch(value.dtype)
-        if value.dim() == 0 and dtype is not None and opaque_reason(value) is None:
-            return self.builder.constant(value.item(), dtype, device=str(value.device))
+        with unset_fake_temporarily():
+            value = value.detach()
+            if value.dim() == 0 and dtype is not None and opaque_reason(value) is None:
+                return self.builder.constant(value.item(), dtype, device=str(value.device))
         self.graph.constants.append(value)
         attrs = A.TensorConstantAttrs(
             len(self.graph.constants) - 1, value_type(value), value_strides(value)
@@ -140,12 +150,11 @@ class _Importer:
         target = node.target
         if target is operator.getitem:
             return self._getitem(node)
-        if isinstance(target, torch._ops.OpOverload):
-            name = str(target)
-        elif isinstance(target, torch._ops.HigherOrderOperator):
-            name = f"higher_order.{target.name()}"
-        else:
+        if not isinstance(target, torch._ops.OperatorBase):
             return self._symbolic(node)
+        name = operator_name(target)
+        if target is with_effects:
+            return self._effectful(node)
         if name in _IGNORED:
             return None
         if name == "aten.copy_.default" and self._is_input_write(node):
@@ -170,9 +179,7 @@ class _Importer:
         if isinstance(source, tuple):
             return source[index]  # type: ignore[index]
         assert isinstance(source.attrs, A.EagerAttrs) and isinstance(index, int), node
-        kind = source.attrs.outputs[index]
-        origin = self.graph.provenance.get(source)
-        made = self.graph.add("project", (source,), A.ProjectAttrs(index), origin, kind)
+        made = self._project(source, index)
         val = node.meta.get("val")
         return made if isinstance(val, torch.Tensor) or val is None else sym_value(val)
 
@@ -195,7 +202,11 @@ class _Importer:
             else:
                 _check_result(name, node, result)
                 return tuple(result) if isinstance(result, list) else result
-        return self._eager(node, name, reason)
+        return self._eager(
+            EagerCall(
+                node.target, node.args, node.kwargs, node.meta.get("val"), reason, self._value
+            )
+        )
 
     def _arguments(self, node: torch.fx.Node) -> tuple[list[Any], dict[str, Any]]:
         """Positional arguments by position and keyword-only ones by name, as in the schema."""
@@ -226,8 +237,32 @@ class _Importer:
                 return reason
         return None
 
-    def _eager(self, node: torch.fx.Node, name: str, reason: str) -> Node:
-        call = EagerCall(name, node, reason, self._value)
+    def _effectful(self, node: torch.fx.Node) -> tuple[Any, ...]:
+        """``with_effects(token, op, *args) -> (token, *results)``: tokens only order the calls, and
+        eager nodes with effects keep their order."""
+        _, target, *args = node.args
+        _, *results = node.meta["val"]
+        is_tuple = len(results) != 1 or isinstance(results[0], list | tuple)
+        val = tuple(results) if len(results) != 1 else results[0]
+        self.builder.provenance = Provenance(
+            operator_name(target), user_line(node.meta.get("stack_trace"))
+        )
+        made = self._eager(
+            EagerCall(target, args, node.kwargs, val, "effect", self._value, effect=True)
+        )
+        if not is_tuple:
+            return (None, made)
+        count = len(val)
+        parts = tuple(self._project(made, k) for k in range(count))
+        return (None, *parts) if len(results) != 1 else (None, parts)
+
+    def _project(self, source: Node, index: int) -> Node:
+        attrs: A.EagerAttrs = source.attrs
+        origin = self.graph.provenance.get(source)
+        kind = attrs.outputs[index]
+        return self.graph.add("project", (source,), A.ProjectAttrs(index), origin, kind)
+
+    def _eager(self, call: EagerCall) -> Node:
         attrs, inputs = make_eager(call, self.serial)
         self.serial += attrs.serial >= 0
         return self.graph.add("eager", inputs, attrs, self.builder.provenance)
