@@ -106,7 +106,7 @@ def _failed(
 ) -> Callable[[list[Any]], Sequence[Any]]:
     bug = error if isinstance(error, CompilerBug) else CompilerBug("compilation", error)
     if config.strict:
-        raise bug from error
+        raise bug from bug.cause
     EVENTS.emit(E.CompilerBugFound(bug.stage, bug.op, bug.line, str(bug)))
     warnings.warn(str(bug), CompilerBugWarning, stacklevel=2)
     return run_in_eager(gm)

@@ -12,7 +12,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
-from lazyc.passes.contraction import as_operand
+from lazyc.passes.contraction import MatrixView
 from lazyc.passes.fusion import Unit, UnitGraph
 from lazyc.passes.layout import StridedView
 from lazyc.passes.lower_kernel import (
@@ -26,6 +26,7 @@ from lazyc.passes.lower_kernel import (
 from lazyc.passes.plan import Plan
 from lazyc.passes.regions import Kernel, Target, kernel_of, make_root
 from lazyc.passes.scatter import lower_scatter
+from lazyc.passes.units import is_lasting
 
 
 def emit_program(plan: Plan, units: UnitGraph) -> P.Program:
@@ -148,10 +149,8 @@ class _Emitter:
         node = unit.nodes[0]
         if node.op == "seed":
             return [P.SeedStep(self.memory[node].id)]
-        if isinstance(node.type, TensorType) and numel(node.shape) == 0 and node.op == "matmul":
-            return []
         if node.op == "matmul":
-            return [self._gemm(node)]
+            return self._gemms(node)
         if node.spec.has(Trait.SCATTER):
             return self._scatter_steps(node)
         return [self._eager(node, unit.nodes[1:])]
@@ -190,19 +189,24 @@ class _Emitter:
             )
         return steps
 
-    def _gemm(self, node: Node) -> P.GemmStep:
-        ids = {n: b.id for n, b in self.memory.items()}
-        a, b = (as_operand(v, ids) for v in self.plan.operands[node])
-        out = StridedView(node, node.shape, self.plan.strides[node], 0)
-        c = as_operand(out, ids)
-        assert a is not None and b is not None and c is not None
-        *batch, m, k = node.inputs[0].shape
-        weight = self.plan.operands[node][1].base
-        pack = weight.op == "input" and weight.attrs.is_parameter and not batch
-        return P.GemmStep(
-            node.dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
-            pack_b=pack, comment=self._comment([node]),
-        )  # fmt: skip
+    def _gemms(self, node: Node) -> list[P.Step]:
+        m, k = node.inputs[0].shape[-2:]
+        comment = self._comment([node])
+        steps: list[P.Step] = []
+        for batch, matrices in self.plan.products[node]:
+            a, b, c = (self._operand(x) for x in matrices)
+            pack = batch == 1 and matrices[1].base.op == "input" and is_lasting(matrices[1].base)
+            steps.append(
+                P.GemmStep(
+                    node.dtype, batch, m, node.shape[-1], k, a, b, c, pack_b=pack, comment=comment
+                )
+            )
+        return steps
+
+    def _operand(self, x: MatrixView) -> P.Operand:
+        (batch_stride,) = x.batch_strides
+        buffer = self.memory[x.base].id
+        return P.Operand(buffer, x.offset, x.row_stride, x.col_stride, batch_stride)
 
     def _eager(self, node: Node, projections: list[Node]) -> P.EagerStep:
         refs = [self._argument(node, k) for k in range(len(node.inputs))]

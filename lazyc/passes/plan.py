@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
-from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import as_operand
+from lazyc.ir.types import Dim, Shape, TensorType, contiguous_strides, numel
+from lazyc.passes.contraction import MatrixView, as_matrix, gemm_calls
 from lazyc.passes.layout import StridedView, choose_strides, same_strides, strided_view
 from lazyc.passes.realize import live_nodes, realized_nodes
 from lazyc.passes.regions import Target
@@ -26,7 +26,7 @@ class Unschedulable(Exception):
 
 @dataclass
 class Plan:
-    """``operands``: the factors of each matmul. ``arguments``: for (eager node, argument) the view to
+    """``products``: the BLAS calls of each matmul (batch, [a, b, c]). ``arguments``: for (eager node, argument) the view to
     pass, or the copy. ``copies``: values to copy to other strides. ``results``: for each output the
     value whose memory is handed out, a view of such memory, or the copy."""
 
@@ -34,7 +34,7 @@ class Plan:
     nodes: list[Node]
     realized: set[Node]
     strides: dict[Node, Shape]
-    operands: dict[Node, tuple[StridedView, ...]] = field(default_factory=dict)
+    products: dict[Node, list[tuple[Dim, tuple[MatrixView, ...]]]] = field(default_factory=dict)
     arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
     copies: dict[tuple[Node, Shape], Target] = field(default_factory=dict)
     results: dict[int, StridedView | Target] = field(default_factory=dict)
@@ -84,16 +84,20 @@ def _reads_targets(graph: Graph, value: Node) -> bool:
 def _library_operands(plan: Plan) -> set[Node]:
     missing: set[Node] = set()
     for node in plan.nodes:
-        if node.op != "matmul" or numel(node.shape) == 0:
+        if node.op != "matmul":
             continue
-        views: list[StridedView] = []
-        for arg in node.inputs:
-            view = strided_view(arg, plan.realized, plan.strides)
-            if view is None or as_operand(view, {view.base: 0}) is None:
-                missing.add(arg)
-            else:
-                views.append(view)
-        plan.operands[node] = tuple(views)
+        views = [strided_view(arg, plan.realized, plan.strides) for arg in node.inputs]
+        found = [None if v is None else as_matrix(v) for v in views]
+        out = as_matrix(StridedView(node, node.shape, plan.strides[node], 0))
+        assert out is not None, node
+        lacking = {a for a, m in zip(node.inputs, found, strict=True) if m is None}
+        if not lacking:
+            matrices = (*(m for m in found if m is not None), out)
+            calls = gemm_calls(node.shape[:-2], matrices)
+            if calls is None:
+                lacking = {a for a in node.inputs if a not in plan.realized}
+            plan.products[node] = calls or []
+        missing |= lacking
     return missing
 
 

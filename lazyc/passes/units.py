@@ -69,8 +69,9 @@ def is_lasting(node: Node) -> bool:
 
 
 def _library_reads(node: Node, plan: Plan) -> tuple[Access, ...]:
-    if node in plan.operands:
-        return tuple(Access(v.base, None) for v in plan.operands[node])
+    if node in plan.products:
+        bases = {m.base: None for _, matrices in plan.products[node] for m in matrices[:2]}
+        return tuple(Access(base, None) for base in bases)
     if node.spec.has(Trait.SCATTER):
         return make_root(node, plan.realized).accesses
     found: list[Access] = []
