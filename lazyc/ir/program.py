@@ -53,27 +53,27 @@ class KernelStep:
 class Operand:
     """A matrix (or batch of matrices) inside a buffer, strides in elements.
 
-    Element [b, i, j] is at ``offset + b*batch_stride + i*row_stride + j*col_stride``; row_stride or
-    col_stride is 1 (what BLAS can read, plain or transposed).
+    Element [b..., i, j] is at ``offset + sum(b*batch_stride) + i*row_stride + j*col_stride``;
+    row_stride or col_stride is 1 (what BLAS can read, plain or transposed).
     """
 
     buffer: int
     offset: Dim
     row_stride: Dim
     col_stride: Dim
-    batch_stride: Dim = 0
+    batch_strides: Shape = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GemmStep:
-    """``c = a @ b`` (``+ c`` when ``accumulate``), [batch, m, k] @ [batch, k, n], by a BLAS library.
+    """``c = a @ b`` (``+ c`` when ``accumulate``), [*batch, m, k] @ [*batch, k, n], by a BLAS library.
 
     ``pack_b``: b is made from parameters only; the runtime may keep a packed copy of it between
     calls, guarded by the version of those inputs.
     """
 
     dtype: DType
-    batch: Dim
+    batch: Shape  # any number of batch dims, each with a stride in every operand
     m: Dim
     n: Dim
     k: Dim

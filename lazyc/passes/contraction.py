@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, Shape, is_nonneg, numel
+from lazyc.ir.types import Dim, Shape, is_nonneg
 from lazyc.passes.layout import StridedView
-
-
-# A product over two batch dims that do not merge becomes at most this many calls.
-_MAX_CALLS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +43,6 @@ def as_matrix(view: StridedView) -> MatrixView | None:
     if not plain and not transposed:
         return None
     return MatrixView(view.base, view.offset, row, col, tuple(batch_strides))
-
-
-def gemm_calls(
-    batch: Shape, matrices: tuple[MatrixView, ...]
-) -> list[tuple[Dim, tuple[MatrixView, ...]]] | None:
-    """The product over ``batch`` dims as calls with one batch dim each: (size, operands).
-
-    Neighbouring dims merge where all operands step through them evenly; what is left over becomes
-    several calls. None when those would be too many.
-    """
-    dims: list[tuple[Dim, tuple[Dim, ...]]] = []
-    for k, size in enumerate(batch):
-        if size == 1:
-            continue
-        strides = tuple(m.batch_strides[k] for m in matrices)
-        if dims and all(
-            outer == inner * size for outer, inner in zip(dims[-1][1], strides, strict=True)
-        ):
-            dims[-1] = (dims[-1][0] * size, strides)
-        else:
-            dims.append((size, strides))
-    last, last_strides = dims.pop() if dims else (1, (0,) * len(matrices))
-    count = numel(size for size, _ in dims)
-    if not isinstance(count, int) or count > _MAX_CALLS:
-        return None
-    calls: list[tuple[Dim, tuple[MatrixView, ...]]] = []
-    for where in itertools.product(*(range(int(size)) for size, _ in dims)):
-        moved = tuple(
-            replace(
-                m,
-                offset=m.offset + sum(i * s[k] for i, (_, s) in zip(where, dims, strict=True)),
-                batch_strides=(last_strides[k],),
-            )
-            for k, m in enumerate(matrices)
-        )
-        calls.append((last, moved))
-    return calls
 
 
 def _at_least(stride: Dim, size: Dim) -> Dim:

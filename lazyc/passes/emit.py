@@ -12,7 +12,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
-from lazyc.passes.contraction import MatrixView
+from lazyc.passes.contraction import MatrixView, as_matrix
 from lazyc.passes.fusion import Unit, UnitGraph
 from lazyc.passes.layout import StridedView
 from lazyc.passes.lower_kernel import (
@@ -150,7 +150,7 @@ class _Emitter:
         if node.op == "seed":
             return [P.SeedStep(self.memory[node].id)]
         if node.op == "matmul":
-            return self._gemms(node)
+            return [self._gemm(node)]
         if node.spec.has(Trait.SCATTER):
             return self._scatter_steps(node)
         return [self._eager(node, unit.nodes[1:])]
@@ -189,24 +189,21 @@ class _Emitter:
             )
         return steps
 
-    def _gemms(self, node: Node) -> list[P.Step]:
-        m, k = node.inputs[0].shape[-2:]
-        comment = self._comment([node])
-        steps: list[P.Step] = []
-        for batch, matrices in self.plan.products[node]:
-            a, b, c = (self._operand(x) for x in matrices)
-            pack = batch == 1 and matrices[1].base.op == "input" and is_lasting(matrices[1].base)
-            steps.append(
-                P.GemmStep(
-                    node.dtype, batch, m, node.shape[-1], k, a, b, c, pack_b=pack, comment=comment
-                )
-            )
-        return steps
+    def _gemm(self, node: Node) -> P.GemmStep:
+        *batch, m, k = node.inputs[0].shape
+        first, second = self.plan.factors[node]
+        out = as_matrix(StridedView(node, node.shape, self.plan.strides[node], 0))
+        assert out is not None, node
+        a, b, c = (self._operand(x) for x in (first, second, out))
+        pack = not batch and second.base.op == "input" and is_lasting(second.base)
+        return P.GemmStep(
+            node.dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
+            pack_b=pack, comment=self._comment([node]),
+        )  # fmt: skip
 
     def _operand(self, x: MatrixView) -> P.Operand:
-        (batch_stride,) = x.batch_strides
         buffer = self.memory[x.base].id
-        return P.Operand(buffer, x.offset, x.row_stride, x.col_stride, batch_stride)
+        return P.Operand(buffer, x.offset, x.row_stride, x.col_stride, x.batch_strides)
 
     def _eager(self, node: Node, projections: list[Node]) -> P.EagerStep:
         refs = [self._argument(node, k) for k in range(len(node.inputs))]

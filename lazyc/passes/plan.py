@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
-from lazyc.ir.types import Dim, Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import MatrixView, as_matrix, gemm_calls
+from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
+from lazyc.passes.contraction import MatrixView, as_matrix
 from lazyc.passes.layout import StridedView, choose_strides, same_strides, strided_view
 from lazyc.passes.realize import live_nodes, realized_nodes
 from lazyc.passes.regions import Target
@@ -26,7 +26,7 @@ class Unschedulable(Exception):
 
 @dataclass
 class Plan:
-    """``products``: the BLAS calls of each matmul (batch, [a, b, c]). ``arguments``: for (eager node, argument) the view to
+    """``factors``: the operands of each matmul. ``arguments``: for (eager node, argument) the view to
     pass, or the copy. ``copies``: values to copy to other strides. ``results``: for each output the
     value whose memory is handed out, a view of such memory, or the copy."""
 
@@ -34,7 +34,7 @@ class Plan:
     nodes: list[Node]
     realized: set[Node]
     strides: dict[Node, Shape]
-    products: dict[Node, list[tuple[Dim, tuple[MatrixView, ...]]]] = field(default_factory=dict)
+    factors: dict[Node, tuple[MatrixView, ...]] = field(default_factory=dict)
     arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
     copies: dict[tuple[Node, Shape], Target] = field(default_factory=dict)
     results: dict[int, StridedView | Target] = field(default_factory=dict)
@@ -88,16 +88,8 @@ def _library_operands(plan: Plan) -> set[Node]:
             continue
         views = [strided_view(arg, plan.realized, plan.strides) for arg in node.inputs]
         found = [None if v is None else as_matrix(v) for v in views]
-        out = as_matrix(StridedView(node, node.shape, plan.strides[node], 0))
-        assert out is not None, node
-        lacking = {a for a, m in zip(node.inputs, found, strict=True) if m is None}
-        if not lacking:
-            matrices = (*(m for m in found if m is not None), out)
-            calls = gemm_calls(node.shape[:-2], matrices)
-            if calls is None:
-                lacking = {a for a in node.inputs if a not in plan.realized}
-            plan.products[node] = calls or []
-        missing |= lacking
+        missing |= {a for a, m in zip(node.inputs, found, strict=True) if m is None}
+        plan.factors[node] = tuple(m for m in found if m is not None)
     return missing
 
 

@@ -69,9 +69,8 @@ def is_lasting(node: Node) -> bool:
 
 
 def _library_reads(node: Node, plan: Plan) -> tuple[Access, ...]:
-    if node in plan.products:
-        bases = {m.base: None for _, matrices in plan.products[node] for m in matrices[:2]}
-        return tuple(Access(base, None) for base in bases)
+    if node in plan.factors:
+        return tuple(Access(m.base, None) for m in plan.factors[node])
     if node.spec.has(Trait.SCATTER):
         return make_root(node, plan.realized).accesses
     found: list[Access] = []

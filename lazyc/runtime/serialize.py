@@ -47,7 +47,7 @@ OPERAND = C.record(
     offset=C.DIM,
     row_stride=C.DIM,
     col_stride=C.DIM,
-    batch_stride=C.DIM,
+    batch_strides=C.SHAPE,
 )
 KERNEL_STEP = C.record(
     P.KernelStep, nest=C.STR, buffers=C.sequence(C.INT), sizes=C.SHAPE, comment=C.STR
@@ -55,7 +55,7 @@ KERNEL_STEP = C.record(
 GEMM_STEP = C.record(
     P.GemmStep,
     dtype=C.DTYPE,
-    batch=C.DIM,
+    batch=C.SHAPE,
     m=C.DIM,
     n=C.DIM,
     k=C.DIM,
