@@ -8,7 +8,7 @@ from lazyc.frontend.indexing import identity, on_axis, scatter_add, zeros
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.lowerings_pool import make_pool, windows
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim
+from lazyc.ir.types import Dim, divide_exact
 
 
 @lowers("aten.im2col.default")
@@ -67,14 +67,23 @@ def col2im(
     return out if x.tensor.rank == 3 else b.squeeze(out, 0)
 
 
+def _exactly(size: Dim, parts: Dim) -> Dim:
+    """``size / parts``, known to leave no rest."""
+    quotient = divide_exact(size, parts)
+    if quotient is None:
+        raise NotLowered(f"blocks of {parts} of a symbolic size {size}")
+    return quotient
+
+
 @lowers("aten.pixel_shuffle.default")
 def pixel_shuffle(b: Builder, x: Node, upscale_factor: int) -> Node:
     """(..., C*r*r, H, W) -> (..., C, H*r, W*r)."""
     *lead, channels, height, width = x.shape
     r, n = upscale_factor, len(lead)
-    split = b.reshape(x, (*lead, channels // (r * r), r, r, height, width))
+    kept = _exactly(channels, r * r)
+    split = b.reshape(x, (*lead, kept, r, r, height, width))
     order = (*range(n), n, n + 3, n + 1, n + 4, n + 2)
-    shape = (*lead, channels // (r * r), height * r, width * r)
+    shape = (*lead, kept, height * r, width * r)
     return b.reshape(b.permute(split, order), shape)
 
 
@@ -83,14 +92,15 @@ def pixel_unshuffle(b: Builder, x: Node, downscale_factor: int) -> Node:
     """(..., C, H*r, W*r) -> (..., C*r*r, H, W)."""
     *lead, channels, height, width = x.shape
     r, n = downscale_factor, len(lead)
-    split = b.reshape(x, (*lead, channels, height // r, r, width // r, r))
+    rows, columns = _exactly(height, r), _exactly(width, r)
+    split = b.reshape(x, (*lead, channels, rows, r, columns, r))
     order = (*range(n), n, n + 2, n + 4, n + 1, n + 3)
-    shape = (*lead, channels * r * r, height // r, width // r)
+    shape = (*lead, channels * r * r, rows, columns)
     return b.reshape(b.permute(split, order), shape)
 
 
 @lowers("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
 def channel_shuffle(b: Builder, x: Node, groups: Dim) -> Node:
     """Channels (N, g*c, ...) in the order (c, g)."""
-    split = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    split = (x.shape[0], groups, _exactly(x.shape[1], groups), *x.shape[2:])
     return b.reshape(b.transpose(b.reshape(x, split), 1, 2), x.shape)

@@ -268,7 +268,7 @@ def index_add(
     base, axis, line = _line_target(b, x, dim, index)
     shape, places = by_line(b, base.shape, axis, line)
     values = b.compute(b.reshape(source, shape))
-    if alpha != 1:
+    if alpha != 1 and x.dtype is not DType.BOOL:
         values = b.mul(values, alpha)
     return b.reshape(scatter_add(b, base, values, places, checked=True), x.shape)
 
