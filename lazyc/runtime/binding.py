@@ -25,7 +25,7 @@ from lazyc.ir.program import (
 from lazyc.ir.types import Dim, DType
 from lazyc.runtime.driver import ENV_SLOTS, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
-from lazyc.runtime.library import Blas, GemmCall, Matrix, plan_gemm
+from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.memory import Interval, plan_arena
 from lazyc.runtime.sizes import Sizes, storage_elements
 
@@ -231,6 +231,12 @@ def written(program: Program, segments: Sequence[Segment]) -> set[int]:
     return found
 
 
+def _kept_buffers(program: Program) -> set[int]:
+    """The buffers whose content stays from call to call under the guard of the parameters."""
+    parameters = {program.inputs[i] for i in program.parameters}
+    return parameters | {b.id for b in program.buffers if b.kind in ("constant", "packed")}
+
+
 class _Slots:
     """Hands out env slots in order."""
 
@@ -274,10 +280,11 @@ def bind(
     slots.add(packed)
     packs: list[PackRequest] = []
     if use_packs:
-        for segment in segments:
-            for n in segment.native:
-                if n.gemm is not None and n.gemm.packable:
-                    packs.append(PackRequest(n.gemm, slots.take()))
+        kept = _kept_buffers(program)
+        calls = [n.gemm for s in segments for n in s.native if n.gemm is not None]
+        packs = [
+            PackRequest(c, slots.take()) for c in calls if c.packable and c.product.b.buffer in kept
+        ]
     slots.add(late)
 
     changed = written(program, segments)
@@ -324,9 +331,8 @@ class _Writer:
             work = 0
             for native in segment.native:
                 if native.gemm is not None:
-                    call = native.gemm
-                    self._gemm(table, call)
-                    work += call.batch * call.m * call.n * call.k // 8
+                    self._gemm(table, native.gemm)
+                    work += native.gemm.flops // 16
                 else:
                     assert isinstance(native.step, KernelStep)
                     self._kernel(table, native.step)
@@ -354,38 +360,35 @@ class _Writer:
             kernel.address, items, kernel.grain, [self._place(b) for b in step.buffers], values
         )
 
-    def _matrix(self, matrix: Matrix, itemsize: int) -> tuple[int, int]:
-        return self._place(matrix.buffer, matrix.offset * itemsize)
-
     def _gemm(self, table: TableWriter, call: GemmCall) -> None:
-        size = call.dtype.itemsize
-        if call.batch == 0 or call.m == 0 or call.n == 0:
+        p, size = call.product, call.dtype.itemsize
+        if 0 in p.batch or p.m == 0 or p.n == 0:
             return
-        pack = next((p for p in self.packs if p.call is call), None)
-        if pack is not None:
+        a, b, c = (self._place(x.buffer, x.offset * size) for x in (p.a, p.b, p.c))
+        slot = next((request.slot for request in self.packs if request.call is call), None)
+        if slot is not None:
             table.packed(
                 self.blas.sgemm_compute,
-                self._matrix(call.a, size),
-                (pack.slot, 0),
-                self._matrix(call.c, size),
+                a,
+                (slot, 0),
+                c,
                 call.transpose_a,
-                (call.m, call.n, call.k),
-                (call.lda, max(call.n, call.k), call.ldc),
+                (p.m, p.n, p.k),
+                (call.lda, max(p.n, p.k), call.ldc),
                 call.beta,
             )
             return
         # Row-major c = a @ b is column-major c^T = b^T @ a^T, which is what Fortran computes.
-        operands = [
-            (*self._matrix(x, size), x.batch_stride * size) for x in (call.b, call.a, call.c)
-        ]
+        strides = (x.batch_strides for x in (p.b, p.a, p.c))
+        dims = zip(p.batch, *strides, strict=True)
         table.gemm(
             call.function,
-            call.batch,
             call.split,
-            operands,
+            (b, a, c),
             ("T" if call.transpose_b else "N", "T" if call.transpose_a else "N"),
-            (call.n, call.m, call.k),
+            (p.n, p.m, p.k),
             (call.ldb, call.lda, call.ldc),
             call.beta,
             call.dtype is DType.F64,
+            [(n, first * size, second * size, out * size) for n, first, second, out in dims],
         )

@@ -7,8 +7,9 @@ same for every Program; its code holds no address, and is compiled in a few mill
 
     END     op, 1
     KERNEL  op, len, fn, items, grain, nbuffers, (slot, offset) * nbuffers, sizes...
-    GEMM    op, len, fn, batch, split, (slot, offset, batch stride) * (first, second, c),
-            transposes, dims, leading dims, scale factors as Fortran ?gemm takes them
+    GEMM    op, len, fn, products, split, ndims, (slot, offset) * (a, b, c), then ten words that
+            Fortran's ?gemm takes by address: transposes, m, n, k, lda, ldb, ldc, alpha, beta; then
+            (size, byte strides of a, b, c) * ndims batch dims
     PACKED  op, len, fn, (slot, offset) * (a, packed b, c), transpose a, m, n, k, lda, ldb, ldc, beta
     GUARD   op, len, count, (address, expected word) * count
 
@@ -20,6 +21,7 @@ a weight is not what it was.
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,39 +164,61 @@ parallel:
   ret void
 }
 
-define internal ptr @batch_operand(ptr %rec, i64 %i, ptr %env, i64 %b) alwaysinline {
-  %base = call ptr @resolve(ptr %rec, i64 %i, ptr %env)
-  %j = add i64 %i, 2
-  %stride = call i64 @word(ptr %rec, i64 %j)
-  %bytes = mul i64 %stride, %b
-  %p = getelementptr i8, ptr %base, i64 %bytes
-  ret ptr %p
+define internal i64 @step(ptr %dim, i64 %word, i64 %i, i64 %offset) alwaysinline {
+  %stride = call i64 @word(ptr %dim, i64 %word)
+  %move = mul i64 %stride, %i
+  %to = add i64 %offset, %move
+  ret i64 %to
 }
 define internal void @gemm_range(ptr %rec, ptr %env, i64 %lo, i64 %hi) {
 entry:
   %fn = call ptr @wordptr(ptr %rec, i64 2)
-  %ta = getelementptr i64, ptr %rec, i64 14
-  %tb = getelementptr i64, ptr %rec, i64 15
-  %m = getelementptr i64, ptr %rec, i64 16
-  %n = getelementptr i64, ptr %rec, i64 17
-  %k = getelementptr i64, ptr %rec, i64 18
-  %lda = getelementptr i64, ptr %rec, i64 19
-  %ldb = getelementptr i64, ptr %rec, i64 20
-  %ldc = getelementptr i64, ptr %rec, i64 21
-  %alpha = getelementptr i64, ptr %rec, i64 22
-  %beta = getelementptr i64, ptr %rec, i64 23
+  %ndims = call i64 @word(ptr %rec, i64 5)
+  %a = call ptr @resolve(ptr %rec, i64 6, ptr %env)
+  %b = call ptr @resolve(ptr %rec, i64 8, ptr %env)
+  %c = call ptr @resolve(ptr %rec, i64 10, ptr %env)
+  %ta = getelementptr i64, ptr %rec, i64 12
+  %tb = getelementptr i64, ptr %rec, i64 13
+  %m = getelementptr i64, ptr %rec, i64 14
+  %n = getelementptr i64, ptr %rec, i64 15
+  %k = getelementptr i64, ptr %rec, i64 16
+  %lda = getelementptr i64, ptr %rec, i64 17
+  %ldb = getelementptr i64, ptr %rec, i64 18
+  %ldc = getelementptr i64, ptr %rec, i64 19
+  %alpha = getelementptr i64, ptr %rec, i64 20
+  %beta = getelementptr i64, ptr %rec, i64 21
+  %dims = getelementptr i64, ptr %rec, i64 22
   br label %loop
 loop:
-  %b = phi i64 [ %lo, %entry ], [ %b1, %one ]
-  %more = icmp ult i64 %b, %hi
-  br i1 %more, label %one, label %done
+  %product = phi i64 [ %lo, %entry ], [ %following, %one ]
+  %more = icmp ult i64 %product, %hi
+  br i1 %more, label %locate, label %done
+locate:                                   ; the position in each batch dim, last dim first
+  %d = phi i64 [ %ndims, %loop ], [ %d1, %within ]
+  %rest = phi i64 [ %product, %loop ], [ %rest1, %within ]
+  %oa = phi i64 [ 0, %loop ], [ %oa1, %within ]
+  %ob = phi i64 [ 0, %loop ], [ %ob1, %within ]
+  %oc = phi i64 [ 0, %loop ], [ %oc1, %within ]
+  %located = icmp eq i64 %d, 0
+  br i1 %located, label %one, label %within
+within:
+  %d1 = sub i64 %d, 1
+  %d4 = shl i64 %d1, 2
+  %dim = getelementptr i64, ptr %dims, i64 %d4
+  %size = call i64 @word(ptr %dim, i64 0)
+  %i = urem i64 %rest, %size
+  %rest1 = udiv i64 %rest, %size
+  %oa1 = call i64 @step(ptr %dim, i64 1, i64 %i, i64 %oa)
+  %ob1 = call i64 @step(ptr %dim, i64 2, i64 %i, i64 %ob)
+  %oc1 = call i64 @step(ptr %dim, i64 3, i64 %i, i64 %oc)
+  br label %locate
 one:
-  %first = call ptr @batch_operand(ptr %rec, i64 5, ptr %env, i64 %b)
-  %second = call ptr @batch_operand(ptr %rec, i64 8, ptr %env, i64 %b)
-  %c = call ptr @batch_operand(ptr %rec, i64 11, ptr %env, i64 %b)
-  call void %fn(ptr %ta, ptr %tb, ptr %m, ptr %n, ptr %k, ptr %alpha, ptr %first, ptr %lda,
-                ptr %second, ptr %ldb, ptr %beta, ptr %c, ptr %ldc)
-  %b1 = add i64 %b, 1
+  %pa = getelementptr i8, ptr %a, i64 %oa
+  %pb = getelementptr i8, ptr %b, i64 %ob
+  %pc = getelementptr i8, ptr %c, i64 %oc
+  call void %fn(ptr %ta, ptr %tb, ptr %m, ptr %n, ptr %k, ptr %alpha, ptr %pa, ptr %lda,
+                ptr %pb, ptr %ldb, ptr %beta, ptr %pc, ptr %ldc)
+  %following = add i64 %product, 1
   br label %loop
 done:
   ret void
@@ -389,20 +413,25 @@ class TableWriter:
     def gemm(
         self,
         function: int,
-        batch: int,
         split: int,
-        operands: Sequence[tuple[int, int, int]],
+        operands: Sequence[Slice],
         transposes: tuple[str, str],
         dims: tuple[int, int, int],
         leading: tuple[int, int, int],
         beta: float,
         double: bool,
+        batch: Sequence[tuple[int, int, int, int]],
     ) -> None:
-        """``operands``: (slot, byte offset, batch stride in bytes) of the Fortran a, b and c."""
-        self.words += (GEMM, 24, function, batch, split)
+        """Fortran's ?gemm for each point of the batch dims. ``operands``: its a, b and c.
+
+        ``batch``: (size, byte strides in a, b and c) of each dim.
+        """
+        products = math.prod(dim[0] for dim in batch)
+        self.words += (GEMM, 22 + 4 * len(batch), function, products, split, len(batch))
         self.words += (word for operand in operands for word in operand)
         self.words += (ord(transposes[0]), ord(transposes[1]), *dims, *leading)
         self.words += (float_word(1.0, double), float_word(beta, double))
+        self.words += (word for dim in batch for word in dim)
 
     def packed(
         self,

@@ -65,16 +65,17 @@ def step_buffers(step: EagerStep) -> set[int]:
 Fill = Callable[[Sequence[Any]], Any]
 
 
-def _compile_template(template: Any, sizes: Sizes) -> tuple[Any, Fill | None]:
+def _compile_template(
+    template: Any, sizes: Sizes, reference: Callable[[BufferRef], Fill]
+) -> tuple[Any, Fill | None]:
     """(constant, None) for a template without buffers, else (None, function of all values)."""
     if isinstance(template, BufferRef):
-        buffer = template.id
-        return None, lambda values: values[buffer]
+        return None, reference(template)
     if isinstance(template, sympy.Expr):
         return sizes(template), None
     if not isinstance(template, tuple | list):
         return template, None
-    parts = [_compile_template(part, sizes) for part in template]
+    parts = [_compile_template(part, sizes, reference) for part in template]
     if all(fill is None for _, fill in parts):
         return [constant for constant, _ in parts], None
     return None, lambda values: [c if fill is None else fill(values) for c, fill in parts]
@@ -82,15 +83,22 @@ def _compile_template(template: Any, sizes: Sizes) -> tuple[Any, Fill | None]:
 
 class EagerCall:
     """An eager step bound to concrete sizes; ``call(values)`` returns the operator's results, one
-    for each output buffer. ``values`` holds the tensor (or other value) of each buffer id."""
+    for each output buffer. ``values`` holds the tensor (or other value) of each buffer id;
+    ``reference`` finds the value of a BufferRef in it."""
 
     __slots__ = ("_args", "_kwargs", "_log", "_stats", "_target", "step")
 
-    def __init__(self, step: EagerStep, sizes: Sizes, log: EagerLog) -> None:
+    def __init__(
+        self,
+        step: EagerStep,
+        sizes: Sizes,
+        log: EagerLog,
+        reference: Callable[[BufferRef], Fill],
+    ) -> None:
         self.step = step
         self._target = resolve_target(step.target)
-        self._args = [_compile_template(a, sizes) for a in step.args]
-        self._kwargs = [(k, *_compile_template(v, sizes)) for k, v in step.kwargs]
+        self._args = [_compile_template(a, sizes, reference) for a in step.args]
+        self._kwargs = [(k, *_compile_template(v, sizes, reference)) for k, v in step.kwargs]
         self._log = log
         self._stats = log.entry(step)
 

@@ -8,9 +8,10 @@ type that BLAS has no routine for, ``plan_gemm`` returns None and the product ru
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 
-from lazyc.ir.program import GemmStep, Operand
+from lazyc.ir.program import GemmStep
 from lazyc.ir.types import DType
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.threads import symbol_address
@@ -18,6 +19,8 @@ from lazyc.runtime.threads import symbol_address
 # CBLAS constants of MKL.
 _ROW_MAJOR, _NO_TRANS, _TRANS, _B_MATRIX = 101, 111, 112, 162
 _INT_MAX = 2**31 - 1
+# Rows of a from which a packed b is faster (measured; fewer rows are bound by reading b once).
+_LEAST_PACKED_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +57,39 @@ class Matrix:
     offset: int
     row_stride: int
     col_stride: int
-    batch_stride: int
+    batch_strides: tuple[int, ...]
 
     @property
     def transposed(self) -> Matrix:
-        return Matrix(self.buffer, self.offset, self.col_stride, self.row_stride, self.batch_stride)
+        return Matrix(
+            self.buffer, self.offset, self.col_stride, self.row_stride, self.batch_strides
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class GemmCall:
-    """A product ready for the driver: ``c = a @ b + beta * c``, c row-major, all sizes concrete.
+class Product:
+    """A GemmStep at concrete sizes. ``batch`` has no dim of size 1, and no two dims that all three
+    operands step through as one."""
 
-    ``transpose_a``: a is stored column by column. ``lda``...: distance of rows (columns) in elements.
-    """
-
-    function: int
-    dtype: DType
-    batch: int
+    batch: tuple[int, ...]
     m: int
     n: int
     k: int
     a: Matrix
     b: Matrix
     c: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class GemmCall:
+    """A product ready for the driver: ``c = a @ b + beta * c``, c row-major.
+
+    ``transpose_a``: a is stored column by column. ``lda``...: distance of rows (columns) in elements.
+    """
+
+    product: Product
+    function: int
+    dtype: DType
     transpose_a: bool
     transpose_b: bool
     lda: int
@@ -86,19 +99,35 @@ class GemmCall:
     packable: bool  # b may be replaced by a packed copy
 
     @property
+    def flops(self) -> int:
+        p = self.product
+        return 2 * math.prod(p.batch) * p.m * p.n * p.k
+
+    @property
     def split(self) -> int:
         """Products for each thread from which it is better to give every thread whole products."""
-        return 1 if 2 * self.m * self.n * self.k <= 2**24 else 4
+        p = self.product
+        return 1 if 2 * p.m * p.n * p.k <= 2**24 else 4
 
 
-def concrete_operand(operand: Operand, sizes: Sizes) -> Matrix:
-    return Matrix(
-        operand.buffer,
-        sizes(operand.offset),
-        sizes(operand.row_stride),
-        sizes(operand.col_stride),
-        sizes(operand.batch_stride),
+def concrete_product(step: GemmStep, sizes: Sizes) -> Product:
+    """``step`` with its sizes evaluated and its batch dims merged where they can be."""
+    operands = (step.a, step.b, step.c)
+    strides = [sizes.all(o.batch_strides) for o in operands]
+    merged: list[tuple[int, ...]] = []  # (size, strides in a, b, c)
+    for dim in zip(sizes.all(step.batch), *strides, strict=True):
+        if dim[0] == 1:
+            continue
+        if merged and all(p == s * dim[0] for p, s in zip(merged[-1][1:], dim[1:], strict=True)):
+            merged[-1] = (merged[-1][0] * dim[0], *dim[1:])
+        else:
+            merged.append(dim)
+    batch, *columns = zip(*merged, strict=True) if merged else ((), (), (), ())
+    a, b, c = (
+        Matrix(o.buffer, sizes(o.offset), sizes(o.row_stride), sizes(o.col_stride), tuple(column))
+        for o, column in zip(operands, columns, strict=True)
     )
+    return Product(tuple(batch), sizes(step.m), sizes(step.n), sizes(step.k), a, b, c)
 
 
 def _layout(matrix: Matrix, rows: int, cols: int) -> tuple[bool, int] | None:
@@ -120,32 +149,24 @@ def _layout(matrix: Matrix, rows: int, cols: int) -> tuple[bool, int] | None:
 def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
     """How BLAS computes ``step``; None when it must go through ATen."""
     function = {DType.F32: blas.sgemm, DType.F64: blas.dgemm}.get(step.dtype, 0)
-    if not function:
-        return None
-    batch, m, n, k = sizes.all((step.batch, step.m, step.n, step.k))
-    a, b, c = (concrete_operand(o, sizes) for o in (step.a, step.b, step.c))
-    out = _layout(c, m, n)
-    if out is None:
+    product = concrete_product(step, sizes)
+    out = _layout(product.c, product.m, product.n)
+    if not function or out is None:
         return None
     swapped = out[0]
     if swapped:  # c by columns: c^T = b^T @ a^T has c^T by rows
-        a, b, c, m, n = b.transposed, a.transposed, c.transposed, n, m
-    first, second = _layout(a, m, k), _layout(b, k, n)
+        p = product
+        product = Product(p.batch, p.n, p.m, p.k, p.b.transposed, p.a.transposed, p.c.transposed)
+    m, n, k = product.m, product.n, product.k
+    first, second = _layout(product.a, m, k), _layout(product.b, k, n)
     if first is None or second is None:
         return None
-    numbers = (batch, m, n, k, out[1], first[1], second[1])
-    if max(numbers) > _INT_MAX:
+    if max(m, n, k, out[1], first[1], second[1]) > _INT_MAX:
         return None
     return GemmCall(
+        product=product,
         function=function,
         dtype=step.dtype,
-        batch=batch,
-        m=m,
-        n=n,
-        k=k,
-        a=a,
-        b=b,
-        c=c,
         transpose_a=first[0],
         transpose_b=second[0],
         lda=first[1],
@@ -157,8 +178,9 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
             and not swapped
             and blas.can_pack
             and step.dtype is DType.F32
-            and batch == 1
-            and min(m, n, k) > 0
+            and not product.batch
+            and m >= _LEAST_PACKED_ROWS
+            and min(n, k) > 0
         ),
     )
 
@@ -169,7 +191,7 @@ def packed_bytes(blas: Blas, call: GemmCall) -> int:
     function = blas.library.cblas_sgemm_pack_get_size
     function.restype = ctypes.c_size_t
     function.argtypes = [ctypes.c_int] * 4
-    return int(function(_B_MATRIX, call.m, call.n, call.k))
+    return int(function(_B_MATRIX, call.product.m, call.product.n, call.product.k))
 
 
 def pack(blas: Blas, call: GemmCall, source: int, target: int) -> None:
@@ -179,15 +201,6 @@ def pack(blas: Blas, call: GemmCall, source: int, target: int) -> None:
     function.restype = None
     integer = ctypes.c_int
     function.argtypes = [integer] * 6 + [ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p]
-    function(
-        _ROW_MAJOR,
-        _B_MATRIX,
-        _TRANS if call.transpose_b else _NO_TRANS,
-        call.m,
-        call.n,
-        call.k,
-        1.0,
-        source,
-        call.ldb,
-        target,
-    )
+    transpose = _TRANS if call.transpose_b else _NO_TRANS
+    p = call.product
+    function(_ROW_MAJOR, _B_MATRIX, transpose, p.m, p.n, p.k, 1.0, source, call.ldb, target)

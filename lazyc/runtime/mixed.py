@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 
-from lazyc.ir.program import EagerStep, GemmStep, Program, SeedStep
+from lazyc.ir.program import BufferRef, EagerStep, GemmStep, Program, SeedStep
 from lazyc.runtime.binding import Layout, Plan, Segment, touched, written
-from lazyc.runtime.eager import EagerCall, EagerLog, in_layout
+from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout
 from lazyc.runtime.host import Host
-from lazyc.runtime.library import Matrix, concrete_operand
+from lazyc.runtime.library import concrete_product
 from lazyc.runtime.memory import Arena
 from lazyc.runtime.runner import Env, KernelError, Runner, bump_versions, strided
 from lazyc.runtime.sizes import Sizes
@@ -65,7 +67,6 @@ class MixedRunner(Runner):
         self._template: list[Any] = [None] * len(program.buffers)
         for buffer, tensor in self.constants.items():
             self._template[buffer] = tensor
-        self._view_temporaries()
         self._turns = [self._turn(i) for i in range(len(plan.segments))]
         # Views exist even where every temporary is empty.
         self._arena_bytes = max(plan.arena_bytes, 1 if self._views else 0)
@@ -141,22 +142,6 @@ class MixedRunner(Runner):
 
     # --- made once
 
-    def _view_temporaries(self) -> None:
-        """A view for each temporary that an eager call or a seed touches."""
-        plan = self.plan
-        used = {
-            b
-            for segment in plan.segments
-            for step in segment.python
-            if not isinstance(step, GemmStep)
-            for b in touched(step)
-        }
-        for buffer in sorted(used & plan.offsets.keys()):
-            layout = plan.layouts[buffer]
-            assert layout is not None, buffer
-            offset = plan.offsets[buffer]
-            self._views.append(_View(buffer, offset, layout.dtype, layout.shape, layout.strides))
-
     def _turn(self, number: int) -> _Turn:
         plan = self.plan
         segment = plan.segments[number]
@@ -167,13 +152,13 @@ class MixedRunner(Runner):
             elif isinstance(step, GemmStep):
                 python.append(self._product(step))
             else:
-                python.append(_seed(step))
+                python.append(self._seed(step))
         driver = self.host.driver.run_short if segment.short else self.host.driver.run
         fresh = [(b, plan.slots[b], self.allocator(b)) for b in segment.fresh]
         return _Turn(fresh, python, driver, plan.address(segment), segment.dead)
 
     def _eager(self, step: EagerStep, rest: Sequence[Segment]) -> _PythonStep:
-        call = EagerCall(step, self.sizes, self._log)
+        call = EagerCall(step, self.sizes, self._log, self._reference)
         outputs = [(b, self.plan.layouts[b], self.plan.slots.get(b, -1)) for b in step.outputs]
         changing = sorted(touched(step) & written(self.program, rest))
 
@@ -191,49 +176,64 @@ class MixedRunner(Runner):
 
         return run if outputs else run_for_effect
 
-    def _product(self, step: GemmStep) -> _PythonStep:
-        """A product that BLAS has no routine for, through ATen."""
-        batch, m, n, k = self.sizes.all((step.batch, step.m, step.n, step.k))
-        dtype = step.dtype.torch
-        operands = [
-            self._operand(concrete_operand(o, self.sizes), batch, rows, cols, dtype)
-            for o, rows, cols in ((step.a, m, k), (step.b, k, n), (step.c, m, n))
-        ]
-        plain, adding = (torch.mm, torch.addmm) if batch == 1 else (torch.bmm, torch.baddbmm)
+    def _seed(self, step: SeedStep) -> _PythonStep:
+        """Draws a seed in [0, 2**63) from torch's default generator."""
+        target = self._reference(BufferRef(step.output))
 
         def run(state: _State) -> None:
-            a, b, c = (operand(state.values) for operand in operands)
-            if step.accumulate:
-                adding(c, a, b, out=c)
-            else:
-                plain(a, b, out=c)
+            target(state.values).random_()
 
         return run
 
-    def _operand(
-        self, matrix: Matrix, batch: int, rows: int, cols: int, dtype: torch.dtype
-    ) -> Callable[[list[Any]], torch.Tensor]:
-        """Finds the operand among the values; over the arena its view is made once for each arena."""
-        shape, strides = (rows, cols), (matrix.row_stride, matrix.col_stride)
-        if batch != 1:
-            shape, strides = (batch, *shape), (matrix.batch_stride, *strides)
-        if matrix.buffer in self.plan.offsets:
-            index = len(self._template)
-            self._template.append(None)
-            offset = self.plan.offsets[matrix.buffer] + matrix.offset * dtype.itemsize
-            self._views.append(_View(index, offset, dtype, shape, strides))
-            return lambda values: values[index]
-        buffer, offset = matrix.buffer, matrix.offset
-        return lambda values: strided(values[buffer], shape, strides, offset)
+    def _product(self, step: GemmStep) -> _PythonStep:
+        """A product that BLAS has no routine for, through ATen."""
+        p = concrete_product(step, self.sizes)
+        batch = p.batch or (1,)  # 3-d products round as the eager ones they stand for
+        operands = [
+            self._view(
+                x.buffer, step.dtype.torch, (*batch, rows, cols),
+                (*(x.batch_strides or (0,)), x.row_stride, x.col_stride), x.offset,
+            )
+            for x, rows, cols in ((p.a, p.m, p.k), (p.b, p.k, p.n), (p.c, p.m, p.n))
+        ]  # fmt: skip
+        positions = list(itertools.product(*map(range, batch[:-1])))
 
+        def run(state: _State) -> None:
+            a, b, c = (operand(state.values) for operand in operands)
+            for at in positions:
+                if step.accumulate:
+                    torch.baddbmm(c[at], a[at], b[at], out=c[at])
+                else:
+                    torch.bmm(a[at], b[at], out=c[at])
 
-def _seed(step: SeedStep) -> _PythonStep:
-    """Draws a seed in [0, 2**63) from torch's default generator."""
+        return run
 
-    def run(state: _State) -> None:
-        state.values[step.output].random_()
+    def _reference(self, ref: BufferRef) -> Fill:
+        """Finds the value that an eager call's argument names."""
+        layout = self.plan.layouts[ref.id]
+        if layout is None or (ref.shape is None and ref.id not in self.plan.offsets):
+            return itemgetter(ref.id)
+        if ref.shape is None:
+            return self._view(ref.id, layout.dtype, layout.shape, layout.strides, 0)
+        shape, strides = self.sizes.all(ref.shape), self.sizes.all(ref.strides)
+        return self._view(ref.id, layout.dtype, shape, strides, self.sizes(ref.offset))
 
-    return run
+    def _view(
+        self,
+        buffer: int,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        offset: int,
+    ) -> Fill:
+        """Finds a view of a buffer among the values. Over the arena it is made once an arena."""
+        start = self.plan.offsets.get(buffer)
+        if start is None:
+            return lambda values: strided(values[buffer], shape, strides, offset)
+        index = len(self._template)
+        self._template.append(None)
+        self._views.append(_View(index, start + offset * dtype.itemsize, dtype, shape, strides))
+        return itemgetter(index)
 
 
 def _own(

@@ -2,25 +2,30 @@
 
 A call fills in addresses, makes one foreign call for each run of native steps, and returns tensors.
 What can be known before is worked out once, when the Program is bound to the sizes of its symbols
-(``binding.py``); a Program without symbols is bound once. Calls may overlap: from several threads, or
-from inside an eager step.
+(``binding.py``); a Program without symbols is bound once. Calls may overlap: from several threads,
+or from inside an eager step.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from lazyc.ir.program import Program
+from lazyc.ir.program import GemmStep, Program
 from lazyc.runtime.binding import LoadedKernel, bind
 from lazyc.runtime.eager import EagerLog
 from lazyc.runtime.host import Host
 from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.runner import NativeRunner, Runner
 from lazyc.runtime.sizes import Sizes
+from lazyc.runtime.weights import WeightCache, packed_program
 
 _MOST_RUNNERS = 64  # sizes of one Program kept bound; the ones used longest ago go first
+_MOST_PACKED = 2  # sizes of one Program that have packed matrices of their own
+
+Key = tuple[tuple[int, ...], bool]  # values of the symbols; whether packed matrices are used
 
 
 class Executable:
@@ -29,39 +34,81 @@ class Executable:
     ``executable(args)`` takes the arguments as a list, which it empties (AOTAutograd's boxed
     convention: nothing else then keeps a dead activation alive), and returns the list of results.
     Raises KernelError when a kernel reports an error, and what an eager step raises.
+
+    ``pack_weights``: products marked ``pack_b`` keep a packed copy of their weight between calls.
     """
 
-    def __init__(self, program: Program, kernels: Mapping[str, LoadedKernel], host: Host) -> None:
+    def __init__(
+        self,
+        program: Program,
+        kernels: Mapping[str, LoadedKernel],
+        host: Host,
+        pack_weights: bool = True,
+    ) -> None:
         self.program = program
         self.eager_log = EagerLog()
         self._kernels = kernels
         self._host = host
-        self._runners: OrderedDict[tuple[int, ...], Runner] = OrderedDict()
+        self._runners: OrderedDict[Key, Runner] = OrderedDict()
+        self._lock = threading.Lock()
         self._sources = [(s.input, s.dim) for s in program.symbols]
-        self._static = self._bind(()) if not program.symbols else None
+        self.weights = self._weight_cache(pack_weights)
+        self._only = None if program.symbols or self.weights else self._bind((), False)
+
+    def _weight_cache(self, pack_weights: bool) -> WeightCache | None:
+        program = self.program
+        marked = any(isinstance(s, GemmStep) and s.pack_b for s in program.steps)
+        if not program.packed and not (marked and pack_weights and self._host.blas.can_pack):
+            return None
+        steps = packed_program(program)
+        compute = None
+        if steps is not None:
+            compute = Executable(steps, self._kernels, self._host, pack_weights=False)
+            compute.eager_log = self.eager_log
+        weights = WeightCache(program, self._host, compute)
+        weights.packs_matrices &= pack_weights
+        return weights
 
     def __call__(self, args: list[Any]) -> list[Any]:
-        runner = self._static
-        if runner is None:
-            runner = self._runner(args)
-        return runner.run(args)
-
-    def _runner(self, args: list[Any]) -> Runner:
-        """The runner for the sizes of ``args``."""
+        if self._only is not None:
+            return self._only.run(args)
         key = tuple(args[i] if dim is None else args[i].shape[dim] for i, dim in self._sources)
+        weights = self.weights
+        if weights is None:
+            return self._runner(key, False).run(args)
+        kept = weights.current(args)
+        runner = self._runner(key, weights.packs_matrices)
+        pointers = weights.pointers(kept, runner.plan, args)
+        return runner.run(args, pointers, kept.packed)
+
+    def _runner(self, values: tuple[int, ...], use_packs: bool) -> Runner:
+        """The runner for these values of the symbols."""
+        key = (values, use_packs)
         runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[key] = self._bind(key)
-            if len(self._runners) > _MOST_RUNNERS:
-                self._runners.popitem(last=False)
-        else:
-            self._runners.move_to_end(key)
+            runner = self._bind(values, use_packs)
         return runner
 
-    def _bind(self, key: tuple[int, ...]) -> Runner:
-        symbols = (s.symbol for s in self.program.symbols)
-        sizes = Sizes(dict(zip(symbols, key, strict=True)))
-        plan = bind(self.program, self._kernels, self._host.blas, sizes, use_packs=False)
-        if plan.is_native:
-            return NativeRunner(self.program, plan, self._host, sizes)
-        return MixedRunner(self.program, plan, self._host, sizes, self.eager_log)
+    def _bind(self, values: tuple[int, ...], use_packs: bool) -> Runner:
+        key = (values, use_packs)
+        with self._lock:
+            if key in self._runners:
+                return self._runners[key]
+            packed = sum(bool(r.plan.packs) for r in self._runners.values())
+            symbols = (s.symbol for s in self.program.symbols)
+            sizes = Sizes(dict(zip(symbols, values, strict=True)))
+            plan = bind(
+                self.program,
+                self._kernels,
+                self._host.blas,
+                sizes,
+                use_packs=use_packs and packed < _MOST_PACKED,
+            )
+            if plan.is_native:
+                runner: Runner = NativeRunner(self.program, plan, self._host, sizes)
+            else:
+                runner = MixedRunner(self.program, plan, self._host, sizes, self.eager_log)
+            if len(self._runners) >= _MOST_RUNNERS:
+                self._runners.popitem(last=False)
+            self._runners[key] = runner
+            return runner

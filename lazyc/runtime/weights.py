@@ -1,0 +1,231 @@
+"""Weights kept in a form that suits the machine, and the guard that they are never stale.
+
+A Program of an inference graph may keep work on its parameters between calls: matrices packed for
+the BLAS, and the results of ``Program.packed`` steps. Before each call every parameter is compared
+with what it was:
+
+* its identity: the same tensor object, and a weak reference tells when that dies, so that another
+  one at the same address is not taken for it;
+* its memory's address and its version counter, which every in-place operator advances;
+* sixteen words of its memory, at positions that change from call to call, because an edit through
+  ``param.data`` or a numpy view advances no counter that the parameter sees. Such an edit is
+  noticed when it touches a sampled word: at once if it changes the whole weight, as an optimizer
+  does.
+
+What fails is computed again from the parameters. Parameters without a version counter (inference
+tensors) are not kept at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lazyc.ir.program import EagerStep, Program, ProgramOutput
+from lazyc.runtime.binding import Plan
+from lazyc.runtime.driver import ERROR_STALE, TableWriter
+from lazyc.runtime.host import Host
+from lazyc.runtime.library import GemmCall, pack, packed_bytes
+from lazyc.runtime.sizes import storage_elements
+
+_SAMPLES = 16  # words looked at in each parameter, each call
+_TURNS = 4  # sets of positions, used by turns
+_PATIENCE = 3  # times that all was for nothing before matrices are no longer packed
+_WORD = 8
+
+_data_ptr = torch.Tensor.data_ptr
+
+
+def packed_program(program: Program) -> Program | None:
+    """The Program that computes the packed buffers from the arguments; None if there are none.
+
+    A packed buffer is a plain output of it. What an eager step returns is kept as it is.
+    """
+    if not program.packed:
+        return None
+    by_eager = {b for s in program.packed if isinstance(s, EagerStep) for b in s.outputs}
+    buffers = tuple(
+        b if b.kind != "packed" else replace(b, kind="opaque" if b.id in by_eager else "output")
+        for b in program.buffers
+    )
+    kept = [b for b in program.buffers if b.kind == "packed"]
+    outputs = tuple(ProgramOutput(b.id, b.shape, b.strides) for b in kept)
+    return replace(program, buffers=buffers, steps=program.packed, outputs=outputs, packed=())
+
+
+@dataclass(slots=True)
+class Kept:
+    """What is kept for one state of the parameters.
+
+    ``packed`` pairs each packed buffer with its value. ``is_current`` tells whether parameters (in
+    the order of ``Program.parameters``) are what they were. ``matrices`` holds packed matrices, and
+    ``pointers`` what was found for each plan (by its id; the plan beside it keeps that unique).
+    """
+
+    packed: list[tuple[int, Any]]
+    is_current: Callable[[Sequence[torch.Tensor]], bool]
+    matrices: dict[Any, torch.Tensor] = field(default_factory=dict)
+    pointers: dict[int, tuple[Plan, list[int]]] = field(default_factory=dict)
+    uses: int = 0
+
+
+class WeightCache:
+    """The weights that one Program keeps. ``compute`` runs its ``packed_program``, if it has one."""
+
+    def __init__(
+        self,
+        program: Program,
+        host: Host,
+        compute: Callable[[list[Any]], list[Any]] | None,
+    ) -> None:
+        self._program = program
+        self._host = host
+        self._compute = compute
+        self._ids = [b.id for b in program.buffers if b.kind == "packed"]
+        self._kept: Kept | None = None
+        self._wasted = 0
+        self._lock = threading.RLock()
+        self.renewals = 0  # times that the weights were packed, for reports
+        self.packs_matrices = True  # False once weights turned out to change all the time
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that packed matrices take (address space: MKL leaves a part untouched)."""
+        kept = self._kept
+        return 0 if kept is None else sum(t.nbytes for t in kept.matrices.values())
+
+    def current(self, args: Sequence[Any]) -> Kept:
+        """What is kept for the parameters among ``args``, computed anew if they have changed."""
+        parameters = [args[i] for i in self._program.parameters]
+        kept = self._kept
+        if kept is not None and kept.is_current(parameters):
+            kept.uses += 1
+            return kept
+        with self._lock:
+            kept = self._kept
+            if kept is None or not kept.is_current(parameters):
+                kept = self._renew(args, parameters)
+            return kept
+
+    def _renew(self, args: Sequence[Any], parameters: Sequence[torch.Tensor]) -> Kept:
+        if self._kept is not None:
+            self._wasted = 0 if self._kept.uses else self._wasted + 1
+            self._kept = None
+        self.renewals += 1
+        if self._wasted >= _PATIENCE:
+            self.packs_matrices = False
+        results = self._compute(list(args)) if self._compute is not None else []
+        packed = list(zip(self._ids, results, strict=True))
+        if any(p.is_inference() for p in parameters):
+            self.packs_matrices = False
+            return Kept(packed, lambda now: False)
+        guard = _Guard(parameters, self._host.driver.run_short, self._forget)
+        self._kept = Kept(packed, guard.holds)
+        return self._kept
+
+    def _forget(self, dead: object) -> None:
+        """A parameter died: what was made of it is of no use."""
+        self._kept = None
+
+    def pointers(self, kept: Kept, plan: Plan, args: Sequence[Any]) -> list[int]:
+        """Addresses of the packed buffers and matrices that ``plan`` reads, in slot order."""
+        known = kept.pointers.get(id(plan))
+        if known is None:
+            known = kept.pointers[id(plan)] = plan, self._find_pointers(kept, plan, args)
+        return known[1]
+
+    def _find_pointers(self, kept: Kept, plan: Plan, args: Sequence[Any]) -> list[int]:
+        values = dict(kept.packed)
+        found = [values[b].data_ptr() for b in plan.packed]
+        for request in plan.packs:
+            call = request.call
+            key = (call.product.b, call.product.m, call.product.n, call.ldb, call.transpose_b)
+            with self._lock:
+                matrix = kept.matrices.get(key)
+                if matrix is None:
+                    matrix = kept.matrices[key] = self._pack(call, values, args)
+            found.append(matrix.data_ptr())
+        return found
+
+    def _pack(self, call: GemmCall, values: Mapping[int, Any], args: Sequence[Any]) -> torch.Tensor:
+        b = call.product.b
+        buffer = self._program.buffers[b.buffer]
+        if buffer.kind == "input":
+            source = args[buffer.source]
+        elif buffer.kind == "constant":
+            source = self._program.constants[buffer.source]
+        else:
+            source = values[buffer.id]
+        address = source.data_ptr() + b.offset * call.dtype.itemsize
+        blas = self._host.blas
+        # Fresh memory is touched only where MKL writes to it: not the part that it leaves unused.
+        target = torch.empty(packed_bytes(blas, call), dtype=torch.uint8, device="cpu")
+        pack(blas, call, address, target.data_ptr())
+        return target
+
+
+class _Guard:
+    """Compares parameters with what they were when this was made."""
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        run: Callable[[int, int], int],
+        forget: Callable[[object], None],
+    ) -> None:
+        self._ids = [*map(id, parameters)]
+        self._pointers = [*map(_data_ptr, parameters)]
+        self._versions = [p._version for p in parameters]
+        self._watch = [weakref.ref(p, forget) for p in parameters]
+        self._small = [
+            (i, _bytes(p))
+            for i, p in enumerate(parameters)
+            if 0 < p.numel() * p.element_size() < _WORD
+        ]
+        self._tables = [_sample_table(parameters, turn) for turn in range(_TURNS)]
+        self._addresses = [ctypes.addressof(t) for t in self._tables]
+        self._turn = 0
+        self._run = run
+
+    def holds(self, parameters: Sequence[torch.Tensor]) -> bool:
+        if [*map(id, parameters)] != self._ids:
+            return False
+        if [*map(_data_ptr, parameters)] != self._pointers:
+            return False
+        if [p._version for p in parameters] != self._versions:
+            return False
+        self._turn = turn = (self._turn + 1) % _TURNS
+        if self._run(self._addresses[turn], 0) == ERROR_STALE:
+            return False
+        return all(_bytes(parameters[i]) == before for i, before in self._small)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor of less than a word (with those between its elements, if strided)."""
+    extent = storage_elements(tensor.shape, tensor.stride()) * tensor.element_size()
+    return ctypes.string_at(tensor.data_ptr(), extent)
+
+
+def _sample_table(parameters: Sequence[torch.Tensor], turn: int) -> ctypes.Array[ctypes.c_int64]:
+    """A driver table that compares words of every parameter with what they are now."""
+    words: list[tuple[int, int]] = []
+    for number, parameter in enumerate(parameters):
+        # A strided parameter is sampled between its elements too; a change there costs a renewal.
+        extent = storage_elements(parameter.shape, parameter.stride()) * parameter.element_size()
+        if extent < _WORD:
+            continue
+        positions = random.Random(number * _TURNS + turn)
+        for _ in range(_SAMPLES):
+            address = parameter.data_ptr() + positions.randint(0, extent - _WORD)
+            words.append((address, ctypes.c_int64.from_address(address).value))
+    table = TableWriter()
+    table.guard(words)
+    table.end()
+    return table.array()
