@@ -63,6 +63,19 @@ def _lanes_stay_in_block(region: Region, base: Index, step: int, divisor: Dim) -
     return True
 
 
+def index_depth(region: Region, index: Index) -> int:
+    """The depth of the innermost scope that the index depends on."""
+    depth = 0
+    for atom, _ in index.terms:
+        if isinstance(atom, Axis):
+            depth = max(depth, region.positions[atom].depth)
+        elif isinstance(atom, ValueRef):
+            depth = max(depth, region.values[atom.value].depth)
+        else:
+            depth = max(depth, index_depth(region, atom.base))
+    return depth
+
+
 def scalar_index(frame: Frame, region: Region, index: Index) -> Int:
     """The index at lane 0, for an index that is uniform or strided."""
     return _sum(frame, region, index.const, index.terms)

@@ -87,6 +87,30 @@ def iota(element: str, lanes: int, step: int = 1, start: int = 0) -> str:
     return "<" + ", ".join(f"{element} {start + step * k}" for k in range(lanes)) + ">"
 
 
+_EACH_LANE = """define internal {type} @{symbol}({type} %x, {type} %y) noinline nounwind {{
+entry:
+  %xs = alloca {type}
+  %ys = alloca {type}
+  store {type} %x, ptr %xs
+  store {type} %y, ptr %ys
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  %xp = getelementptr {element}, ptr %xs, i64 %i
+  %yp = getelementptr {element}, ptr %ys, i64 %i
+  %a = load {element}, ptr %xp
+  %b = load {element}, ptr %yp
+  %r = {opcode} {element} %a, %b
+  store {element} %r, ptr %xp
+  %next = add nuw i64 %i, 1
+  %again = icmp ult i64 %next, {lanes}
+  br i1 %again, label %loop, label %done
+done:
+  %out = load {type}, ptr %xs
+  ret {type} %out
+}}"""
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A value of the nest's body: an operand, its type, and the depth of the defining scope."""
@@ -116,8 +140,12 @@ def integer(value: int) -> Int:
 
 @dataclass(slots=True)
 class Scope:
+    """Code at one depth. ``label`` is its current block; ``certain``: it runs whenever the scope
+    around it runs."""
+
     lines: list[str]
     label: str
+    certain: bool
     shared: dict[str, str] = field(default_factory=dict)
 
 
@@ -126,7 +154,7 @@ class Emitter:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.scopes = [Scope([], "entry")]
+        self.scopes = [Scope([], "entry", True)]
         self.allocas: list[str] = []
         self.declares: dict[str, str] = {}  # symbol or text -> declaration
         self.definitions: dict[str, str] = {}  # symbol -> text of an internal function
@@ -221,6 +249,17 @@ class Emitter:
         symbol = f"llvm.{name}.{suffix(element, lanes)}"
         return self.call(type_, symbol, *((type_, a) for a in args))
 
+    def each_lane(self, opcode: str, element: str, lanes: int, x: str, y: str) -> str:
+        """A binary instruction that CPUs lack for vectors, by a small out-of-line loop over lanes."""
+        type_ = vector(element, lanes)
+        if lanes == 1:
+            return self.emit(f"{opcode} {element} {x}, {y}")
+        symbol = f"lazyc_{opcode}_{suffix(element, lanes)}"
+        self.definitions[symbol] = _EACH_LANE.format(
+            symbol=symbol, opcode=opcode, element=element, type=type_, lanes=lanes
+        )
+        return self.emit(f"call {type_} @{symbol}({type_} {x}, {type_} {y})")
+
     def any_lane(self, mask: str, lanes: int) -> str:
         """i1: whether some lane of a mask is true."""
         if lanes == 1:
@@ -300,72 +339,92 @@ class Emitter:
 
     # --- control flow -----------------------------------------------------------------------------
 
+    def outermost(self, depth: int) -> int:
+        """The least depth >= ``depth`` where code may stand instead of here: it is run if and only if
+        this place is reached at all."""
+        best = self.depth
+        while best > depth and self.scopes[best].certain:
+            best -= 1
+        return best
+
+    @contextmanager
+    def at(self, depth: int) -> Iterator[None]:
+        """Emits into the scope at ``depth``, before what is open inside of it."""
+        inner = self.scopes[depth + 1 :]
+        del self.scopes[depth + 1 :]
+        yield
+        self.scopes.extend(inner)
+
     @contextmanager
     def loop(self, start: Int, stop: Int, step: int, hint: str = "i") -> Iterator[Int]:
-        """``for i in range(start, stop, step)``; skipped when the range is empty."""
-        if start.known is not None and stop.known is not None:
-            trips = max(0, -((start.known - stop.known) // step))
-            empty, single = trips == 0, trips == 1
-        else:
-            empty = single = False
-        body, done = self.fresh(f"{hint}.loop"), self.fresh("done")
-        before = self.scopes[-1].label
-        self.scopes.append(Scope([], body))
+        """``for i in range(start, stop, step)``; skipped when the range is empty.
+
+        Opens two scopes: one that runs once, and only if the loop runs at all, and the body.
+        """
+        static = start.known is not None and stop.known is not None
+        trips = max(0, -((start.known - stop.known) // step)) if static else None  # type: ignore[operator]
+        head, body, done = (self.fresh(hint) for hint in ("head", f"{hint}.loop", "done"))
         name = f"%{self.fresh(hint)}"
-        yield Int(start.text, start.depth, start.known) if single else Int(name, self.depth)
-        scope = self.scopes.pop()
-        if empty:
+        self.scopes.append(Scope([], head, certain=bool(trips)))
+        if trips == 1:
+            yield start
+            self._splice(head, done, "")
             return
-        if single:  # no loop: the body runs in line
-            self.void(f"br label %{body}")
-            self.scopes[-1].lines.append(f"{body}:")
-            self.scopes[-1].lines.extend(scope.lines)
-            self.void(f"br label %{done}")
-            self.block(done)
+        self.scopes.append(Scope([], body, certain=True))
+        yield Int(name, self.depth)
+        inside, before = self.scopes.pop(), self.scopes[-1]
+        following, again = f"{name}.next", f"%{self.fresh('again')}"
+        before.lines += [
+            f"  br label %{body}",
+            f"{body}:",
+            f"  {name} = phi i64 [ {start.text}, %{before.label} ], [ {following}, %{inside.label} ]",
+            *inside.lines,
+            f"  {following} = add nuw nsw i64 {name}, {step}",
+            f"  {again} = icmp slt i64 {following}, {stop.text}",
+            f"  br i1 {again}, label %{body}, label %{done}",
+        ]
+        before.label = ""  # its last block has branched
+        if trips == 0:
+            self.scopes.pop()
             return
-        following = f"{name}.next"
-        if start.known is not None and stop.known is not None:
-            self.void(f"br label %{body}")
-        else:
-            some = self.emit(f"icmp slt i64 {start.text}, {stop.text}")
-            self.void(f"br i1 {some}, label %{body}, label %{done}")
-        lines = self.scopes[-1].lines
-        lines.append(f"{body}:")
-        lines.append(
-            f"  {name} = phi i64 [ {start.text}, %{before} ], [ {following}, %{scope.label} ]"
-        )
-        lines.extend(scope.lines)
-        lines.append(f"  {following} = add nuw nsw i64 {name}, {step}")
-        again = f"%{self.fresh('again')}"
-        lines.append(f"  {again} = icmp slt i64 {following}, {stop.text}")
-        lines.append(f"  br i1 {again}, label %{body}, label %{done}")
-        self.block(done)
+        guard = "" if trips else self._guard(start, stop)
+        self._splice(head, done, guard)
+
+    def _guard(self, start: Int, stop: Int) -> str:
+        with self.at(self.depth - 1):
+            return self.emit(f"icmp slt i64 {start.text}, {stop.text}")
 
     @contextmanager
     def branch(self, condition: str) -> Iterator[None]:
         """``if condition:`` for an i1 operand."""
         body, done = self.fresh("then"), self.fresh("done")
-        self.scopes.append(Scope([], body))
+        self.scopes.append(Scope([], body, certain=False))
         yield
-        scope = self.scopes.pop()
-        self.void(f"br i1 {condition}, label %{body}, label %{done}")
-        lines = self.scopes[-1].lines
-        lines.append(f"{body}:")
-        lines.extend(scope.lines)
-        lines.append(f"  br label %{done}")
-        self.block(done)
+        self._splice(body, done, condition)
 
     @contextmanager
     def repeat(self) -> Iterator[list[str]]:
         """``do: ... while condition``; the body appends its i1 condition to the list it is given."""
         body, done = self.fresh("repeat"), self.fresh("done")
-        self.scopes.append(Scope([], body))
+        self.scopes.append(Scope([], body, certain=True))
         conditions: list[str] = []
         yield conditions
+        inside = self.scopes[-1]
+        inside.lines.append(f"  br i1 {conditions[0]}, label %{body}, label %{done}")
+        inside.label = ""
+        self._splice(body, done, "")
+
+    def _splice(self, label: str, done: str, condition: str) -> None:
+        """Closes the innermost scope: its block ``label`` is entered (if ``condition``, unless that is
+        empty) from the scope around it, which goes on at ``done``."""
         scope = self.scopes.pop()
-        self.void(f"br label %{body}")
+        if condition:
+            self.void(f"br i1 {condition}, label %{label}, label %{done}")
+        else:
+            self.void(f"br label %{label}")
         lines = self.scopes[-1].lines
-        lines.append(f"{body}:")
+        lines.append(f"{label}:")
         lines.extend(scope.lines)
-        lines.append(f"  br i1 {conditions[0]}, label %{body}, label %{done}")
+        if scope.label:
+            lines.append(f"  br label %{done}")
         self.block(done)

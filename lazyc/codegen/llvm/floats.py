@@ -58,7 +58,7 @@ def remainder(b: Emitter, dtype: DType, x: str, y: str, lanes: int) -> str:
     """
     element, type_, mask = LLVM_TYPES[dtype], type_of(dtype, lanes), vector("i1", lanes)
     if not b.target.has_fma or lanes == 1:
-        return b.emit(f"frem {type_} {x}, {y}")
+        return b.each_lane("frem", element, lanes, x, y)
     quotient = rounding.trunc(b, dtype, b.emit(f"fdiv {type_} {x}, {y}"), lanes)
     rest = b.intrinsic("fma", element, lanes, b.emit(f"fneg {type_} {quotient}"), y, x)
     # A quotient that was rounded up leaves a rest of the other sign.
@@ -77,13 +77,14 @@ def remainder(b: Emitter, dtype: DType, x: str, y: str, lanes: int) -> str:
     limit = constant(dtype, _QUOTIENT_LIMIT[dtype], lanes)
     size_q = b.intrinsic("fabs", element, lanes, quotient)
     near = b.emit(f"fcmp olt {type_} {size_q}, {limit}")
-    settled = b.emit(f"or {mask} {near}, {small}")
+    nothing = b.emit(f"fcmp oeq {type_} {y}, {zero}")  # nan already
+    settled = b.emit(f"or {mask} {b.emit(f'or {mask} {near}, {small}')}, {nothing}")
     slot = b.alloca(type_)
     b.void(f"store {type_} {rest}, ptr {slot}")
     with b.branch(
         b.any_lane(b.emit(f"xor {mask} {settled}, {constant(DType.BOOL, 1, lanes)}"), lanes)
     ):
-        exact = b.emit(f"frem {type_} {x}, {y}")
+        exact = b.each_lane("frem", element, lanes, x, y)
         b.void(f"store {type_} {exact}, ptr {slot}")
     return b.emit(f"load {type_}, ptr {slot}")
 

@@ -64,7 +64,7 @@ def _quotient(b: Emitter, dtype: DType, x: str, y: str, lanes: int) -> str:
     minus = b.emit(f"icmp eq {type_} {y}, {constant(dtype, -1, lanes)}")
     edge = b.emit(f"and {mask} {minus}, {b.emit(f'icmp eq {type_} {x}, {least}')}")
     safe = b.emit(f"select {mask} {edge}, {type_} {constant(dtype, 1, lanes)}, {type_} {y}")
-    return b.emit(f"sdiv {type_} {x}, {safe}")
+    return b.each_lane("sdiv", "i64", lanes, x, safe)
 
 
 def floor_adjust(

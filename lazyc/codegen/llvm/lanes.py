@@ -34,15 +34,21 @@ _DIVISION = 8.0
 _GRAIN_CYCLES = 30_000  # about 10 us
 _UNKNOWN_SIZE = 256  # assumed for a symbolic axis
 _SHORT_BODY = 12
+_LONG_BODY = 18.0  # cycles a vector
 _DIVISIONS = ("div", "floor_div", "trunc_div", "rem", "mod", "sqrt", "rsqrt", "reciprocal")
 
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Lanes of the main loop and of the masked loop over what it leaves."""
+    """Lanes of the main loop and of the masked loop over what it leaves.
+
+    ``single``: one masked loop does everything. A long body is then compiled once only, and where
+    the CPU has mask registers it runs as fast.
+    """
 
     main: int
     rest: int
+    single: bool = False
 
 
 def _is_costly(instr: Instr) -> bool:
@@ -69,7 +75,12 @@ def choose_widths(body: Iterable[Instr], axis: Axis, target: Target, reduces: bo
         while main > 1 and main // 2 >= axis.size:
             main //= 2
     main = _fit_divisors(instrs, axis, main)
-    return Widths(main, min(main, rest))
+    single = target.name == "avx512" and _work(instrs) > _LONG_BODY and not reduces
+    return Widths(main, min(main, rest), single and main <= rest)
+
+
+def _work(instrs: list[Instr]) -> float:
+    return sum(_cycles(i) for i in instrs)
 
 
 def _registers(instrs: list[Instr], target: Target, reduces: bool) -> int:

@@ -50,9 +50,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Region:
-    """``axis`` runs along the ``lanes`` (None: scalar code). ``positions`` are the loop variables, for
-    ``axis`` the position of lane 0, always a multiple of ``lanes``. ``active`` is the mask of the
-    lanes inside the axis, None for all. ``interleaved``: scratch memory holds a copy a lane."""
+    """``axis`` runs along the ``lanes`` (None: scalar code). ``positions`` are the loop variables,
+    for ``axis`` the position of lane 0, always a multiple of ``lanes``. ``active`` is the mask of the
+    lanes inside the axis, None for all; it stands at ``depth``. ``interleaved``: scratch memory holds
+    a copy a lane."""
 
     lanes: int
     axis: Axis | None
@@ -60,6 +61,7 @@ class Region:
     positions: dict[Axis, Int]
     values: dict[int, Value]
     interleaved: bool = False
+    depth: int = 0
 
     def with_mask(self, b: Emitter, mask: str | None) -> str | None:
         """``mask`` (an operand of all lanes) restricted to the active lanes."""

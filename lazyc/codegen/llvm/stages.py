@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lazyc.codegen.base import CodegenError
 from lazyc.codegen.llvm import memory, pointwise, random
-from lazyc.codegen.llvm.address import index_value
+from lazyc.codegen.llvm.address import index_depth, index_value, lane_stride
 from lazyc.codegen.llvm.emitter import Int, Value, constant, integer, iota, literal, vector
 from lazyc.codegen.llvm.lanes import Widths, choose_widths
 from lazyc.codegen.llvm.reduction import Accumulator, ScanState
@@ -101,6 +101,8 @@ def _has_rest(axis: Axis, widths: Widths) -> bool:
 
 
 def _has_main(axis: Axis, widths: Widths) -> bool:
+    if widths.single and _has_rest(axis, widths):
+        return False
     return not isinstance(axis.size, int) or axis.size >= widths.main
 
 
@@ -210,7 +212,7 @@ def emit_vectors(
     b = frame.b
     length = b.sub(stop, start)
     whole = b.mul(b.udiv(length, integer(widths.main)), integer(widths.main))
-    middle = b.add(start, whole)
+    middle = b.add(start, whole) if _has_main(axis, widths) else start
     inside = replace(region, axis=axis, active=None, interleaved=interleaved, lanes=widths.main)
     if _has_main(axis, widths):
         with b.loop(start, middle, widths.main, axis.name) as i:
@@ -221,7 +223,8 @@ def emit_vectors(
     with b.loop(middle, stop, widths.rest, axis.name) as i:
         region.positions[axis] = i
         active = _active_lanes(frame, b.sub(stop, i), widths.rest)
-        body(replace(inside, values=dict(region.values), lanes=widths.rest, active=active))
+        rest = replace(inside, lanes=widths.rest, active=active, depth=b.depth)
+        body(replace(rest, values=dict(region.values)))
 
 
 def _active_lanes(frame: Frame, left: Int, lanes: int) -> str:
@@ -242,8 +245,39 @@ def _active_lanes(frame: Frame, left: Int, lanes: int) -> str:
 
 def _emit_body(emission: _Emission, region: Region, values: dict[int, Value]) -> None:
     inside = replace(region, values=values)
+    b = emission.frame.b
     for instr in emission.stage.body:
-        _emit_instr(emission, inside, instr)
+        if isinstance(instr, Store | Scan | Reduce):
+            _emit_instr(emission, inside, instr)
+            continue
+        with b.at(_placement(emission.frame, inside, instr)):
+            _emit_instr(emission, inside, instr)
+
+
+def _placement(frame: Frame, region: Region, instr: Instr) -> int:
+    """The depth at which a value can be computed: outside of the loops that it does not depend on."""
+    match instr:
+        case Load():
+            if frame.buffer(instr.buffer).role != "in":
+                return frame.b.depth
+            index, args = instr.index, [instr.mask]
+        case IndexValue():
+            index, args = instr.index, []
+        case Random():
+            index, args = instr.counter, [instr.seed]
+        case Compute():
+            index, args = Index(0), list(instr.args)
+        case CheckIndex():
+            index, args = Index(0), [instr.value, instr.mask]
+        case _:
+            return frame.b.depth
+    operands = [region.values[a] for a in args if a is not None]
+    depth = max([index_depth(region, index), *(v.depth for v in operands)])
+    if region.active is not None and (
+        any(v.lanes > 1 for v in operands) or lane_stride(region, index) != 0
+    ):
+        depth = max(depth, region.depth)
+    return frame.b.outermost(depth)
 
 
 def _emit_instr(emission: _Emission, region: Region, instr: Instr) -> None:
