@@ -1,0 +1,254 @@
+"""Verifier of Programs: what the runtime relies on, and what would otherwise corrupt memory.
+
+Buffers are defined before they are read, nothing is written that lasts, and (where sizes are known)
+no step reaches beyond its buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sympy
+
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.ops import IRError
+from lazyc.ir.program import (
+    Buffer,
+    BufferRef,
+    EagerStep,
+    GemmStep,
+    KernelStep,
+    Operand,
+    Program,
+    ProgramOutput,
+    SeedStep,
+    Step,
+)
+from lazyc.ir.types import Dim, DType, Shape, free_symbols
+
+_DENSE = ("temp", "output")  # memory that the runtime allocates
+_GIVEN = ("input", "constant")  # defined from the start
+
+
+def verify_program(program: Program) -> None:
+    """Raises IRError, naming the step or buffer, when the Program breaks a rule."""
+    _Verifier(program).run()
+
+
+class _Verifier:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.symbols = {s.symbol for s in program.symbols}
+        self.defined: set[int] = set()
+        self.parameters = {program.inputs[i] for i in program.parameters}
+
+    def run(self) -> None:
+        for place, buffer in enumerate(self.program.buffers):
+            self._in(f"buffer b{place}", self._buffer, place, buffer)
+        self._inputs()
+        self.defined = {b.id for b in self.program.buffers if b.kind in _GIVEN}
+        for place, step in enumerate(self.program.packed):
+            self._in(f"packed step {place}, {_name(step)}", self._step, step, True)
+        for place, step in enumerate(self.program.steps):
+            self._in(f"step {place}, {_name(step)}", self._step, step, False)
+        for place, output in enumerate(self.program.outputs):
+            self._in(f"output {place}", self._output, output)
+
+    def _in(self, where: str, check: Any, *args: Any) -> None:
+        try:
+            check(*args)
+        except IRError as error:
+            raise IRError(f"{where}: {error}") from None
+
+    # --- buffers
+
+    def _buffer(self, place: int, buffer: Buffer) -> None:
+        if buffer.id != place:
+            raise IRError(f"has id {buffer.id}")
+        if len(buffer.shape) != len(buffer.strides):
+            raise IRError(f"shape {buffer.shape} and strides {buffer.strides} differ in rank")
+        if buffer.kind in _DENSE and buffer.dtype is None:
+            raise IRError(f"a {buffer.kind} needs a dtype")
+        self._bound((*buffer.shape, *buffer.strides))
+        if any(isinstance(d, int) and d < 0 for d in (*buffer.shape, *buffer.strides)):
+            raise IRError(f"negative size or stride: {buffer.shape} {buffer.strides}")
+        if buffer.kind == "constant":
+            if not 0 <= buffer.source < len(self.program.constants):
+                raise IRError(f"there is no constant {buffer.source}")
+            tensor = self.program.constants[buffer.source]
+            found = (tuple(tensor.shape), tuple(tensor.stride()))
+            if buffer.dtype is not None and (
+                tensor.dtype != buffer.dtype.torch or found != (buffer.shape, buffer.strides)
+            ):
+                raise IRError(f"constant {buffer.source} is {tensor.dtype} {found}")
+
+    def _inputs(self) -> None:
+        seen: set[int] = set()
+        for position, number in enumerate(self.program.inputs):
+            if number < 0:
+                continue
+            buffer = self._get(number)
+            if buffer.kind != "input" or buffer.source != position or number in seen:
+                raise IRError(f"input {position}: b{number} is not the buffer of this argument")
+            seen.add(number)
+        for buffer in self.program.buffers:
+            if buffer.kind == "input" and buffer.id not in seen:
+                raise IRError(f"b{buffer.id} is no argument")
+
+    def _bound(self, dims: Iterable[Dim]) -> None:
+        unknown = free_symbols(dims) - self.symbols
+        if unknown:
+            raise IRError(f"symbols without a source: {sorted(map(str, unknown))}")
+
+    def _get(self, number: int) -> Buffer:
+        if not 0 <= number < len(self.program.buffers):
+            raise IRError(f"there is no buffer b{number}")
+        return self.program.buffers[number]
+
+    # --- steps
+
+    def _step(self, step: Step, is_packed: bool) -> None:
+        reads, writes = self._accesses(step)
+        for number in sorted(reads):
+            buffer = self._get(number)
+            if number not in self.defined:
+                raise IRError(f"b{number} is read before it is written")
+            if is_packed and buffer.kind == "input" and number not in self.parameters:
+                raise IRError(f"b{number} is no parameter")
+        for number in sorted(writes):
+            self._may_write(self._get(number), is_packed)
+            self.defined.add(number)
+
+    def _may_write(self, buffer: Buffer, is_packed: bool) -> None:
+        if buffer.kind == "constant" or buffer.id in self.parameters:
+            raise IRError(f"writes to b{buffer.id}, which must not change")
+        if is_packed and buffer.kind not in ("packed", "temp"):
+            raise IRError(f"writes to b{buffer.id}, a {buffer.kind}, between calls")
+        if not is_packed and buffer.kind == "packed":
+            raise IRError(f"writes to b{buffer.id}, which is kept between calls")
+
+    def _accesses(self, step: Step) -> tuple[set[int], set[int]]:
+        """The buffers that a step reads, and those that it writes."""
+        if isinstance(step, KernelStep):
+            return self._kernel(step)
+        if isinstance(step, GemmStep):
+            return self._gemm(step)
+        if isinstance(step, SeedStep):
+            if self._get(step.output).dtype is not DType.I64:
+                raise IRError(f"the seed b{step.output} is not i64")
+            return set(), {step.output}
+        assert isinstance(step, EagerStep)
+        return self._eager(step)
+
+    def _kernel(self, step: KernelStep) -> tuple[set[int], set[int]]:
+        nest = self.program.nests.get(step.nest)
+        if nest is None:
+            raise IRError(f"there is no nest {step.nest}")
+        params = [p for p in nest.buffers if p.role != "scratch"]
+        if len(params) != len(step.buffers) or len(nest.symbols) != len(step.sizes):
+            raise IRError("takes a different number of buffers or sizes")
+        self._bound(step.sizes)
+        reads: set[int] = set()
+        writes: set[int] = set()
+        for param, number in zip(params, step.buffers, strict=True):
+            buffer = self._get(number)
+            if buffer.dtype is not param.dtype:
+                raise IRError(f"b{number} is {buffer.dtype}, the kernel takes {param.dtype}")
+            if param.role != "in" and step.buffers.count(number) > 1:
+                raise IRError(f"b{number} is written and passed twice")
+            self._reaches(buffer, _in_sizes(param.numel, nest, step.sizes))
+            if param.role != "out":
+                reads.add(number)
+            if param.role != "in":
+                writes.add(number)
+        return reads, writes
+
+    def _gemm(self, step: GemmStep) -> tuple[set[int], set[int]]:
+        a, b, c = step.a, step.b, step.c
+        for operand, rows, cols in ((a, step.m, step.k), (b, step.k, step.n), (c, step.m, step.n)):
+            buffer = self._get(operand.buffer)
+            if buffer.dtype is not step.dtype:
+                raise IRError(f"b{operand.buffer} is {buffer.dtype}, not {step.dtype}")
+            if len(operand.batch_strides) != len(step.batch):
+                raise IRError(f"b{operand.buffer} has no stride for each batch dim")
+            self._operand(buffer, operand, (*step.batch, rows, cols))
+        if c.buffer in (a.buffer, b.buffer):
+            raise IRError(f"b{c.buffer} is read and written")
+        reads = {a.buffer, b.buffer}
+        return (reads | {c.buffer} if step.accumulate else reads), {c.buffer}
+
+    def _operand(self, buffer: Buffer, operand: Operand, shape: Shape) -> None:
+        strides = (*operand.batch_strides, operand.row_stride, operand.col_stride)
+        self._bound((*shape, *strides, operand.offset))
+        self._reaches(buffer, _extent(shape, strides, operand.offset))
+
+    def _eager(self, step: EagerStep) -> tuple[set[int], set[int]]:
+        reads: set[int] = set()
+        for ref in _references((step.args, tuple(v for _, v in step.kwargs))):
+            buffer = self._get(ref.id)
+            reads.add(ref.id)
+            if ref.shape is not None:
+                self._bound((*ref.shape, *ref.strides, ref.offset))
+                self._reaches(buffer, _extent(ref.shape, ref.strides, ref.offset))
+        out = dict(step.kwargs).get("out")
+        written = {ref.id for ref in _references(out)}
+        for number in step.outputs:
+            if self._get(number).kind not in ("eager", "opaque", "packed"):
+                raise IRError(f"b{number} cannot hold the result of an eager call")
+        if not step.is_tuple and len(step.outputs) > 1:
+            raise IRError("has several results but returns no tuple")
+        return reads - written, {*step.outputs, *written}
+
+    # --- results
+
+    def _output(self, output: ProgramOutput) -> None:
+        if output.buffer < 0:
+            self._bound(() if output.value is None else (output.value,))
+            return
+        buffer = self._get(output.buffer)
+        if buffer.id not in self.defined:
+            raise IRError(f"b{buffer.id} is never written")
+        if buffer.dtype is not None and buffer.kind != "opaque":
+            self._bound((*output.shape, *output.strides, output.offset))
+            self._reaches(buffer, _extent(output.shape, output.strides, output.offset))
+
+    def _reaches(self, buffer: Buffer, elements: Dim | None) -> None:
+        """Raises when ``elements`` of memory are certainly more than the buffer has."""
+        has = _extent(buffer.shape, buffer.strides, 0)
+        if isinstance(has, int) and isinstance(elements, int) and elements > has:
+            raise IRError(f"reaches element {elements - 1} of b{buffer.id}, which has {has}")
+
+
+def _extent(shape: Shape, strides: Shape, offset: Dim) -> Dim | None:
+    """Elements of memory up to the last one of a strided view; None where it is not known."""
+    if 0 in shape:
+        return 0
+    dims = (*shape, *strides, offset)
+    if not all(isinstance(d, int) for d in dims):
+        return None
+    return offset + 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
+
+
+def _in_sizes(numel: Dim, nest: LoopNest, sizes: tuple[Dim, ...]) -> Dim:
+    """A size of a nest in terms of the Program's symbols."""
+    if isinstance(numel, int):
+        return numel
+    value = numel.subs(dict(zip(nest.symbols, sizes, strict=True)), simultaneous=True)
+    return int(value) if isinstance(value, sympy.Integer) else value
+
+
+def _references(template: Any) -> Iterator[BufferRef]:
+    if isinstance(template, BufferRef):
+        yield template
+    elif isinstance(template, tuple | list):
+        for part in template:
+            yield from _references(part)
+
+
+def _name(step: Step) -> str:
+    if isinstance(step, KernelStep):
+        return f"kernel {step.nest}"
+    if isinstance(step, EagerStep):
+        return step.target
+    return "gemm" if isinstance(step, GemmStep) else "seed"
