@@ -222,7 +222,7 @@ def _suggest(name: str, names: Mapping[str, Any]) -> str:
 def _options() -> dict[str, Option]:
     types: dict[str, type[Value]] = {"bool": bool, "int": int, "str": str}
     return {
-        f.name: Option(f.name, types[cast(str, f.type)], f.default, **f.metadata)
+        f.name: Option(f.name, types[cast(str, f.type)], cast(Value, f.default), **f.metadata)
         for f in dataclasses.fields(Config)
     }
 

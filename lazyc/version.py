@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -45,9 +44,10 @@ def versions() -> dict[str, str]:
 
 
 def check_versions() -> None:
-    """Raises UnsupportedVersion when Python, torch or llvmlite is one that lazyc cannot work with."""
-    if sys.version_info < (3, 10):
-        raise UnsupportedVersion("Python", sys.version.split()[0], "3.10 or later")
+    """Raises UnsupportedVersion when torch or llvmlite is missing or one that lazyc cannot use.
+
+    (Python: pip refuses to install lazyc on one that is too old.)
+    """
     torch = installed("torch")
     low, below = _TORCH
     if torch is None or not low <= _major_minor(torch) < below:

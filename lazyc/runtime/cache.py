@@ -222,7 +222,8 @@ class DiskCache:
     def _write_retrying(self, kind: E.CacheKind, key: str, data: bytes) -> None:
         for _ in range(_CREATE_TRIES):
             with suppress(FileNotFoundError):
-                return self._write(kind, key, data)
+                self._write(kind, key, data)
+                return
 
     def _write(self, kind: E.CacheKind, key: str, data: bytes) -> None:
         temporary = f"{key}.{os.urandom(8).hex()}.tmp"

@@ -1,0 +1,53 @@
+"""What all tests share: strict and verifying lazyc, a cache folder of their own, one thread."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+# Before torch is imported: xdist workers share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from lazyc.codegen.target import Target, available_targets, host_target
+
+_KEPT = ("LAZYC_TARGET", "LAZYC_DEBUG", "LAZYC_DEBUG_FILE")
+_FOLDER_KEY = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if hasattr(config, "workerinput"):
+        return  # an xdist worker has the environment of the process that started it
+    for name in [n for n in os.environ if n.startswith("LAZYC_") and n not in _KEPT]:
+        del os.environ[name]
+    config.stash[_FOLDER_KEY] = tempfile.mkdtemp(prefix="lazyc-tests-")
+    os.environ["LAZYC_CACHE_DIR"] = config.stash[_FOLDER_KEY]
+    os.environ["LAZYC_STRICT"] = "1"
+    os.environ["LAZYC_VERIFY"] = "1"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _FOLDER_KEY in config.stash:
+        shutil.rmtree(config.stash[_FOLDER_KEY], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """The same random numbers in each test, and nothing that Dynamo remembers from others."""
+    torch.manual_seed(0)
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
+
+
+@pytest.fixture(params=available_targets())
+def target(request: pytest.FixtureRequest) -> Target:
+    """Each target that this machine can run, best first."""
+    return host_target(request.param)
