@@ -5,11 +5,12 @@
     b1 = temp : f32[s0, 8]
     b2 = output : f32[s0, 4] strides=(1, s0)
     kernel k0(b0, b1) sizes=(s0*8)  # aten.exp.default model.py:12
-    gemm b2 = b1 @ b0: f32 [s0, 8, 4]  packed b
+    gemm b2{4, 1} = b1{8, 1} @ b0{1, 8}: f32 [s0, 4, 8]  packed b
     eager b3 = aten.sort.default(b2, -1)  # fallback: no lowering
-    return b2
+    return b2{(s0, 4); (4, 1)}
 
-Only buffers of unusual layout show strides. The text is deterministic.
+A matrix is shown with its strides (batch dims, rows, columns; before them its offset, if any), a
+buffer only where they are not contiguous ones. The text is deterministic.
 """
 
 from __future__ import annotations
@@ -86,7 +87,6 @@ def _gemm(step: GemmStep) -> str:
 
 
 def _operand(operand: Operand) -> str:
-    """``b3{offset; batch strides; row, column}``."""
     strides = ", ".join(map(dim_text, (operand.row_stride, operand.col_stride)))
     batch = "".join(f"{dim_text(s)}, " for s in operand.batch_strides)
     offset = "" if operand.offset == 0 else f"{dim_text(operand.offset)}; "

@@ -7,7 +7,7 @@ no step reaches beyond its buffers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import sympy
 
@@ -235,7 +235,7 @@ def _in_sizes(numel: Dim, nest: LoopNest, sizes: tuple[Dim, ...]) -> Dim:
     if isinstance(numel, int):
         return numel
     value = numel.subs(dict(zip(nest.symbols, sizes, strict=True)), simultaneous=True)
-    return int(value) if isinstance(value, sympy.Integer) else value
+    return int(value) if isinstance(value, sympy.Integer) else cast(sympy.Expr, value)
 
 
 def _references(template: Any) -> Iterator[BufferRef]:

@@ -15,6 +15,7 @@ counts are is found by a trial at start-up; if they do not behave as described, 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -89,7 +90,7 @@ def _idle_counts() -> tuple[int, int] | None:
         lambda t: t[3:],
         lambda t: t.numpy(),
         lambda t: t.untyped_storage(),
-        lambda t: torch.utils.dlpack.to_dlpack(t),
+        torch.to_dlpack,
     )
     return idle if all(seen(hold) for hold in holds) else None
 
@@ -225,8 +226,6 @@ class OutputPool:
 
 def _forget_lock_after_fork(pool: OutputPool) -> None:
     """A lock held by another thread at the moment of fork() would stay locked in the child."""
-    import os
-
     reference = weakref.ref(pool)
 
     def renew() -> None:

@@ -28,7 +28,11 @@ from typing import Any
 
 import torch
 
-from lazyc.ir.program import EagerStep, Program, ProgramOutput
+from lazyc.ir.program import (
+    EagerStep,
+    Program,
+    ProgramOutput,
+)
 from lazyc.runtime.binding import Plan
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
