@@ -76,7 +76,11 @@ def check(op: str, got: torch.Tensor, want: torch.Tensor) -> None:
         assert torch.equal(got.signbit()[numbers], want.signbit()[numbers])
 
 
-CASES = [(op, dtype) for op in PLAIN for dtype in allowed(op)]
+HALVES = (torch.float16, torch.bfloat16)
+HALF_OPS = ("neg", "exp", "add", "div", "maximum", "eq")  # the others are the f32 code
+CASES = [
+    (op, dtype) for op in PLAIN for dtype in allowed(op) if dtype not in HALVES or op in HALF_OPS
+]
 
 
 def eager(op: str, inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -95,6 +99,9 @@ def test_op(op: str, dtype: torch.dtype, target: Target) -> None:
         keep = inputs[1] != 0
         if dtype.is_signed:  # eager itself stops with SIGFPE there
             keep &= (inputs[1] != -1) | (inputs[0] != torch.iinfo(dtype).min)
+        inputs = [x[keep] for x in inputs]
+    elif op in ("rem", "mod", "floor_div"):  # eager gives nan for a denormal divisor
+        keep = ~((inputs[1] != 0) & (inputs[1].abs() < torch.finfo(dtype).tiny))
         inputs = [x[keep] for x in inputs]
     want = eager(op, inputs)
     nest = pointwise(op, [x.dtype for x in inputs], want.dtype, len(want))

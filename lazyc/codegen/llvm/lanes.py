@@ -35,6 +35,7 @@ _GRAIN_CYCLES = 30_000  # about 10 us
 _UNKNOWN_SIZE = 256  # assumed for a symbolic axis
 _SHORT_BODY = 12
 _LONG_BODY = 18.0  # cycles a vector
+_COSTLY_OPS = frozenset(name for name, spec in OPS.items() if spec.has(Trait.COSTLY))
 _DIVISIONS = ("div", "floor_div", "trunc_div", "rem", "mod", "sqrt", "rsqrt", "reciprocal")
 
 
@@ -54,7 +55,7 @@ class Widths:
 def _is_costly(instr: Instr) -> bool:
     if isinstance(instr, Random):
         return True
-    return isinstance(instr, Compute) and OPS[instr.op].has(Trait.COSTLY)
+    return isinstance(instr, Compute) and instr.op in _COSTLY_OPS
 
 
 def choose_widths(body: Iterable[Instr], axis: Axis, target: Target, reduces: bool) -> Widths:
