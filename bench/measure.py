@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
@@ -68,10 +69,8 @@ def _seconds(call: Callable[[], Any], inner: int) -> float:
 def trim_memory() -> None:
     """Gives freed memory back to the system, so that resident memory shows what is in use."""
     gc.collect()
-    try:
+    with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:
-        pass  # not glibc
 
 
 def _status_bytes(key: str) -> int | None:

@@ -167,13 +167,13 @@ def _error_sample(
         case.call(function, case.inputs())
         tally.eager_failed += 1  # eager accepts it: nothing to compare
         return
-    except Exception as error:  # noqa: BLE001 - any error of eager is the expectation
+    except Exception as error:  # any error of eager is the expectation
         wanted = type(error).__name__
     tally.run += 1
     emit(tally)
     try:
         case.call(compiled, case.inputs())
-    except Exception as error:  # noqa: BLE001 - judged below
+    except Exception as error:  # judged below
         if any(type(e).__name__ == "CompilerBug" for e in _chain(error)):
             tally.bad("raised", _describe(error))
         else:
@@ -196,7 +196,7 @@ def _sample(
     backward = _wants_backward(op, options)
     try:
         out, grads, inputs = case.run(function, case.inputs(), backward)
-    except Exception as error:  # noqa: BLE001 - a sample that eager refuses says nothing
+    except Exception as error:  # a sample that eager refuses says nothing
         tally.eager_failed += 1
         tally.eager_reason = f"{type(error).__name__}: {error}"[:120]
         return
@@ -207,7 +207,7 @@ def _sample(
     exact = _Float64(case, function, backward) if options.torch_dtype in FLOAT_DTYPES else None
     try:
         found, found_grads, found_inputs = case.run(compiled, case.inputs(), backward)
-    except Exception as error:  # noqa: BLE001 - a result of the sweep
+    except Exception as error:  # a result of the sweep
         tally.bad("raised", _describe(error))
         return
     judge = Judge(options.torch_dtype, options.strides)

@@ -6,6 +6,7 @@ tensor op, so that forking it is safe.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -15,6 +16,7 @@ import select
 import signal
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -120,7 +122,7 @@ def _child(op: Any, options: Options, limits: Limits, writer: int, log: IO[bytes
             resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
         emit(run_op(op, options, emit))
         send({"done": True})
-    except BaseException as error:  # noqa: BLE001 - nothing may escape into the parent's code
+    except BaseException as error:  # nothing may escape into the parent's code
         send({"harness": f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]})
         code = 3
     finally:
@@ -129,10 +131,8 @@ def _child(op: Any, options: Options, limits: Limits, writer: int, log: IO[bytes
 
 def _kill_group(pid: int) -> None:
     """Ends the child's process group: itself, and compile workers that it left behind."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _finish(reader: int, child: _Child, limits: Limits, timed_out: bool) -> Outcome:
@@ -187,7 +187,5 @@ def select_ops(
     ops: Iterable[Any], shard: int, shards: int, wanted: Callable[[str], Any]
 ) -> list[Any]:
     """Every ``shards``-th op from number ``shard``, in an order that does not cluster families."""
-    import zlib
-
     ordered = sorted(ops, key=lambda o: (zlib.crc32(name_of(o).encode()), name_of(o)))
     return [o for o in ordered[shard::shards] if wanted(name_of(o))]
