@@ -59,21 +59,39 @@ def run(nest: LoopNest, target: Target, *tensors: torch.Tensor, **options: objec
     return kernel(nest, target)(*tensors, **options)  # type: ignore[arg-type]
 
 
+class Body:
+    """Instructions of a nest under construction; ``add`` returns the new value's id."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.instrs: list[Instr] = []
+        self.next = first
+
+    def add(self, instr: type, *fields: object, **more: object) -> int:
+        self.instrs.append(instr(self.next, *fields, **more))
+        self.next += 1
+        return self.next - 1
+
+    def store(self, *fields: object, **more: object) -> None:
+        self.instrs.append(Store(*fields, **more))  # type: ignore[arg-type]
+
+    def stage(self, *axes: Axis) -> Stage:
+        """Everything since the last stage."""
+        stage = Stage(axes, tuple(self.instrs))
+        self.instrs = []
+        return stage
+
+
 def pointwise(
     op: str, inputs: Sequence[torch.dtype], result: torch.dtype, size: int, vectorize: str = "outer"
 ) -> LoopNest:
     """``out[i] = op(in0[i], ...)`` over ``size`` elements; half types compute in f32."""
     axis = Axis("i", size)
     at = axis_index(axis)
-    body: list[Instr] = []
+    body = Body()
+    new = body.add
     args: list[int] = []
     kinds = [_dtype(d) for d in inputs]
     buffers = [BufferParam(d, "in", size) for d in kinds]
-
-    def new(instr: type, *fields: object) -> int:
-        body.append(instr(len(body), *fields))
-        return len(body) - 1
-
     for k, dtype in enumerate(kinds):
         value = new(Load, dtype, k, at)
         if op not in ("cast", "bitcast") and dtype.compute is not dtype:
@@ -84,12 +102,12 @@ def pointwise(
     value = new(Compute, work, op, tuple(args))
     if work is not out:
         value = new(Compute, out, "cast", (value,))
-    body.append(Store(len(kinds), at, value))
+    body.store(len(kinds), at, value)
     buffers.append(BufferParam(out, "out", size))
-    stage_axes = (axis,) if vectorize == "inner" else ()
+    inner = vectorize == "inner"
     return LoopNest(
-        () if vectorize == "inner" else (axis,),
-        (Stage(stage_axes, tuple(body)),),
+        () if inner else (axis,),
+        (body.stage(axis) if inner else body.stage(),),
         tuple(buffers),
         vectorize=vectorize,  # type: ignore[arg-type]
     )
