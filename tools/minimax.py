@@ -80,16 +80,20 @@ def fit(
 
 
 def pieces(
-    f: Function, count: int, step: float, degree: int
+    f: Function, count: int, step: float, offset: float, degree: int
 ) -> tuple[list[tuple[float, ...]], float]:
-    """Polynomials in ``x - k*step`` for k in range(count): table[power][k], and the worst error.
+    """``f(x) - offset`` as polynomials in ``x - k*step`` for k in range(count): table[power][k],
+    and the worst error relative to f.
 
     ``f`` must be even, so that piece 0 covers [-step/2, step/2].
     """
     rows, worst = [], 0.0
     for k in range(count):
         centre = mpf(k) * mpf(step)
-        coefs, error = fit(lambda d, c=centre: f(c + d), range(degree + 1), -step / 2, step / 2)
+        coefs, error = fit(
+            lambda d, c=centre: f(c + d) - offset, range(degree + 1), -step / 2, step / 2,
+            lambda d, c=centre: 1 / f(c + d),
+        )  # fmt: skip
         rows.append(coefs)
         worst = max(worst, error)
     return list(zip(*rows, strict=True)), worst
@@ -124,17 +128,12 @@ def log_of_erfc(x: mpf) -> mpf:
 
 HALF_LN2 = 0.34658
 PIO4_SQUARED = 0.6169
-TANH_STEP, TANH_LIMIT = 19 / 64, 9.0
-ERF_STEP = 1 / 8
 
 
 def polynomials() -> list[tuple[str, str, tuple[tuple[float, ...], float]]]:
     """(name, meaning, (coefficients, error)) of every plain polynomial."""
     exp, log, sqrt = mpmath.exp, mpmath.log, mpmath.sqrt
     one = ((0, 1.0),)
-
-    def ratio(f: Function) -> Function:
-        return in_square(lambda x: f(x) / x)
 
     def u_rest(f: Function) -> Function:  # (f(x)/x - 1) / x**2 in u = x**2
         return in_square(lambda x: (f(x) / x - 1) / x**2)
@@ -170,8 +169,9 @@ def polynomials() -> list[tuple[str, str, tuple[tuple[float, ...], float]]]:
         ("SINH", "sinh(x) = x + x**3 P(x**2), |x| <= 1", odd(mpmath.sinh, 4, 1.0)),
         ("ASIN", "asin(x) = x + x**3 P(x**2), |x| <= 1/2", odd(mpmath.asin, 5, 0.5)),
         ("ATAN", "atan(x) = x + x**3 P(x**2), |x| <= 1", odd(mpmath.atan, 9, 1.0)),
-        ("ERF", "erf(x) = x P(x**2), |x| <= 1",
-         fit(ratio(mpmath.erf), range(7), 1e-9, 1.0)),
+        ("ERF", "erf(x) = x + x P(x**2), |x| <= 1",
+         fit(in_square(lambda x: mpmath.erf(x) / x - 1), range(7), 1e-9, 1.0,
+             in_square(lambda x: x / mpmath.erf(x)))),
         ("ERF_LOG", "1 - erf(x) = exp(-P(x)), 0.9 <= x <= 4",
          fit(log_of_erfc, range(8), 0.9, 4.0, lambda x: mpmath.erfc(x) / mpmath.erf(x))),
         ("LOG2_D", "log2((1+s)/(1-s)) = s P(s**2), |s| <= 0.1716 (double)",
@@ -222,13 +222,16 @@ def main() -> None:
     for name, meaning, values in constants():
         print_tuple(name, meaning, values)
     print_tuple("EXP2_TABLE", "2**(j/16)", [single(mpf(2) ** (mpf(j) / 16)) for j in range(16)])
-    for name, f, step, degree, at_zero in (
-        ("ERF", mpmath.erf, ERF_STEP, 4, 2 / mpmath.sqrt(mpmath.pi)),
-        ("TANH", mpmath.tanh, TANH_STEP, 5, mpf(1)),
+    for name, f, step, offset, degree, at_zero in (
+        ("ERF", mpmath.erf, 1 / 8, 1 / 4, 4, 2 / mpmath.sqrt(mpmath.pi)),
+        ("TANH", mpmath.tanh, 19 / 64, 1 / 8, 5, mpf(1)),
     ):
-        table, error = pieces(odd_ratio(f, at_zero), 32, step, degree)
-        print(f"# {name.lower()}(x)/x near k/step^-1: [power][k]; relative error {error:.1e}")
+        table, error = pieces(odd_ratio(f, at_zero), 32, step, offset, degree)
+        print(
+            f"# {name.lower()}(x)/x - OFFSET around k*STEP: [power][k]; relative error {error:.1e}"
+        )
         print(f"{name}_STEP = {step!r}")
+        print(f"{name}_OFFSET = {offset!r}")
         print(f"{name}_PIECES = (")
         for row in table:
             print(f"    ({', '.join(map(repr, row))}),")

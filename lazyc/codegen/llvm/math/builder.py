@@ -8,8 +8,9 @@ the vector instructions that have no portable spelling in LLVM IR can be called 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Literal, TypeAlias
 
 from lazyc.codegen.target import Target
@@ -106,12 +107,11 @@ class Builder:
 
     target: Target
     lanes: int
-    parameters: list[Value] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     declares: dict[str, None] = field(default_factory=dict)  # an ordered set
     helpers: dict[str, str] = field(default_factory=dict)  # symbol -> definition
     block: str = "entry"
-    count: int = 0
+    names: Iterator[int] = field(default_factory=count)
 
     @property
     def has_fma(self) -> bool:
@@ -127,8 +127,7 @@ class Builder:
         return f"<{self.lanes} x {kind}>"
 
     def line(self, text: str, kind: Kind) -> Value:
-        self.count += 1
-        name = f"%t{self.count}"
+        name = f"%t{next(self.names)}"
         self.lines.append(f"  {name} = {text}")
         return Value(self, name, kind)
 
@@ -236,14 +235,42 @@ class Builder:
     def narrow(self, x: Value) -> Value:
         return self.convert("fptrunc", x, "float")
 
+    def halves(self, x: Value) -> tuple[Value, Value]:
+        """The first and the last lanes of x, as values of a builder of half as many lanes that
+        appends to this one."""
+        half = self.with_lanes(self.lanes // 2)
+        parts = []
+        for start in (0, half.lanes):
+            positions = ", ".join(f"i32 {start + k}" for k in range(half.lanes))
+            text = (
+                f"shufflevector {self.type(x.kind)} {x.text}, {self.type(x.kind)} poison,"
+                f" <{half.lanes} x i32> <{positions}>"
+            )
+            parts.append(replace(self.line(text, x.kind), builder=half))
+        return parts[0], parts[1]
+
+    def joined(self, parts: Sequence[Value]) -> Value:
+        """The inverse of ``halves``."""
+        low, high = parts
+        vector = low.builder.type(low.kind)
+        positions = ", ".join(f"i32 {k}" for k in range(self.lanes))
+        return self.line(
+            f"shufflevector {vector} {low.text}, {vector} {high.text},"
+            f" <{self.lanes} x i32> <{positions}>",
+            low.kind,
+        )
+
+    def with_lanes(self, lanes: int) -> Builder:
+        """A builder of another width that appends to the same function."""
+        return replace(self, lanes=lanes)
+
     # --- control flow and calls -------------------------------------------------------------------
 
     def unless_any(self, mask: Value, usual: Value, rare: Callable[[], Value]) -> Value:
         """``usual``, or what ``rare`` computes (for all lanes) if the mask holds in any lane."""
         name = f"llvm.vector.reduce.or.v{self.lanes}i1"
         self.declares[f"declare i1 @{name}({self.type('i1')})"] = None
-        self.count += 1
-        tag = self.count
+        tag = next(self.names)
         self.lines += [
             f"  %any{tag} = call i1 @{name}({self.type('i1')} {mask.text})",
             f"  br i1 %any{tag}, label %rare{tag}, label %join{tag}",

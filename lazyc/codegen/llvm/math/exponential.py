@@ -92,56 +92,76 @@ def expm1(b: Builder, x: Value) -> Value:
     return b.select(b.abs(x) < 2.0**-25, x, result)  # keeps -0.0 and denormals
 
 
-def quotient(b: Builder, numerator: Value, denominator: Value) -> Value:
-    """``numerator / denominator`` for 1 <= denominator <= 2**100, to 0.51 ULP.
-
-    With AVX-512 from the 14-bit reciprocal and one correction by the remainder: a third of the
-    time of a vector division.
-    """
-    if not b.has_avx512:
-        return numerator / denominator
-    r = b.call(
-        "llvm.x86.avx512.rcp14.ps.512", "float", denominator, denominator, "i16 -1"
-    )  # fmt: skip
-    q = numerator * r
-    return b.fma(b.fma(-denominator, q, numerator), r, q)
+def reciprocal_estimate(b: Builder, x: Value) -> Value:
+    """1/x to 14 bits, with AVX-512."""
+    return b.call("llvm.x86.avx512.rcp14.ps.512", "float", x, x, "i16 -1")
 
 
 def sigmoid(b: Builder, x: Value) -> Value:
-    """With z = e**-|x|: 1 / (1+z) or z / (1+z), so that small results stay exact."""
+    """``1 / (1 + e**-x)``, exact to denormal results.
+
+    With AVX-512: s / (s + m), where e**-x = m/s and s is a power of two, so that the last product
+    rounds denormals only. The reciprocal is an estimate and one Newton step on ``1 - y (s + m)``,
+    which does without a division and without the rounding error of ``s + m``.
+    """
+    if not b.has_avx512:
+        return _sigmoid_by_division(b, x)
+    x = b.maximum(b.minimum(x, 30.0), EXP_LOW)
+    shifted = b.fma(x, LOG2_E, ROUND)
+    n = shifted - ROUND
+    r = b.fma(n, C.LN2[1], b.fma(n, C.LN2[0], -x))
+    m = b.horner(r, (1.0, 1.0, *C.EXP))
+    s = scale(b, b.const(1.0, "float"), n)
+    y = reciprocal_estimate(b, s + m)
+    error = b.fma(-y, s, b.fma(-y, m, 1.0))
+    return s * b.fma(y, error, y)
+
+
+def _sigmoid_by_division(b: Builder, x: Value) -> Value:
+    """With z = e**-|x|: 1 / (1+z) or z / (1+z), and a correction for the rounding of 1+z."""
     z = reduced_exp(b, b.maximum(-b.abs(x), EXP_LOW))
-    return quotient(b, b.select(x < 0.0, z, 1.0), z + 1.0)
+    numerator = b.select(x < 0.0, z, 1.0)
+    denominator = z + 1.0
+    lost = z - (denominator - 1.0)
+    q = numerator / denominator
+    return q - (q * lost) / denominator
 
 
 def odd_from_pieces(
-    b: Builder, x: Value, limit: float, step: float, table: tuple[tuple[float, ...], ...]
+    b: Builder,
+    x: Value,
+    limit: float,
+    step: float,
+    offset: float,
+    table: tuple[tuple[float, ...], ...],
 ) -> Value:
-    """``x P_k(|x| - k*step)`` with k = round(|x| / step): 32 polynomials, in registers (AVX-512).
+    """``x (offset + P_k(|x| - k*step))``, k = round(|x| / step): 32 polynomials in registers.
 
-    |x| is cut to ``limit``, where the function has become 1.
+    |x| is cut to ``limit``, where the function has become 1. ``offset`` is a power of two near the
+    middle of f(x)/x: it makes P small, and so the rounding errors inside P. AVX-512 only.
     """
     x = b.maximum(b.minimum(x, limit), -limit)
     magnitude = b.abs(x)
-    if step == 0.125:
-        shift = ROUND * step
-        shifted = magnitude + shift
-        d = magnitude - (shifted - shift)
+    if step == 2.0**-3:
+        shifted = magnitude + ROUND * step
+        d = magnitude - (shifted - ROUND * step)
     else:
         shifted = b.fma(magnitude, single(1 / step), ROUND)
         d = b.fma(shifted - ROUND, -step, magnitude)
     index = b.bits(shifted)
-    return x * b.horner(d, [table_lookup(b, row, index) for row in table])
+    ratio = b.horner(d, [table_lookup(b, row, index) for row in table])
+    return b.fma(x, ratio, x * offset)
 
 
 def tanh(b: Builder, x: Value) -> Value:
     if b.has_avx512:
-        return odd_from_pieces(b, x, TANH_LIMIT, C.TANH_STEP, C.TANH_PIECES)
+        return odd_from_pieces(b, x, TANH_LIMIT, C.TANH_STEP, C.TANH_OFFSET, C.TANH_PIECES)
     u = x * x
     near = b.fma(x * u, b.horner(u, C.TANH), x)
     magnitude = b.abs(x)
     e = reduced_exp(b, b.minimum(magnitude + magnitude, 20.0))
-    far = b.copysign(1.0 - b.const(2.0, "float") / (e + 1.0), x)
-    return b.select(magnitude < 0.59375, near, far)
+    far = 1.0 - b.const(2.0, "float") / (e + 1.0)
+    return b.copysign(b.select(magnitude < 0.59375, near, far), x)
 
 
 def sinh(b: Builder, x: Value) -> Value:

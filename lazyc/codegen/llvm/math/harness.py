@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-import llvmlite.binding as llvm
 import numpy as np
 
-from lazyc.codegen.llvm.math import MathFunction, arity, emit, native_lanes, resolve
+from lazyc.codegen.llvm.compile import assembly, compile_text
+from lazyc.codegen.llvm.loader import Loader
+from lazyc.codegen.llvm.math import MathFunction, arity, emit, native_lanes
 from lazyc.codegen.target import Target
 from lazyc.ir.types import DType
 
@@ -21,7 +22,7 @@ class ArrayFunction:
 
     lanes: int
     address: int
-    engine: llvm.ExecutionEngine  # owns the code
+    loader: Loader  # owns the code
     assembly: str
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
@@ -59,7 +60,7 @@ def loop_text(symbol: str, kind: str, lanes: int, inputs: int) -> str:
     )
     args = ", ".join(f"{vector} %x{k}" for k in range(inputs))
     return f"""
-define void @run(ptr noalias %out, {params}, i64 %n, i64 %rounds) {{
+define void @run(ptr noalias %out, {params}, i64 %n, i64 %rounds) alignstack(64) {{
 entry:
   br label %outer
 outer:
@@ -83,26 +84,6 @@ exit:
 }}"""
 
 
-def compile_module(text: str, target: Target) -> tuple[llvm.ExecutionEngine, str]:
-    """Optimises and loads a module; returns the owner of the code and its assembly."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=3
-    )
-    module = llvm.parse_assembly(text)
-    module.verify()
-    for declared in module.functions:
-        if declared.is_declaration and not declared.name.startswith("llvm."):
-            llvm.add_symbol(declared.name, resolve(declared.name))
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(module, passes)
-    assembly = machine.emit_assembly(module)
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine, assembly
-
-
 def array_function(
     name: str, target: Target, dtype: DType = DType.F32, lanes: int | None = None
 ) -> ArrayFunction:
@@ -110,5 +91,7 @@ def array_function(
     width = native_lanes(dtype, target) if lanes is None else lanes
     function = emit(name, dtype, width, target)
     loop = loop_text(function.symbol, _LLVM[dtype], width, arity(name))
-    engine, assembly = compile_module(module_text(function, loop), target)
-    return ArrayFunction(width, engine.get_function_address("run"), engine, assembly)
+    text = module_text(function, loop)
+    loader = Loader(target)
+    loader.add(compile_text(text, target))
+    return ArrayFunction(width, loader.address("run"), loader, assembly(text, target))

@@ -116,7 +116,8 @@ def asinh(b: Builder, x: Value) -> Value:
 def acosh(b: Builder, x: Value) -> Value:
     """x*x - 1 is exact in double. nan below 1."""
     wide = b.widen(x)
-    return b.narrow(log_d(b, wide + b.sqrt(b.fma(wide, wide, -1.0))))
+    result = b.narrow(log_d(b, wide + b.sqrt(b.fma(wide, wide, -1.0))))
+    return b.select(x < 1.0, math.nan, result)
 
 
 def atanh(b: Builder, x: Value) -> Value:
