@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from functools import cache
 
 import llvmlite.binding as llvm
+import sympy
 import torch
 
 from lazyc.ir.index import Axis, axis_index
 from lazyc.ir.loops import BufferParam, Compute, Load, LoopNest, Stage, Store
-from lazyc.ir.program import Buffer, KernelStep, Program, ProgramOutput
+from lazyc.ir.program import Buffer, GemmStep, KernelStep, Operand, Program, ProgramOutput
 from lazyc.ir.types import Dim, DType, Shape, contiguous_strides, numel
 from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.host import Host, create_host
@@ -145,8 +146,12 @@ def host() -> Host:
     return create_host()
 
 
-def nest(kind: str, size: Dim, symbols: tuple = ()) -> LoopNest:
-    """A LoopNest with the buffers of a toy kernel (its body is that of add, whatever the kind)."""
+N0 = sympy.Symbol("n0", integer=True, positive=True)
+
+
+def nest(kind: str, size: Dim, symbols: tuple[sympy.Symbol, ...] = (), extra: int = 0) -> LoopNest:
+    """A LoopNest with the buffers of a toy kernel (its body is that of add, whatever the kind), and
+    ``extra`` more that it only reads."""
     axis = Axis("i", size)
     roles = _ROLES[kind]
     index = axis_index(axis)
@@ -156,7 +161,7 @@ def nest(kind: str, size: Dim, symbols: tuple = ()) -> LoopNest:
     value = Compute(9, DType.F32, "add", (0, 0)) if loads else None
     target = next(k for k, role in enumerate(roles) if role != "in")
     body = (*loads, value, Store(target, index, 9)) if value is not None else ()
-    params = tuple(BufferParam(DType.F32, role, size) for role in roles)
+    params = tuple(BufferParam(DType.F32, role, size) for role in (*roles, *["in"] * extra))
     return LoopNest((axis,), (Stage((), body),), params, symbols)
 
 
@@ -213,3 +218,11 @@ def reference(kinds: Sequence[str], x: torch.Tensor, y: torch.Tensor) -> torch.T
         elif kind == "double":
             value = value + value
     return value
+
+
+def product(size: int) -> Executable:
+    """``f(x, y) = x @ y`` for square matrices."""
+    x, y, out = (buffer(i, k, (size, size), i) for i, k in enumerate(("input", "input", "output")))
+    a, b, c = (Operand(i, 0, size, 1) for i in range(3))
+    step = GemmStep(DType.F32, (), size, size, size, a, b, c)
+    return Executable(Program((0, 1), (x, y, out), (step,), (whole(out),), {}), {}, host())
