@@ -2,8 +2,8 @@
 
 An accumulator lives in a stack slot, which LLVM turns into registers. Along lanes it is a vector:
 one running result a lane, combined at the end by halving (the only place where float additions are
-reordered). Long float sums are kept in two levels, a run of a few hundred elements and a total, so
-that the rounding error does not grow with the length.
+reordered). Long float sums are kept in two levels, a run of some elements and a total that carries
+its rounding error along (D. Knuth's TwoSum), so that the error does not grow with the length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from lazyc.codegen.llvm import floats
-from lazyc.codegen.llvm.emitter import Emitter, Value, constant, type_of, vector
+from lazyc.codegen.llvm.emitter import LLVM_TYPES, Emitter, Value, constant, type_of, vector
 from lazyc.codegen.llvm.region import Frame, Region
 from lazyc.ir.loops import Reduce, ReduceKind, Scan, ScanKind
 from lazyc.ir.types import DType
@@ -48,12 +48,13 @@ def combine(b: Emitter, kind: ReduceKind, dtype: DType, x: str, y: str, lanes: i
 
 @dataclass(frozen=True)
 class Slot:
-    """The running result of ``lanes`` lanes; ``total`` is the second level of a long sum, and
-    ``position`` belongs to argmax and argmin."""
+    """The running result of ``lanes`` lanes; ``total`` is the second level of a long sum, ``lost`` what
+    rounding took from it, and ``position`` belongs to argmax and argmin."""
 
     lanes: int
     best: str
     total: str | None
+    lost: str | None
     position: str | None
 
 
@@ -75,17 +76,18 @@ class Accumulator:
         start = constant(self.dtype, identity(self.instr.kind, self.dtype), lanes)
         best = b.alloca(type_)
         b.void(f"store {type_} {start}, ptr {best}")
-        total = position = None
+        total = lost = position = None
         if self.two_level:
-            total = b.alloca(type_)
+            total, lost = b.alloca(type_), b.alloca(type_)
             b.void(f"store {type_} {start}, ptr {total}")
+            b.void(f"store {type_} {start}, ptr {lost}")
         if self.is_arg:
             position = b.alloca(vector("i64", lanes))
             b.void(
                 f"store {vector('i64', lanes)} {constant(DType.I64, _NO_POSITION, lanes)}, "
                 f"ptr {position}"
             )
-        return Slot(lanes, best, total, position)
+        return Slot(lanes, best, total, lost, position)
 
     def update(self, region: Region, value: Value, position: Value | None) -> None:
         """Takes in the value of one iteration (of its active lanes)."""
@@ -148,10 +150,28 @@ class Accumulator:
         b = self.frame.b
         for slot in self.slots.values() if self.two_level else ():
             type_ = type_of(self.dtype, slot.lanes)
-            run = b.emit(f"load {type_}, ptr {slot.best}")
-            total = b.emit(f"load {type_}, ptr {slot.total}")
-            b.void(f"store {type_} {b.emit(f'fadd {type_} {total}, {run}')}, ptr {slot.total}")
-            b.void(f"store {type_} {constant(self.dtype, 0, slot.lanes)}, ptr {slot.best}")
+
+            def op(opcode: str, x: str, y: str, type_: str = type_) -> str:
+                return b.emit(f"{opcode} {type_} {x}, {y}")
+
+            run, total, lost = (
+                b.emit(f"load {type_}, ptr {s}") for s in (slot.best, slot.total, slot.lost)
+            )
+            new = op("fadd", total, run)
+            added = op("fsub", new, total)
+            error = op(
+                "fadd", op("fsub", total, op("fsub", new, added)), op("fsub", run, added)
+            )
+            # An infinite total would turn its own error into nan.
+            size = b.intrinsic("fabs", LLVM_TYPES[self.dtype], slot.lanes, error)
+            finite = op("fcmp olt", size, constant(self.dtype, math.inf, slot.lanes))
+            zero = constant(self.dtype, 0, slot.lanes)
+            error = b.emit(
+                f"select {vector('i1', slot.lanes)} {finite}, {type_} {error}, {type_} {zero}"
+            )
+            b.void(f"store {type_} {new}, ptr {slot.total}")
+            b.void(f"store {type_} {op('fadd', lost, error)}, ptr {slot.lost}")
+            b.void(f"store {type_} {zero}, ptr {slot.best}")
 
     def finish(self, across_lanes: bool) -> Value:
         """The result: one a lane, or of all lanes together. Ends every run first (``end_run``)."""
@@ -160,6 +180,9 @@ class Accumulator:
         for slot in self.slots.values():
             type_ = type_of(self.dtype, slot.lanes)
             best = b.emit(f"load {type_}, ptr {slot.total or slot.best}")
+            if slot.lost is not None:
+                lost = b.emit(f"load {type_}, ptr {slot.lost}")
+                best = b.emit(f"fadd {type_} {best}, {lost}")
             at = ""
             if slot.position is not None:
                 at = b.emit(f"load {vector('i64', slot.lanes)}, ptr {slot.position}")

@@ -30,8 +30,8 @@ from lazyc.ir.loops import (
 from lazyc.ir.types import DType, is_nonneg
 
 # A float sum over more iterations than this keeps runs and a total.
-_LONG_SUM = 1024
-_RUN = 256
+_LONG_SUM = 256
+_RUN = 64
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _body_lanes(stage: Stage, widths: Widths | None, region: Region) -> tuple[in
     lanes = [widths.main] if _has_main(axis, widths) else []
     if _has_rest(axis, widths) and widths.rest not in lanes:
         lanes.append(widths.rest)
-    return tuple(lanes)
+    return tuple(lanes) or (widths.main,)  # an axis of size 0 has neither, but has a result
 
 
 def _trips(stage: Stage, widths: Widths | None) -> int | None:
