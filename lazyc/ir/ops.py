@@ -68,7 +68,7 @@ class OpSpec:
     dtypes: str = "any"  # pointwise inputs: "any", "number", "float", "integral" (ints and bool)
 
     def has(self, trait: Trait) -> bool:
-        return bool(self.traits & trait)
+        return self.traits._value_ & trait._value_ != 0  # Flag.__and__ is slow, and this is hot
 
 
 OPS: dict[str, OpSpec] = {}
@@ -313,10 +313,14 @@ _register(
 # --- views: index maps ----------------------------------------------------------------------------
 
 def _check_numel(name: str, old: Shape, new: Shape) -> None:
-    difference = sympy.simplify(numel(old) - numel(new)) if not all(
-        isinstance(d, int) for d in (*old, *new)
-    ) else numel(old) - numel(new)  # fmt: skip
-    if difference != 0:
+    """Symbolic sizes must not differ for certain: the trace has checked them under its guards, of
+    which (divisibility above all) sympy knows nothing."""
+    difference = numel(old) - numel(new)
+    if isinstance(difference, sympy.Expr):
+        differs = bool(sympy.expand(difference).is_nonzero)
+    else:
+        differs = difference != 0
+    if differs:
         raise IRError(f"{name}: {old} -> {new} changes the number of elements")
 
 

@@ -22,6 +22,9 @@ _MAX_TREE_OPS = 150
 
 _LOOP_ROOT = Trait.REDUCTION | Trait.SCAN | Trait.SCATTER
 _LIBRARY = Trait.CONTRACTION | Trait.BARRIER
+_OWN_MEMORY = Trait.LEAF | _LOOP_ROOT | _LIBRARY
+_ONE_OP = Trait.POINTWISE | Trait.RANDOM | Trait.GATHER
+_DEAR = Trait.COSTLY | Trait.RANDOM
 INLINE_LEAVES = frozenset({"constant", "size", "iota"})
 
 
@@ -54,7 +57,7 @@ def has_memory(node: Node) -> bool:
     """True for nodes that always have memory of their own."""
     if node.op in INLINE_LEAVES:
         return False
-    return node.spec.has(Trait.LEAF | _LOOP_ROOT | _LIBRARY) or node.op == "project"
+    return node.spec.has(_OWN_MEMORY) or node.op == "project"
 
 
 def view_base(node: Node) -> Node:
@@ -71,13 +74,13 @@ def _costs(nodes: list[Node]) -> dict[Node, Cost]:
             costs[node] = Cost(loads=1)
             continue
         parts = [costs[n] for n in node.inputs]
-        own = 1 if node.spec.has(Trait.POINTWISE | Trait.RANDOM | Trait.GATHER) else 0
+        own = 1 if node.spec.has(_ONE_OP) else 0
         if node.op in ("pad", "cat"):
             own = 2
         costs[node] = Cost(
             ops=min(own + sum(p.ops for p in parts), 10_000),
             loads=min(sum(p.loads for p in parts), 10_000),
-            costly=node.spec.has(Trait.COSTLY | Trait.RANDOM) or any(p.costly for p in parts),
+            costly=node.spec.has(_DEAR) or any(p.costly for p in parts),
         )
         if node.op == "expand" and _shrinks(node.inputs[0], node):
             costs[node] = replace(costs[node], loads=0)
