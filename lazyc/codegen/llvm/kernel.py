@@ -144,7 +144,7 @@ def _emit_row(
     frame: Frame, positions: dict[Axis, Int], widths: Widths | None, block: Int, stop: Int
 ) -> None:
     """The stages at one point of the outer axes; for a vector axis, at its blocks [block, stop)."""
-    region = Region(1, None, None, positions, {})
+    region = Region(1, None, None, dict(positions), {})
     if widths is None:
         _emit_stages(frame, region)
         return
