@@ -7,6 +7,7 @@ that these tests need no code generator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import llvmlite.binding as llvm
@@ -19,6 +20,7 @@ from lazyc.ir.program import Buffer, GemmStep, KernelStep, Operand, Program, Pro
 from lazyc.ir.types import Dim, DType, Shape, contiguous_strides, numel
 from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.host import Host, create_host
+from lazyc.runtime.library import Blas
 from lazyc.runtime.program import Executable
 
 # out[i] = f(x[i], y[i]) for i in [begin, end); "sum" keeps to the items it was given.
@@ -144,6 +146,12 @@ _ROLES = {
 @cache
 def host() -> Host:
     return create_host()
+
+
+@cache
+def host_without_blas() -> Host:
+    """A host as on a machine whose torch exports no BLAS routine."""
+    return replace(create_host(), blas=Blas())
 
 
 N0 = sympy.Symbol("n0", integer=True, positive=True)
