@@ -1,13 +1,13 @@
 """The text of a loop nest: readable, deterministic, and the key by which equal kernels are found.
 
-    nest inner [p0: 8192]
-      b0: in f32[8388608]
-      b1: out f32[8192]
-      loop [r0: 1024]
-        %0 = load b0[p0*1024 + r0] : f32
-        %1 = reduce_sum %0 : f32
-      once
-        store b1[p0] = %1
+nest inner [p0: 8192]
+  b0: in f32[8388608]
+  b1: out f32[8192]
+  loop [r0: 1024]
+    %0 = load b0[p0*1024 + r0] : f32
+    %1 = reduce_sum %0 : f32
+  once
+    store b1[p0] = %1
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lazyc.ir import loops as L
-from lazyc.ir.index import Axis
+from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef
 
 
 def print_nest(nest: L.LoopNest) -> str:
@@ -31,7 +31,7 @@ def _lines(nest: L.LoopNest) -> Iterator[str]:
     for stage in nest.stages:
         yield f"  loop [{_axes(stage.axes)}]" if stage.axes else "  once"
         for instr in stage.body:
-            yield f"    {print_instr(instr)}"
+            yield f"    {print_instr(instr)}{_ranges(instr)}"
 
 
 def _axes(axes: Iterable[Axis]) -> str:
@@ -68,6 +68,25 @@ def _right_side(instr: L.Instr) -> str:
             return f"scan_{instr.kind} %{instr.value}"
         case _:
             raise AssertionError(instr)
+
+
+def _ranges(instr: L.Instr) -> str:
+    """The ranges of loaded indices. Generators rely on them, so they are a part of the key."""
+    if isinstance(instr, L.Load | L.Store | L.IndexValue):
+        found = dict.fromkeys(_value_refs(instr.index))
+    elif isinstance(instr, L.Random):
+        found = dict.fromkeys(_value_refs(instr.counter))
+    else:
+        return ""
+    return "".join(f" where %{r.value} < {r.size}" for r in found)
+
+
+def _value_refs(index: Index) -> Iterator[ValueRef]:
+    for atom, _ in index.terms:
+        if isinstance(atom, ValueRef):
+            yield atom
+        elif isinstance(atom, FloorDiv | Mod):
+            yield from _value_refs(atom.base)
 
 
 def _mask(mask: int | None) -> str:

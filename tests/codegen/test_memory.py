@@ -23,8 +23,9 @@ from lazyc.ir.types import Dim, DType
 from tests.codegen.harness import Body, kernel, pointwise, row_major, run
 
 F32, I64, BOOL = DType.F32, DType.I64, DType.BOOL
-N, M = sympy.Symbol("n0", integer=True, positive=True), sympy.Symbol(
-    "n1", integer=True, positive=True
+N, M = (
+    sympy.Symbol("n0", integer=True, positive=True),
+    sympy.Symbol("n1", integer=True, positive=True),
 )
 
 
@@ -46,7 +47,16 @@ def test_tails(vectorize: str, target: Target) -> None:
     for size in [*range(4), lanes - 1, lanes, lanes + 1, 2 * lanes, 2 * lanes + 1, 4 * lanes + 3]:
         a, b = torch.randn(size), torch.randn(size)
         out = torch.full((size + 8,), 7.0)
-        assert run(pointwise("sub", [torch.float32] * 2, torch.float32, size, vectorize), target, a, b, out) == 0
+        assert (
+            run(
+                pointwise("sub", [torch.float32] * 2, torch.float32, size, vectorize),
+                target,
+                a,
+                b,
+                out,
+            )
+            == 0
+        )
         assert torch.equal(out[:size], a - b)
         assert (out[size:] == 7.0).all()
 
@@ -102,7 +112,9 @@ def test_split_axis(block: int, vectorize: str, target: Target) -> None:
     assert torch.equal(out, x[:, :block])
     # and with a symbolic block
     at = floordiv(flat, N) * (N + 5) + mod(flat, N)
-    nest = copy_nest((axis,), at, flat, count * pitch, count * block, symbols=(N,), vectorize=vectorize)
+    nest = copy_nest(
+        (axis,), at, flat, count * pitch, count * block, symbols=(N,), vectorize=vectorize
+    )
     out.zero_()
     kernel(nest, target)(x, out, sizes=(block,))
     assert torch.equal(out, x[:, :block])
@@ -274,7 +286,11 @@ def test_masked_store(mode: str, vectorize: str, target: Target) -> None:
     value = body.add(Load, F32, 0, axis_index(axis))
     mask = body.add(Load, BOOL, 1, axis_index(axis))
     body.store(2, axis_index(axis), value, mode, mask)
-    buffers = (BufferParam(F32, "in", 45), BufferParam(BOOL, "in", 45), BufferParam(F32, "inout", 45))
+    buffers = (
+        BufferParam(F32, "in", 45),
+        BufferParam(BOOL, "in", 45),
+        BufferParam(F32, "inout", 45),
+    )
     inner = vectorize == "inner"
     nest = LoopNest(
         () if inner else (axis,), (body.stage(*((axis,) if inner else ())),), buffers, (), vectorize
@@ -289,7 +305,9 @@ def test_size_zero_axes(target: Target) -> None:
     for sizes in ((0, 5), (5, 0)):
         i, j = Axis("i", sizes[0]), Axis("j", sizes[1])
         for vectorize in ("outer", "inner", "none"):
-            nest = copy_nest((i, j), row_major((i, j)), row_major((i, j)), 0, 0, vectorize=vectorize)
+            nest = copy_nest(
+                (i, j), row_major((i, j)), row_major((i, j)), 0, 0, vectorize=vectorize
+            )
             out = torch.full((4,), 7.0)
             assert run(nest, target, torch.zeros(1), out) == 0
             assert (out == 7.0).all()

@@ -37,7 +37,9 @@ def values(dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(_SPECIAL, dtype=torch.float64).to(dtype)
     info = torch.iinfo(dtype)
     small = [v for v in range(-9, 10) if v >= info.min]
-    return torch.tensor([*small, info.min, info.min + 1, info.max, info.max - 1, 63, 100], dtype=dtype)
+    return torch.tensor(
+        [*small, info.min, info.min + 1, info.max, info.max - 1, 63, 100], dtype=dtype
+    )
 
 
 def pairs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +134,9 @@ def test_integer_division_never_traps(op: str, dtype: torch.dtype, target: Targe
 def test_cast(dtype: torch.dtype, target_dtype: torch.dtype, target: Target) -> None:
     x = values(dtype)
     if dtype.is_floating_point:
-        more = torch.tensor([255.7, 256.0, 300.5, -129.0, 70000.0, 2147483648.0, 5e18, 1e19, 65519.0])
+        more = torch.tensor(
+            [255.7, 256.0, 300.5, -129.0, 70000.0, 2147483648.0, 5e18, 1e19, 65519.0]
+        )
         halfway = torch.tensor([1.00390625, 1.01171875, 6.1e-5, 5.9e-8, 2.9e-8, 65520.0])
         x = torch.cat([x, more.to(dtype), halfway.to(dtype), torch.randn(40).to(dtype)])
     x = x.repeat(2)

@@ -144,7 +144,12 @@ def test_empty_reduction_yields_the_identity(
     if dtype is BOOL and kind in ("sum", "prod"):
         return
     got = torch.empty(5, dtype=dtype.torch)
-    run(reduce_nest(kind, dtype, 5, 0, True, vectorize), target, torch.empty(0, dtype=dtype.torch), got)
+    run(
+        reduce_nest(kind, dtype, 5, 0, True, vectorize),
+        target,
+        torch.empty(0, dtype=dtype.torch),
+        got,
+    )
     if kind in ("sum", "prod"):
         want = 0.0 if kind == "sum" else 1.0
     elif dtype is BOOL:

@@ -159,9 +159,7 @@ class Accumulator:
             )
             new = op("fadd", total, run)
             added = op("fsub", new, total)
-            error = op(
-                "fadd", op("fsub", total, op("fsub", new, added)), op("fsub", run, added)
-            )
+            error = op("fadd", op("fsub", total, op("fsub", new, added)), op("fsub", run, added))
             # An infinite total would turn its own error into nan.
             size = b.intrinsic("fabs", LLVM_TYPES[self.dtype], slot.lanes, error)
             finite = op("fcmp olt", size, constant(self.dtype, math.inf, slot.lanes))
