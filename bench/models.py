@@ -128,6 +128,7 @@ def small_gpt() -> nn.Module:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        loss_type="ForCausalLM",  # not inferred; the warning about it would break the graph
     )
     torch.manual_seed(0)
     return GPT2LMHeadModel(config).train()

@@ -1,0 +1,1 @@
+"""Whole models of the transformers library, tiny and with random weights, against eager."""
