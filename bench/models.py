@@ -128,10 +128,16 @@ def small_gpt() -> nn.Module:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
-        loss_type="ForCausalLM",  # not inferred; the warning about it would break the graph
     )
     torch.manual_seed(0)
-    return GPT2LMHeadModel(config).train()
+    return with_loss(GPT2LMHeadModel(config)).train()
+
+
+def with_loss(model: nn.Module) -> nn.Module:
+    """Names the loss of a GPT-2: transformers would take the same one after a logged warning, which
+    breaks the graph."""
+    model.loss_type = "ForCausalLM"
+    return model
 
 
 def pointwise_chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
