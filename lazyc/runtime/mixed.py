@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lazyc.ir.program import BufferRef, EagerStep, GemmStep, Program, SeedStep
-from lazyc.runtime.binding import Layout, Plan, Segment, touched, written
-from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout
+from lazyc.runtime.binding import Layout, Plan, Segment, written
+from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout, step_buffers
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import concrete_product
 from lazyc.runtime.memory import Arena
@@ -160,13 +160,18 @@ class MixedRunner(Runner):
     def _eager(self, step: EagerStep, rest: Sequence[Segment]) -> _PythonStep:
         call = EagerCall(step, self.sizes, self._log, self._reference)
         outputs = [(b, self.plan.layouts[b], self.plan.slots.get(b, -1)) for b in step.outputs]
-        changing = sorted(touched(step) & written(self.program, rest))
+        # What a result must not share memory with: arguments that later steps write to, and, where
+        # they write to the results themselves, all arguments.
+        later, arguments = written(self.program, rest), step_buffers(step)
+        apart = sorted(arguments & later if later.isdisjoint(step.outputs) else arguments)
+        copied = apart if any(layout is None for _, layout, _ in outputs) else ()
 
         def run(state: _State) -> None:
             values = state.values
-            for (buffer, layout, slot), result in zip(outputs, call(values), strict=True):
+            given = _with_copies(values, copied) if copied else values
+            for (buffer, layout, slot), result in zip(outputs, call(given), strict=True):
                 if layout is not None:
-                    result = _own(result, layout, state.arena, [values[b] for b in changing])
+                    result = _own(result, layout, state.arena, [values[b] for b in apart])
                     if slot >= 0:
                         state.env.words[slot] = result.data_ptr()
                 values[buffer] = result
@@ -236,17 +241,27 @@ class MixedRunner(Runner):
         return itemgetter(index)
 
 
+def _with_copies(values: list[Any], buffers: Sequence[int]) -> list[Any]:
+    """The values for a call whose result may be made of its arguments' memory, nobody can tell."""
+    given = values.copy()
+    for buffer in buffers:
+        if isinstance(given[buffer], torch.Tensor):
+            given[buffer] = given[buffer].clone()
+    return given
+
+
+def _is_alias(result: torch.Tensor, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and torch._C._is_alias_of(result, value)
+
+
 def _own(
-    result: torch.Tensor, layout: Layout, arena: Arena | None, changing: Sequence[Any]
+    result: torch.Tensor, layout: Layout, arena: Arena | None, apart: Sequence[Any]
 ) -> torch.Tensor:
     """An eager result in the layout that the Program expects, sharing no memory with the arena or
-    with ``changing``, the arguments that later steps write to."""
+    with the values ``apart``."""
     if result.is_neg():
         result = result.resolve_neg()
-    if arena is not None and arena.contains(result.data_ptr()):
+    shares = arena is not None and arena.contains(result.data_ptr())
+    if shares or any(_is_alias(result, value) for value in apart):
         result = result.clone()
-    elif changing:
-        memory = result.untyped_storage().data_ptr()
-        if any(memory == t.untyped_storage().data_ptr() for t in changing):
-            result = result.clone()
     return in_layout(result, layout.dtype, layout.shape, layout.strides)
