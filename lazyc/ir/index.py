@@ -200,8 +200,11 @@ def floordiv(index: Index, divisor: Dim) -> Index:
 
 
 def mod(index: Index, divisor: Dim) -> Index:
-    """``index mod divisor`` (floor semantics) for a positive divisor, simplified likewise."""
-    if divisor == 1:
+    """``index mod divisor`` (floor semantics) for a positive divisor, simplified likewise.
+
+    A divisor of 0 is the size of an axis that no loop ever visits.
+    """
+    if divisor == 1 or divisor == 0:
         return Index(0)
     _, rest = _split(index, divisor)
     if _within(rest, divisor):
@@ -234,7 +237,22 @@ def linearize(indices: tuple[Index, ...], strides: Shape, offset: Dim = 0) -> In
     total = Index(offset)
     for index, stride in zip(indices, strides, strict=True):
         total = total + index * stride
-    return total
+    return _recombine(total)
+
+
+def _recombine(index: Index) -> Index:
+    """``(x // d)*d*c + (x % d)*c -> x*c``: what a reshape took apart and its inverse joins."""
+    for atom, coef in index.terms:
+        if not isinstance(atom, Mod):
+            continue
+        quotient = floordiv(atom.base, atom.divisor)
+        if len(quotient.terms) != 1 or quotient.const != 0 or quotient.terms[0][1] != 1:
+            continue
+        partner = quotient.terms[0][0]
+        if index.coef(partner) == coef * atom.divisor:
+            used = Index(0, ((atom, coef),)) + Index(0, ((partner, coef * atom.divisor),))
+            return _recombine(index - used + atom.base * coef)
+    return index
 
 
 def delinearize(flat: Index, shape: Shape) -> tuple[Index, ...]:

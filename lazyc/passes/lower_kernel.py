@@ -313,6 +313,8 @@ def _flat_of(axes: tuple[Axis, ...]) -> Index:
 
 def buffer_extent(buffer: Buffer) -> Dim:
     """Elements from the first to the last one of a buffer."""
+    if 0 in buffer.shape:
+        return 0
     extent: Dim = 1
     for d, s in zip(buffer.shape, buffer.strides, strict=True):
         extent = extent + (d - 1) * s

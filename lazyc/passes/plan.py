@@ -55,7 +55,9 @@ def make_plan(graph: Graph) -> Plan:
     for node in graph.nodes:
         if isinstance(node.attrs, A.EagerAttrs) and node.attrs.mutates:
             raise Unschedulable(f"{node.attrs.target} writes to its arguments")
+    graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
     forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
+    forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))
         plan = Plan(graph, live_nodes(graph), realized, choose_strides(graph, realized))
@@ -64,6 +66,14 @@ def make_plan(graph: Graph) -> Plan:
             return plan
         forced |= missing
     raise AssertionError("operands do not settle")
+
+
+def _apart(graph: Graph, value: Node) -> Node:
+    """A value that is an input, as a node that can have memory of its own: the input may be written
+    to before the value is read."""
+    if value.op != "input":
+        return value
+    return graph.add("reshape", (value,), A.ShapeAttrs(value.shape))
 
 
 def _reads_targets(graph: Graph, value: Node) -> bool:

@@ -111,11 +111,13 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         for arg in node.inputs:
             users[arg].append(node)
     costs = _costs(nodes)
-    realized = {n for n in nodes if has_memory(n)} | set(graph.roots()) | (forced & set(nodes))
+    roots = set(graph.roots())
+    realized = {n for n in nodes if has_memory(n)} | (forced & set(nodes))
+    realized |= {n for n in roots if not _may_be_handed_out_as_view(n)}
     readers: dict[Node, set[Node]] = {}
     addressed: set[Node] = set()  # read through a pointer: by a library call, or as gather source
     for node in reversed(nodes):
-        found: set[Node] = set()
+        found: set[Node] = {node} if node in roots else set()
         for user in users[node]:
             found |= {user} if user in realized else readers[user]
             through_view = user in addressed and user not in realized and _is_plain_view(user)
@@ -129,6 +131,12 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         elif _wants_memory(node, users[node], found, costs):
             realized.add(node)
     return realized
+
+
+def _may_be_handed_out_as_view(node: Node) -> bool:
+    """Whether the memory of another value may serve as this output (``plan`` decides)."""
+    base = view_base(node)
+    return base is not node and has_memory(base) and not base.spec.has(Trait.LEAF)
 
 
 def _is_plain_view(node: Node) -> bool:
