@@ -29,6 +29,7 @@ from lazyc.frontend.fx_types import (
     value_type,
 )
 from lazyc.frontend.lowering import NotLowered, lowering_table
+from lazyc.frontend.results import describe_call, is_symbolic, matched_result, result_types
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, Provenance
 from lazyc.ir.ops import IRError
@@ -192,16 +193,17 @@ class _Importer:
             assert lowering is not None
             args, kwargs = self._arguments(node)
             self.builder.layouts = lambda: list(_operand_layouts(node))
-            self.builder.results = lambda: _result_types(node.meta.get("val"))
+            self.builder.results = lambda: result_types(node)
             try:
                 result = lowering(self.builder, *args, **kwargs)
             except NotLowered as error:
                 reason = str(error)
             except IRError as error:
-                raise IRError(f"{name}{_describe(node)}: {error}") from error
+                if not is_symbolic(node):
+                    raise IRError(f"{name}{describe_call(node)}: {error}") from error
+                reason = f"sizes that are not known to agree: {error}"
             else:
-                _check_result(name, node, result)
-                return tuple(result) if isinstance(result, list) else result
+                return matched_result(self.builder, name, node, result)
         return self._eager(
             EagerCall(
                 node.target, node.args, node.kwargs, node.meta.get("val"), reason, self._value
@@ -309,7 +311,11 @@ class _Importer:
             return Output(value, strides)
         owner, place = storages.get(StorageWeakRef(val.untyped_storage()), (None, None))
         # A write at the end would change what an alias of the old value shows.
-        if owner is None or self.written.get(owner, result) is not result:
+        if (
+            owner is None
+            or self.written.get(owner, result) is not result
+            or owner.meta["val"].dtype is not val.dtype
+        ):
             return Output(value, strides)
         assert place is not None
         (shift,) = dims((val.storage_offset() - owner.meta["val"].storage_offset(),))
@@ -358,56 +364,3 @@ def _operand_layouts(node: torch.fx.Node) -> Iterator[Layout]:
         if isinstance(val, torch.Tensor):
             (offset,) = dims((val.storage_offset(),))
             yield Layout(dims(val.shape), dims(val.stride()), offset)
-
-
-def _result_types(val: Any) -> list[TensorType | None]:
-    items = val if isinstance(val, list | tuple) else (val,)
-    types = [value_type(item) for item in items]
-    return [t if isinstance(t, TensorType) else None for t in types]
-
-
-def _describe(node: torch.fx.Node) -> str:
-    """The arguments of a call as text, tensors by their types."""
-
-    def text(arg: Any) -> str:
-        if isinstance(arg, torch.fx.Node):
-            return str(value_type(arg.meta.get("val")))
-        if isinstance(arg, list | tuple):
-            return f"[{', '.join(map(text, arg))}]"
-        return str(arg)
-
-    parts = [text(a) for a in node.args] + [f"{k}={text(v)}" for k, v in node.kwargs.items()]
-    return f"({', '.join(parts)})"
-
-
-def _check_result(name: str, node: torch.fx.Node, result: Any) -> None:
-    """Raises IRError unless a lowering gave the types that the trace has."""
-    val = node.meta.get("val")
-    if isinstance(val, torch.Tensor):
-        _check_type(name, node, result, val)
-    elif isinstance(val, list | tuple):
-        if not isinstance(result, list | tuple) or len(result) != len(val):
-            raise IRError(f"{name}{_describe(node)}: {len(val)} results expected")
-        for made, expected in zip(result, val, strict=True):
-            # Results that nobody reads may be left out: None, or a tensor without a use.
-            if made is not None and isinstance(expected, torch.Tensor):
-                _check_type(name, node, made, expected)
-
-
-def _check_type(name: str, node: torch.fx.Node, made: Any, val: torch.Tensor) -> None:
-    expected = value_type(val)
-    found = made.type if isinstance(made, Node) else OpaqueType(type(made).__name__)
-    if found == expected:
-        return
-    if isinstance(found, TensorType) and isinstance(expected, TensorType):
-        same = (found.dtype, found.device, found.rank) == (
-            expected.dtype,
-            expected.device,
-            expected.rank,
-        )
-        if same and all(
-            d == e or sympy.simplify(d - e) == 0
-            for d, e in zip(found.shape, expected.shape, strict=True)
-        ):
-            return
-    raise IRError(f"{name}{_describe(node)}: lowered to {found}, the trace has {expected}")

@@ -10,7 +10,7 @@ from lazyc.frontend.builder import normalize_axes, normalize_axis
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.promotion import default_float, lazyc_dtype
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, DType
+from lazyc.ir.types import DType
 
 Axes = int | Sequence[int] | None
 
@@ -161,14 +161,12 @@ def _variance(
     y = b.compute(x)
     mean, squares = moments(b, y, chosen)
     count = b.count(x.shape, chosen)
-    freedom: Dim | float = count - (1 if correction is None else correction)
-    if isinstance(freedom, int | float):
-        freedom = float(max(freedom, 0))
-    elif (
-        not isinstance(correction, int) and correction is not None and correction != int(correction)
-    ):
-        raise NotLowered("fractional correction of a symbolic size")
-    spread = b.div(squares, freedom)
+    taken = 1 if correction is None else correction
+    if isinstance(count, int):
+        spread = b.div(squares, float(max(count - taken, 0)))
+    else:
+        size = b.scalar(count, y.dtype, x.tensor.device)
+        spread = b.div(squares, b.maximum(b.sub(size, taken), 0.0))
     spread = b.sqrt(spread) if root else spread
     if not keepdim:
         shape = [d for k, d in enumerate(x.shape) if k not in chosen]

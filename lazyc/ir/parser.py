@@ -36,7 +36,6 @@ _DTYPES = {d.value: d for d in DType}
 _NAMED: dict[str, Any] = {
     "None": None, "True": True, "False": False, "nan": float("nan"), "inf": float("inf"),
 }  # fmt: skip
-_FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min}
 
 
 class _Line:
@@ -165,7 +164,7 @@ def _named(token: str, line: _Line) -> Any:
 
 
 def _function(name: str) -> Any:
-    found = _FUNCTIONS.get(name) or getattr(torch_sympy, name, None)
+    found = getattr(torch_sympy, name, None)
     if not (isinstance(found, type) and issubclass(found, sympy.Basic)):
         raise IRError(f"unknown function {name}")
     return found

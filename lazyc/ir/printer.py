@@ -39,10 +39,10 @@ def _expr_text(expr: sympy.Expr) -> str:
         return "(" + sign.join(sorted(map(_expr_text, expr.args))) + ")"
     if isinstance(expr, sympy.Pow):
         return f"({_expr_text(expr.args[0])}**{_expr_text(expr.args[1])})"
-    args = list(map(_expr_text, expr.args))
-    if isinstance(expr, sympy.Max | sympy.Min):  # their arguments are a set
+    name, args = type(expr).__name__, list(map(_expr_text, expr.args))
+    if name in ("Max", "Min"):  # sympy's and torch's: their arguments are a set
         args.sort()
-    return f"{type(expr).__name__}({', '.join(args)})"
+    return f"{name}({', '.join(args)})"
 
 
 def dim_text(dim: Dim) -> str:

@@ -65,6 +65,9 @@ class DType(Enum):
     def __repr__(self) -> str:
         return self.value
 
+    def __str__(self) -> str:
+        return self.value
+
 
 _TO_TORCH: dict[DType, torch.dtype] = {
     DType.BOOL: torch.bool,
