@@ -100,7 +100,7 @@ class Config:
 
     strict: bool = _option(
         False, "LAZYC_STRICT",
-        "A bug inside lazyc raises CompilerBug; otherwise the graph runs in eager with one warning.",
+        "A bug inside lazyc raises CompilerBug; otherwise the graph runs in eager with a warning.",
     )  # fmt: skip
     verify: bool = _option(
         False, "LAZYC_VERIFY",
@@ -114,7 +114,7 @@ class Config:
     )  # fmt: skip
     fusion: bool = _option(
         True, "LAZYC_FUSION",
-        "Fuse operators into common kernels. Off: one kernel an operator, to bisect a wrong result.",
+        "Fuse operators into common kernels. Off: one kernel an operator, to bisect an error.",
         affects_code=True,
     )  # fmt: skip
     max_fused_ops: int = _option(
@@ -143,13 +143,13 @@ class Config:
     )  # fmt: skip
     cache_size_mb: int = _option(
         1024, "LAZYC_CACHE_SIZE_MB",
-        "Size limit of the disk cache in MiB; beyond it the entries unused for longest are removed.",
+        "Size limit of the disk cache in MiB; beyond it the longest unused entries are removed.",
         minimum=1,
     )  # fmt: skip
     debug: int = _option(
         0, "LAZYC_DEBUG",
-        "0: silent. 1: one line for each compilation and fallback. 2: also cache lookups, passes and"
-        " kernels. 3: also the IR after every pass.",
+        "0: silent. 1: one line for each compilation and fallback. 2: also cache lookups, passes"
+        " and kernels. 3: also the IR after every pass.",
         choices=(0, 1, 2, 3),
     )  # fmt: skip
     debug_file: str = _option(
@@ -180,7 +180,7 @@ class Config:
     def with_options(self, options: Mapping[str, object]) -> Config:
         """This Config with ``torch.compile(options={...})`` on top.
 
-        Raises ConfigError for an unknown option (with the nearest name and the list) or a bad value.
+        Raises ConfigError for a bad value, and for an unknown option with the nearest known name.
         """
         changed: dict[str, Value] = {}
         for name, value in options.items():

@@ -14,8 +14,8 @@ class ConfigError(LazycError):
 class UnsupportedVersion(LazycError):
     """A package or interpreter that lazyc cannot work with.
 
-    ``what`` is the package, ``found`` its version (None: not installed), ``wanted`` the versions that
-    work ("2.13 or 2.14").
+    ``what`` is the package, ``found`` its version (None: not installed), ``wanted`` the versions
+    that work ("2.13 or 2.14").
     """
 
     def __init__(self, what: str, found: str | None, wanted: str) -> None:

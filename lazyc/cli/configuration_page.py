@@ -16,8 +16,8 @@ torch.compile(model, backend="lazyc", options={"debug": 1})
 ```
 
 What the code sets goes before what the environment sets. An unknown option or a bad value raises
-`ConfigError`, which names the option, the value and what is allowed; an unknown `LAZYC_` variable is
-warned of. `lazyc config` prints the values that hold here.
+`ConfigError`, which names the option, the value and what is allowed; an unknown `LAZYC_` variable
+is warned of. `lazyc config` prints the values that hold here.
 
 Options marked with a star change generated code: they are a part of the cache key.
 

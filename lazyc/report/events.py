@@ -33,8 +33,8 @@ class CompileStarted(Event):
 class CompileFinished(Event):
     """A graph is ready to run. ``seconds`` are (stage, seconds) in the order they ran.
 
-    ``kernels_made`` were generated and compiled now, ``kernels_reused`` were already there (an equal
-    kernel in this graph, in this process or on disk); ``fallbacks`` are operators left to eager.
+    ``kernels_made`` were generated and compiled now, ``kernels_reused`` were already there (an
+    equal kernel in this graph, this process or on disk); ``fallbacks`` are operators left to eager.
     """
 
     graph: int

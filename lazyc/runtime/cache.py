@@ -1,9 +1,9 @@
 """The disk cache: compiled programs and kernels that later processes find again.
 
 One file an entry, ``<cache_dir>/v1/<kind>/<first two digits>/<key>``, in the format of
-``runtime/entry.py``. The cache is a convenience: whatever goes wrong here (a full disk, a folder of
-someone else, a damaged file, a writer killed half-way) ends in a miss and at most one warning, never
-in an exception.
+``runtime/entry.py``. The cache is a convenience: whatever goes wrong here (a full disk, a folder
+of someone else, a damaged file, a writer killed half-way) ends in a miss and at most one warning,
+never in an exception.
 
 Trust: machine code is loaded from these files, so the folder must belong to the user, must not be
 a symbolic link, and nobody else may write to it; each file likewise. Folders are opened one level
@@ -29,7 +29,7 @@ from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CacheWarning
 from lazyc.report import events as E
 from lazyc.runtime.entry import Entry, Identity, pack, read_header, unpack
-from lazyc.runtime.key import explain_difference, nearest
+from lazyc.runtime.explain import explain_difference, nearest
 from lazyc.version import versions
 
 _KINDS: tuple[E.CacheKind, ...] = ("programs", "kernels")
@@ -184,12 +184,12 @@ class DiskCache:
 
     def stats(self) -> CacheStats:
         """What is on disk now, and whether the folder can be used."""
-        counts = dict.fromkeys(_KINDS, 0)
+        counts: dict[str, int] = dict.fromkeys(_KINDS, 0)
         total = 0
         for file in self._files():
             total += file.size
             if not file.is_temporary:
-                counts[file.folder.parent.name] += 1  # type: ignore[index]  # one of _KINDS
+                counts[file.folder.parent.name] += 1
         reason = self._reason
         if not reason:
             try:
@@ -300,7 +300,7 @@ class DiskCache:
             self._events.emit(E.CacheDisabled(reason))
             warnings.warn(
                 f"lazyc's disk cache is off: {reason}. Code is compiled anew in each process. "
-                "LAZYC_CACHE_DIR moves the cache, LAZYC_DISK_CACHE=0 turns it off without a warning.",
+                "LAZYC_CACHE_DIR moves the cache, LAZYC_DISK_CACHE=0 turns it off silently.",
                 CacheWarning,
                 stacklevel=3,
             )
@@ -339,7 +339,10 @@ def _not_private(info: os.stat_result) -> str:
 
 
 def _read_file(folder: int, name: str) -> bytes:
-    """The content of a private regular file; renews its time of use. Raises CacheCorrupt, OSError."""
+    """The content of a private regular file, whose time of use is renewed.
+
+    Raises CacheCorrupt or OSError.
+    """
     try:
         fd = os.open(
             name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder

@@ -171,7 +171,8 @@ def union(records: Mapping[str, Codec]) -> Codec:
 
 def template(records: Mapping[str, Codec]) -> Codec:
     """An argument of an eager call: nested tuples of Python scalars, torch's named objects, dims,
-    and the given records. Strings, ints, bools and None stand for themselves, the rest is tagged."""
+    and the given records. Strings, ints, bools and None stand for themselves, the rest has tags.
+    """
     leaves: list[tuple[str, type, Codec]] = [
         ("float", float, FLOAT),
         ("complex", complex, _COMPLEX),

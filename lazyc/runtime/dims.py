@@ -1,7 +1,7 @@
 """Dims as JSON: ints, symbols, and a closed set of operations on them.
 
-``s0*4 + 1`` is ``["add", 1, ["mul", 4, ["symbol", "s0", "ip"]]]``. Decoding builds sympy expressions
-from this table alone; no text is ever parsed as an expression.
+``s0*4 + 1`` is ``["add", 1, ["mul", 4, ["symbol", "s0", "irpn"]]]``. Decoding builds sympy
+expressions from the table below alone; no text is ever parsed as an expression.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     <SHA-256 of the line above, 64 hex digits>\\n
     <the parts, one after the other>
 
-Nothing in an entry is executed or imported while it is read. ``docs/cache.md`` describes it for users.
+Nothing in an entry is executed or imported while it is read. See ``docs/cache.md`` too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -24,17 +24,15 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.types import DType, OpaqueType, SymbolSource, TensorType
 from lazyc.runtime.dims import encode_dim, symbol_flags
+from lazyc.runtime.explain import STRUCTURE, digest
 from lazyc.runtime.tensors import dump_tensor
 from lazyc.version import versions
-
-# Parts that name what the graph computes on; the rest of a key is about where and with what.
-_STRUCTURE = "operators"
 
 
 def graph_key(graph: Graph, target_key: str, config: Config) -> str:
     """The key of the Program that compiling ``graph`` gives, 64 hex digits.
 
-    ``target_key`` names the instruction set and everything else of the machine that code depends on.
+    ``target_key`` names the instruction set and all else of the machine that code depends on.
     Raises NotCacheable for a graph that holds what has no canonical text (a generator object, a
     sparse constant).
     """
@@ -57,7 +55,7 @@ def combine(parts: Mapping[str, str]) -> str:
 
 
 def key_parts(graph: Graph, target_key: str, config: Config) -> dict[str, str]:
-    """The parts of a graph's key by name; "input 0" and so on are readable, long ones are digests."""
+    """The parts of a graph's key by name; "input 0" and so on are readable, long ones digests."""
     writer = _Writer(graph)
     parts = {**_version_parts(), "target": target_key, "options": config.code_key()}
     for node in graph.inputs:
@@ -65,60 +63,20 @@ def key_parts(graph: Graph, target_key: str, config: Config) -> dict[str, str]:
     for k, tensor in enumerate(graph.constants):
         parts[f"constant {k}"] = _constant(tensor)
     nodes = [writer.node(n) for n in graph.nodes]
-    parts[_STRUCTURE] = _digest("\n".join(head for head, _ in nodes))
-    parts["attributes and shapes"] = _digest("\n".join(body for _, body in nodes))
+    parts[STRUCTURE] = digest("\n".join(head for head, _ in nodes))
+    parts["attributes and shapes"] = digest("\n".join(body for _, body in nodes))
     parts["outputs"] = writer.outputs(graph)
     parts["symbols"] = writer.symbols()
     return parts
-
-
-def explain_difference(new: Mapping[str, str], old: Mapping[str, str]) -> str:
-    """Which parts of two keys differ, on one line: ``input 0: f32[8] ... -> f32[9] ...``.
-
-    "" when they are equal.
-    """
-    changes: list[str] = []
-    for name in sorted(new.keys() | old.keys()):
-        before, after = old.get(name), new.get(name)
-        if before == after:
-            continue
-        if before is None or after is None:
-            changes.append(f"{name} {'added' if before is None else 'removed'}")
-        elif _is_digest(before) or _is_digest(after) or len(before) + len(after) > 200:
-            changes.append(f"{name} differ")
-        else:
-            changes.append(f"{name}: {before} -> {after}")
-    return "; ".join(changes)
-
-
-def nearest(
-    new: Mapping[str, str], entries: Sequence[Mapping[str, str]]
-) -> Mapping[str, str] | None:
-    """The entry with the same operators and the fewest other differences; None if none has them."""
-    alike = [e for e in entries if e.get(_STRUCTURE) == new.get(_STRUCTURE)]
-    names = set(new)
-    return min(
-        alike,
-        key=lambda e: sum(new.get(n) != e.get(n) for n in names | set(e)),
-        default=None,
-    )
 
 
 def _version_parts() -> dict[str, str]:
     return {f"version of {name}": version for name, version in versions().items()}
 
 
-def _digest(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_digest(text: str) -> bool:
-    return text.startswith("sha256:")
-
-
 def _constant(tensor: torch.Tensor) -> str:
     header, data = dump_tensor(tensor)
-    return _digest(json.dumps(header) + hashlib.sha256(data).hexdigest())
+    return digest(json.dumps(header) + hashlib.sha256(data).hexdigest())
 
 
 class _Writer:

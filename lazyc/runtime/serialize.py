@@ -1,9 +1,9 @@
 """Programs and tensors as JSON and raw bytes, for the disk cache.
 
 Every dataclass of ``ir/program.py`` has a record here that names each field and its codec; a value
-that no codec knows raises ``NotCacheable`` on the way out, and data that is not exactly what a codec
-wrote raises ``CacheCorrupt`` on the way in. A kernel is stored by key: the loaded Program has no
-LoopNests (``nests`` is {}), but a ``KernelRef`` for each key.
+that no codec knows raises ``NotCacheable`` on the way out, and data that is not exactly what a
+codec wrote raises ``CacheCorrupt`` on the way in. A kernel is stored by key: the loaded Program has
+no LoopNests (``nests`` is {}), but a ``KernelRef`` for each key.
 """
 
 from __future__ import annotations

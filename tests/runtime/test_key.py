@@ -15,6 +15,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Output, Provenance
 from lazyc.ir.types import DType, OpaqueType, SymbolSource, TensorType
 from lazyc.runtime import key as K
+from lazyc.runtime.explain import explain_difference, nearest
 
 CONFIG = Config()
 F32 = TensorType(DType.F32, (4, 3))
@@ -295,23 +296,23 @@ def test_parts_cannot_run_over() -> None:
 
 def test_explanations() -> None:
     base = K.key_parts(make(), "avx2", CONFIG)
-    assert K.explain_difference(base, base) == ""
+    assert explain_difference(base, base) == ""
     wider = K.key_parts(make(rows=5), "avx2", CONFIG)
-    text = K.explain_difference(wider, base)
+    text = explain_difference(wider, base)
     assert "input 0: f32[4,3] strides (3,1) align 64 -> f32[5,3] strides (3,1) align 64" in text
-    assert K.explain_difference(K.key_parts(make(), "avx512", CONFIG), base) == (
+    assert explain_difference(K.key_parts(make(), "avx512", CONFIG), base) == (
         "target: avx2 -> avx512"
     )
-    assert "constant 0 differ" in K.explain_difference(
+    assert "constant 0 differ" in explain_difference(
         K.key_parts(make(constant=torch.zeros(3)), "avx2", CONFIG), base
     )
     other_op = K.key_parts(make(op="sub"), "avx512", CONFIG)
     both = K.key_parts(make(rows=5), "avx512", CONFIG)
-    assert K.nearest(wider, [other_op, both, base]) is base or K.nearest(
+    assert nearest(wider, [other_op, both, base]) is base or nearest(
         wider, [other_op, both, base]
     ) is both  # fmt: skip
-    assert K.nearest(both, [other_op, base, wider]) is wider
-    assert K.nearest(other_op, [base, wider]) is None
+    assert nearest(both, [other_op, base, wider]) is wider
+    assert nearest(other_op, [base, wider]) is None
 
 
 def test_nest_key() -> None:
