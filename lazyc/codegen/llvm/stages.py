@@ -222,7 +222,8 @@ def emit_vectors(
         return
     with b.loop(middle, stop, widths.rest, axis.name) as i:
         region.positions[axis] = i
-        active = _active_lanes(frame, b.sub(stop, i), widths.rest)
+        even = isinstance(axis.size, int) and axis.size % widths.rest == 0
+        active = None if even else _active_lanes(frame, b.sub(stop, i), widths.rest)
         rest = replace(inside, lanes=widths.rest, active=active, depth=b.depth)
         body(replace(rest, values=dict(region.values)))
 

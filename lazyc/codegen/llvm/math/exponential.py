@@ -59,7 +59,8 @@ def reduced_exp(b: Builder, x: Value) -> Value:
     shifted = b.fma(x, LOG2_E, ROUND)
     n = shifted - ROUND
     r = b.fma(n, -C.LN2[1], b.fma(n, -C.LN2[0], x))
-    return scale_by_bits(b, b.horner(r, (1.0, 1.0, *C.EXP)), b.bits(shifted) - ROUND_BITS)
+    power = b.fma(r * r, b.horner(r, C.EXP), r) + 1.0
+    return scale_by_bits(b, power, b.bits(shifted) - ROUND_BITS)
 
 
 def exp(b: Builder, x: Value) -> Value:

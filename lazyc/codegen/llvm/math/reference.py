@@ -26,8 +26,8 @@ _NUMPY = {
 
 def reference(name: str, *arrays: np.ndarray) -> np.ndarray:
     """The function in float64 (the C library's through numpy, else torch's)."""
-    wide = [a.astype(np.float64) for a in arrays]
     with np.errstate(all="ignore"):
+        wide = [a.astype(np.float64) for a in arrays]
         if name in _NUMPY:
             return _NUMPY[name](*wide)
         function: Callable[..., torch.Tensor] = getattr(torch, name)
