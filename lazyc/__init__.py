@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lazyc.version import __version__
+from lazyc.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lazyc.report.metrics import Metrics
