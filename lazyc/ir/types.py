@@ -201,6 +201,8 @@ def divide_exact(a: Dim, b: Dim) -> Dim | None:
     quotient = sympy.cancel(sympy.sympify(a) / sympy.sympify(b))
     if quotient.is_Integer:
         return int(quotient)
+    if quotient.is_number:
+        return None  # a fraction
     if not quotient.is_polynomial(*quotient.free_symbols):
         return None
     poly = sympy.Poly(quotient, *quotient.free_symbols)
