@@ -1,22 +1,31 @@
-"""The op table of the Graph IR.
+"""The ops of the Graph IR. Importing this module fills the table ``OPS``.
 
-An ``OpSpec`` says what an op is: how many inputs, which attrs, the shape/dtype rule (``infer``), its
-traits, and a reference evaluator in plain torch. Passes ask for traits; the interpreter calls
-``evaluate``. Inputs of pointwise ops already have equal shapes and dtypes: promotion and
-broadcasting are explicit ``cast`` and ``expand`` nodes, put there by the frontend.
+Passes ask for traits; the interpreter calls ``evaluate``. Pointwise ops are in
+``ir/pointwise_ops.py``, what an op is in ``ir/opspec.py``; users import from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Flag, auto
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
 import torch
 
 from lazyc.ir import attrs as A
+from lazyc.ir import pointwise_ops  # noqa: F401  # fills its part of the table
+from lazyc.ir.opspec import (
+    ALLOWED,
+    OPS,
+    IRError,
+    OpSpec,
+    SymbolValues,
+    Trait,
+    concrete,
+    concrete_shape,
+    register,
+    tensor,
+)
 from lazyc.ir.types import (
     Dim,
     DType,
@@ -28,280 +37,46 @@ from lazyc.ir.types import (
     numel,
 )
 
-
-class Trait(Flag):
-    """What passes may ask about an op."""
-
-    NONE = 0
-    LEAF = auto()  # no inputs
-    POINTWISE = auto()  # out[i] = f(in0[i], in1[i], ...)
-    VIEW = auto()  # out[i] = in[g(i)]: an index map, no arithmetic (pad and cat included)
-    REDUCTION = auto()
-    SCAN = auto()
-    GATHER = auto()
-    SCATTER = auto()
-    CONTRACTION = auto()
-    RANDOM = auto()
-    BARRIER = auto()  # eager call
-    COSTLY = auto()  # a pointwise op worth storing rather than computing twice
-    COMMUTATIVE = auto()
-    COMPARE = auto()  # result is bool
-
-
-class IRError(Exception):
-    """An op was built with inputs or attrs that its spec does not allow."""
-
-
-SymbolValues = Mapping[sympy.Symbol, int]
-Infer = Callable[[Sequence[ValueType], Any], ValueType]
-Evaluate = Callable[[Sequence[Any], Any, SymbolValues], Any]
-
-
-@dataclass(frozen=True)
-class OpSpec:
-    name: str
-    arity: int | None  # None: any number
-    attrs: type[A.Attrs]
-    traits: Trait
-    infer: Infer
-    evaluate: Evaluate
-    dtypes: str = "any"  # pointwise inputs: "any", "number", "float", "integral" (ints and bool)
-
-    def has(self, trait: Trait) -> bool:
-        return self.traits._value_ & trait._value_ != 0  # Flag.__and__ is slow, and this is hot
-
-
-OPS: dict[str, OpSpec] = {}
-
-
-def _register(spec: OpSpec) -> None:
-    assert spec.name not in OPS, spec.name
-    OPS[spec.name] = spec
-
-
-def concrete(dim: Dim, values: SymbolValues) -> int:
-    """A dim as an int, given the values of its symbols."""
-    return dim if isinstance(dim, int) else int(sympy.sympify(dim).subs(dict(values)))
-
-
-def concrete_shape(shape: Shape, values: SymbolValues) -> tuple[int, ...]:
-    return tuple(concrete(d, values) for d in shape)
-
-
-def tensor(t: ValueType) -> TensorType:
-    """The tensor type of a value; raises IRError for an opaque one."""
-    if not isinstance(t, TensorType):
-        raise IRError(f"expected a tensor, got {t}")
-    return t
-
-
-# --- pointwise ------------------------------------------------------------------------------------
-
-_ALLOWED: dict[str, Callable[[DType], bool]] = {
-    "any": lambda d: True,
-    "number": lambda d: d is not DType.BOOL,
-    "float": lambda d: d.is_float,
-    "integral": lambda d: not d.is_float,
-}
-
-
-def _same(name: str, types: Sequence[ValueType], dtypes: str) -> TensorType:
-    first = tensor(types[0])
-    for t in types:
-        t = tensor(t)
-        if t.shape != first.shape or t.dtype != first.dtype or t.device != first.device:
-            raise IRError(f"{name}: inputs differ: {', '.join(map(str, types))}")
-    if not _ALLOWED[dtypes](first.dtype):
-        raise IRError(f"{name}: takes {dtypes} types, got {first}")
-    return first
-
-
-def _pointwise(
-    name: str, arity: int, fn: Callable[..., torch.Tensor], dtypes: str, traits: Trait = Trait.NONE
-) -> None:
-    compare = bool(traits & Trait.COMPARE)
-
-    def infer(types: Sequence[ValueType], attrs: Any) -> ValueType:
-        t = _same(name, types, dtypes)
-        return t.with_dtype(DType.BOOL) if compare else t
-
-    def evaluate(inputs: Sequence[Any], attrs: Any, values: SymbolValues) -> torch.Tensor:
-        return fn(*inputs)
-
-    _register(
-        OpSpec(name, arity, A.Attrs, traits | Trait.POINTWISE, infer, evaluate, dtypes)
-    )
-
-
-def _half(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Evaluates in f32 what torch has no half kernel for."""
-
-    def call(*xs: torch.Tensor) -> torch.Tensor:
-        if xs[0].dtype in (torch.float16, torch.bfloat16):
-            return fn(*(x.float() for x in xs)).to(xs[0].dtype)
-        return fn(*xs)
-
-    return call
-
-
-def _floor_div(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.div(a, b, rounding_mode="floor")
-
-
-def _trunc_div(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.div(a, b, rounding_mode="trunc")
-
-
-_N = Trait.NONE
-_C = Trait.COSTLY
-for _name, _fn, _dtypes, _traits in (
-    # name, reference, input dtypes, traits. Float functions follow torch on nan, inf and -0.0.
-    ("neg", torch.neg, "number", _N),  # integers wrap
-    ("abs", torch.abs, "number", _N),
-    ("sign", torch.sign, "number", _N),
-    ("floor", torch.floor, "float", _N),
-    ("ceil", torch.ceil, "float", _N),
-    ("round", torch.round, "float", _N),  # half to even
-    ("trunc", torch.trunc, "float", _N),
-    ("exp", torch.exp, "float", _C),
-    ("exp2", torch.exp2, "float", _C),
-    ("expm1", torch.expm1, "float", _C),
-    ("log", torch.log, "float", _C),
-    ("log2", torch.log2, "float", _C),
-    ("log10", torch.log10, "float", _C),
-    ("log1p", torch.log1p, "float", _C),
-    ("sqrt", torch.sqrt, "float", _N),
-    ("rsqrt", torch.rsqrt, "float", _N),
-    ("reciprocal", torch.reciprocal, "float", _N),
-    ("sin", torch.sin, "float", _C),
-    ("cos", torch.cos, "float", _C),
-    ("tan", torch.tan, "float", _C),
-    ("asin", torch.asin, "float", _C),
-    ("acos", torch.acos, "float", _C),
-    ("atan", torch.atan, "float", _C),
-    ("sinh", torch.sinh, "float", _C),
-    ("cosh", torch.cosh, "float", _C),
-    ("tanh", torch.tanh, "float", _C),
-    ("asinh", torch.asinh, "float", _C),
-    ("acosh", torch.acosh, "float", _C),
-    ("atanh", torch.atanh, "float", _C),
-    ("sigmoid", torch.sigmoid, "float", _C),
-    ("erf", torch.erf, "float", _C),
-    ("erfc", torch.erfc, "float", _C),
-    ("lgamma", torch.lgamma, "float", _C),
-    ("not", torch.bitwise_not, "integral", _N),  # logical on bool, bitwise on integers
-):
-    _pointwise(_name, 1, _half(_fn), _dtypes, _traits)
-
-_pointwise("isnan", 1, torch.isnan, "float", Trait.COMPARE)
-
-_M = Trait.COMMUTATIVE
-for _name, _fn, _dtypes, _traits in (
-    ("add", torch.add, "number", _M),
-    ("sub", torch.sub, "number", _N),
-    ("mul", torch.mul, "number", _M),
-    ("div", torch.div, "float", _N),
-    # Integer division: a zero divisor raises eager's error; INT_MIN / -1 wraps.
-    ("floor_div", _floor_div, "number", _N),
-    ("trunc_div", _trunc_div, "number", _N),
-    ("rem", torch.fmod, "number", _N),  # sign of the dividend (C's fmod and %)
-    ("mod", torch.remainder, "number", _N),  # sign of the divisor (Python's %)
-    ("pow", torch.pow, "number", _C),
-    ("atan2", torch.atan2, "float", _C),
-    ("hypot", torch.hypot, "float", _C),
-    ("copysign", torch.copysign, "float", _N),
-    ("nextafter", torch.nextafter, "float", _N),
-    ("maximum", torch.maximum, "any", _M),  # nan if either is nan
-    ("minimum", torch.minimum, "any", _M),
-    ("fmax", torch.fmax, "float", _M),  # the other one if one is nan
-    ("fmin", torch.fmin, "float", _M),
-    ("and", torch.bitwise_and, "integral", _M),
-    ("or", torch.bitwise_or, "integral", _M),
-    ("xor", torch.bitwise_xor, "integral", _M),
-    ("shl", torch.bitwise_left_shift, "integral", _N),
-    ("shr", torch.bitwise_right_shift, "integral", _N),  # arithmetic for signed types
-):
-    _pointwise(_name, 2, _fn, _dtypes, _traits)
-
-for _name, _fn in (
-    ("eq", torch.eq),
-    ("ne", torch.ne),
-    ("lt", torch.lt),
-    ("le", torch.le),
-    ("gt", torch.gt),
-    ("ge", torch.ge),
-):
-    _pointwise(_name, 2, _fn, "any", Trait.COMPARE)
-
-
-def _infer_where(types: Sequence[ValueType], attrs: Any) -> ValueType:
-    cond = tensor(types[0])
-    value = _same("where", types[1:], "any")
-    if cond.dtype is not DType.BOOL or cond.shape != value.shape:
-        raise IRError(f"where: condition {cond} does not fit {value}")
-    return value
-
-
-_register(
-    OpSpec(
-        "where", 3, A.Attrs, Trait.POINTWISE, _infer_where,
-        lambda x, a, v: torch.where(x[0], x[1], x[2]),
-    )
-)  # fmt: skip
-
-
-def _infer_cast(types: Sequence[ValueType], attrs: A.CastAttrs) -> ValueType:
-    return tensor(types[0]).with_dtype(attrs.dtype)
-
-
-_register(
-    OpSpec(
-        "cast", 1, A.CastAttrs, Trait.POINTWISE, _infer_cast,
-        lambda x, a, v: x[0].to(a.dtype.torch),
-    )
-)  # fmt: skip
-
-
-def _infer_bitcast(types: Sequence[ValueType], attrs: A.BitcastAttrs) -> ValueType:
-    t = tensor(types[0])
-    if t.dtype.itemsize != attrs.dtype.itemsize:
-        raise IRError(f"bitcast: {t.dtype} and {attrs.dtype} differ in size")
-    return t.with_dtype(attrs.dtype)
-
-
-_register(
-    OpSpec(
-        "bitcast", 1, A.BitcastAttrs, Trait.POINTWISE, _infer_bitcast,
-        lambda x, a, v: x[0].contiguous().view(a.dtype.torch),
-    )
-)  # fmt: skip
+__all__ = [
+    "OPS",
+    "IRError",
+    "OpSpec",
+    "SymbolValues",
+    "Trait",
+    "concrete",
+    "concrete_shape",
+    "fill_template",
+    "resolve_target",
+    "tensor",
+]
 
 
 # --- leaves ---------------------------------------------------------------------------------------
+
 
 def _no_eval(inputs: Sequence[Any], attrs: Any, values: SymbolValues) -> Any:
     raise IRError("the interpreter supplies this value itself")
 
 
-_register(OpSpec("input", 0, A.InputAttrs, Trait.LEAF, lambda t, a: a.type, _no_eval))
-_register(
+register(OpSpec("input", 0, A.InputAttrs, Trait.LEAF, lambda t, a: a.type, _no_eval))
+register(
     OpSpec("tensor_constant", 0, A.TensorConstantAttrs, Trait.LEAF, lambda t, a: a.type, _no_eval)
 )
-_register(
+register(
     OpSpec(
         "constant", 0, A.ConstantAttrs, Trait.LEAF,
         lambda t, a: TensorType(a.dtype, (), a.device),
         lambda x, a, v: torch.tensor(a.value, dtype=a.dtype.torch, device=a.device),
     )
 )  # fmt: skip
-_register(
+register(
     OpSpec(
         "size", 0, A.SizeAttrs, Trait.LEAF,
         lambda t, a: TensorType(a.dtype, (), a.device),
         lambda x, a, v: torch.tensor(concrete(a.expr, v), dtype=a.dtype.torch, device=a.device),
     )
 )  # fmt: skip
-_register(
+register(
     OpSpec(
         "iota", 0, A.IotaAttrs, Trait.LEAF,
         lambda t, a: TensorType(a.dtype, (a.size,), a.device),
@@ -311,6 +86,7 @@ _register(
 
 
 # --- views: index maps ----------------------------------------------------------------------------
+
 
 def _check_numel(name: str, old: Shape, new: Shape) -> None:
     """Symbolic sizes must not differ for certain: the trace has checked them under its guards, of
@@ -352,9 +128,7 @@ def _infer_slice(types: Sequence[ValueType], attrs: A.SliceAttrs) -> ValueType:
         raise IRError(f"slice: {attrs} does not fit {t}")
     if any(s == 0 for s in attrs.steps):
         raise IRError("slice: step 0")
-    for dim, start, size, step in zip(
-        t.shape, attrs.starts, attrs.sizes, attrs.steps, strict=True
-    ):
+    for dim, start, size, step in zip(t.shape, attrs.starts, attrs.sizes, attrs.steps, strict=True):
         if isinstance(dim, int) and isinstance(start, int) and isinstance(size, int) and size:
             last = start + (size - 1) * step
             if not (0 <= start < dim and 0 <= last < dim):
@@ -474,20 +248,21 @@ for _name, _arity, _cls, _infer, _evaluate in (
     ("strided", 1, A.StridedAttrs, _infer_strided, _eval_strided),
     ("window", 1, A.WindowAttrs, _infer_window, _eval_window),
 ):  # fmt: skip
-    _register(OpSpec(_name, _arity, _cls, Trait.VIEW, _infer, _evaluate))
+    register(OpSpec(_name, _arity, _cls, Trait.VIEW, _infer, _evaluate))
 
 
 # --- reductions and scans -------------------------------------------------------------------------
+
 
 def _reduction(
     name: str, fn: Callable[..., torch.Tensor], dtypes: str, index: bool = False
 ) -> None:
     def infer(types: Sequence[ValueType], attrs: A.ReduceAttrs) -> ValueType:
         t = tensor(types[0])
-        if not _ALLOWED[dtypes](t.dtype):
+        if not ALLOWED[dtypes](t.dtype):
             raise IRError(f"{name}: takes {dtypes} types, got {t}")
         if not attrs.axes or list(attrs.axes) != sorted(set(attrs.axes)) or not (
-            0 <= attrs.axes[0] and attrs.axes[-1] < t.rank
+            attrs.axes[0] >= 0 and attrs.axes[-1] < t.rank
         ):  # fmt: skip
             raise IRError(f"{name}: bad axes {attrs.axes} for {t}")
         if index and len(attrs.axes) != 1:
@@ -498,7 +273,7 @@ def _reduction(
     def evaluate(inputs: Sequence[Any], attrs: A.ReduceAttrs, values: SymbolValues) -> Any:
         return fn(inputs[0], attrs.axes)
 
-    _register(OpSpec(name, 1, A.ReduceAttrs, Trait.REDUCTION, infer, evaluate, dtypes))
+    register(OpSpec(name, 1, A.ReduceAttrs, Trait.REDUCTION, infer, evaluate, dtypes))
 
 
 def _reduce_prod(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
@@ -524,14 +299,14 @@ _reduction("argmin", lambda x, axes: x.argmin(axes[0]), "number", index=True)
 def _scan(name: str, fn: Callable[..., torch.Tensor], dtypes: str) -> None:
     def infer(types: Sequence[ValueType], attrs: A.ScanAttrs) -> ValueType:
         t = tensor(types[0])
-        if not _ALLOWED[dtypes](t.dtype) or not 0 <= attrs.axis < t.rank:
+        if not ALLOWED[dtypes](t.dtype) or not 0 <= attrs.axis < t.rank:
             raise IRError(f"{name}: axis {attrs.axis} of {t}")
         return t
 
     def evaluate(inputs: Sequence[Any], attrs: A.ScanAttrs, values: SymbolValues) -> Any:
         return fn(inputs[0], attrs.axis)
 
-    _register(OpSpec(name, 1, A.ScanAttrs, Trait.SCAN, infer, evaluate, dtypes))
+    register(OpSpec(name, 1, A.ScanAttrs, Trait.SCAN, infer, evaluate, dtypes))
 
 
 _scan("scan_sum", lambda x, axis: x.cumsum(axis, dtype=x.dtype), "number")
@@ -541,6 +316,7 @@ _scan("scan_min", lambda x, axis: x.cummin(axis).values, "any")
 
 
 # --- gather and scatter ---------------------------------------------------------------------------
+
 
 def _infer_gather(types: Sequence[ValueType], attrs: A.GatherAttrs) -> ValueType:
     source, *indices = [tensor(t) for t in types]
@@ -594,17 +370,18 @@ def _eval_scatter(inputs: Sequence[Any], attrs: A.ScatterAttrs, values: SymbolVa
 
 # gather(x, i0, i1, ...)[p] = x[i0[p], i1[p], ...]: one i64 index a dim of x, all of the result's
 # shape (an identity index is an expanded iota). 0 <= index < dim, unless attrs.checked.
-_register(
+register(
     OpSpec(
         "gather", None, A.GatherAttrs, Trait.GATHER, _infer_gather, _eval_gather,
     )
 )  # fmt: skip
 # scatter(base, update, i0, i1, ...): base with base[i0[p], i1[p], ...] (op)= update[p]. Updates to
 # one element meet in row-major order of p.
-_register(OpSpec("scatter", None, A.ScatterAttrs, Trait.SCATTER, _infer_scatter, _eval_scatter))
+register(OpSpec("scatter", None, A.ScatterAttrs, Trait.SCATTER, _infer_scatter, _eval_scatter))
 
 
 # --- contractions ---------------------------------------------------------------------------------
+
 
 def _infer_matmul(types: Sequence[ValueType], attrs: A.Attrs) -> ValueType:
     a, b = tensor(types[0]), tensor(types[1])
@@ -617,7 +394,7 @@ def _infer_matmul(types: Sequence[ValueType], attrs: A.Attrs) -> ValueType:
 
 
 # matmul(a, b): [.., M, K] @ [.., K, N] -> [.., M, N], equal batch dims, no broadcasting.
-_register(
+register(
     OpSpec(
         "matmul", 2, A.Attrs, Trait.CONTRACTION, _infer_matmul,
         lambda x, a, v: torch.matmul(x[0], x[1]),
@@ -654,7 +431,7 @@ def _eval_convolution(inputs: Sequence[Any], a: A.ConvolutionAttrs, values: Symb
 
 
 # convolution(x, w[, bias]): x [N, C, *spatial], w as torch lays it out.
-_register(
+register(
     OpSpec(
         "convolution", None, A.ConvolutionAttrs, Trait.CONTRACTION, _infer_convolution,
         _eval_convolution,
@@ -663,6 +440,7 @@ _register(
 
 
 # --- random ---------------------------------------------------------------------------------------
+
 
 def _infer_random(types: Sequence[ValueType], attrs: A.RandomAttrs) -> ValueType:
     seed = tensor(types[0])
@@ -710,7 +488,7 @@ def _eval_random(inputs: Sequence[Any], attrs: A.RandomAttrs, values: SymbolValu
 
 
 # seed(): 64 bits, drawn from torch's generator once for each run of the Graph.
-_register(
+register(
     OpSpec(
         "seed", 0, A.Attrs, Trait.LEAF,
         lambda t, a: TensorType(DType.I64, ()),
@@ -718,10 +496,11 @@ _register(
     )
 )  # fmt: skip
 # random(seed): attrs say shape and distribution. Never merged: each has its own offset.
-_register(OpSpec("random", 1, A.RandomAttrs, Trait.RANDOM, _infer_random, _eval_random))
+register(OpSpec("random", 1, A.RandomAttrs, Trait.RANDOM, _infer_random, _eval_random))
 
 
 # --- eager ----------------------------------------------------------------------------------------
+
 
 def _infer_eager(types: Sequence[ValueType], attrs: A.EagerAttrs) -> ValueType:
     if attrs.is_tuple:
@@ -756,8 +535,8 @@ def _eval_eager(inputs: Sequence[Any], attrs: A.EagerAttrs, values: SymbolValues
     return resolve_target(attrs.target)(*args, **kwargs)
 
 
-_register(OpSpec("eager", None, A.EagerAttrs, Trait.BARRIER, _infer_eager, _eval_eager))
-_register(
+register(OpSpec("eager", None, A.EagerAttrs, Trait.BARRIER, _infer_eager, _eval_eager))
+register(
     OpSpec(
         "project", 1, A.ProjectAttrs, Trait.NONE, lambda t, a: OpaqueType("project"),
         lambda x, a, v: x[0][a.index],
