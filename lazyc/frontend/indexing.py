@@ -129,3 +129,13 @@ def require(b: Builder, holds: Node, x: Node) -> Node:
     single = b.constant(0, x.dtype, (1,), x.tensor.device)
     flag = b.gather(single, [b.where(holds, b.constant(0, DType.I64), 1)], checked=True)
     return b.where(holds, x, flag)
+
+
+def at_least_1d(b: Builder, x: Node) -> Node:
+    """A 0-dim tensor counts as one of a single element in these ops."""
+    return x if x.tensor.rank else b.reshape(x, (1,))
+
+
+def check_same_dtype(x: Node, source: Node) -> None:
+    if x.dtype is not source.dtype:
+        raise NotLowered(f"{source.dtype} written into {x.dtype}")

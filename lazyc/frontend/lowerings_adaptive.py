@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from lazyc.frontend.indexing import identity, on_axis
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
-from lazyc.frontend.lowerings_pool import (
+from lazyc.frontend.windows import (
     Cover,
     add_at_positions,
     flat_position,
+    last_axes,
     lowest,
     repeat_blocks,
     spatial_sizes,
@@ -74,10 +75,6 @@ def _tiles(b: Builder, x: Node, counts: Sequence[int]) -> Node | None:
     return b.permute(b.reshape(x, split), order)
 
 
-def _last(x: Node, n: int) -> tuple[int, ...]:
-    return tuple(range(x.tensor.rank - n, x.tensor.rank))
-
-
 def _divide(b: Builder, x: Node, sizes: Sequence[int], counts: Sequence[int]) -> Node:
     """x (..., *counts) divided by the number of elements in each window."""
     lead = x.tensor.rank - len(counts)
@@ -100,7 +97,7 @@ def _adaptive_avg(b: Builder, x: Node, counts: tuple[int, ...]) -> Node:
     view = _tiles(b, values, counts)
     if view is None:
         view = _read_windows(b, values, counts, 0)
-    total = b.reduce("sum", view, _last(view, len(counts)))
+    total = b.reduce("sum", view, last_axes(view, len(counts)))
     return b.cast(_divide(b, total, sizes, counts), x.dtype)
 
 
@@ -170,7 +167,7 @@ def _adaptive_max(b: Builder, x: Node, counts: tuple[int, ...]) -> tuple[Node, N
         b.add(_start(b, identity(b, best.shape, lead + k), sizes[k], counts[k]), step)
         for k, step in enumerate(unflatten(b, best, lengths))
     ]
-    values = b.reduce("max", view, _last(view, spatial))
+    values = b.reduce("max", view, last_axes(view, spatial))
     return values, b.expand(flat_position(b, axes, sizes), best.shape)
 
 

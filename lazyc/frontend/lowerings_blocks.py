@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lazyc.frontend.indexing import identity, on_axis, scatter_add, zeros
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
-from lazyc.frontend.lowerings_pool import make_pool, windows
+from lazyc.frontend.windows import make_pool, windows
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim, divide_exact
 

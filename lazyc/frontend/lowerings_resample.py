@@ -14,7 +14,7 @@ import torch
 
 from lazyc.frontend.indexing import identity, on_axis, scatter_add, zeros
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
-from lazyc.frontend.lowerings_pool import repeat_blocks
+from lazyc.frontend.windows import repeat_blocks
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim, DType, Shape
 

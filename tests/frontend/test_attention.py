@@ -49,7 +49,7 @@ def check_both(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("q_len, k_len", [(5, 5), (3, 7), (7, 3), (1, 4), (1, 1)])
+@pytest.mark.parametrize(("q_len", "k_len"), [(5, 5), (3, 7), (7, 3), (1, 4), (1, 1)])
 def test_attention(dtype: torch.dtype, causal: bool, q_len: int, k_len: int) -> None:
     check_both(*inputs(q_len, k_len, 4, dtype), causal)
 

@@ -22,7 +22,7 @@ def loose(dtype: torch.dtype) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, k, n", [(3, 4, 5), (0, 4, 5), (3, 0, 5), (1, 4, 0), (1, 1, 1)])
+@pytest.mark.parametrize(("m", "k", "n"), [(3, 4, 5), (0, 4, 5), (3, 0, 5), (1, 4, 0), (1, 1, 1)])
 def test_products(dtype: torch.dtype, m: int, k: int, n: int) -> None:
     x, y = floats(m, k, dtype=dtype), floats(k, n, dtype=dtype)
     check("aten.mm.default", x, y)
