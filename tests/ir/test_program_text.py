@@ -1,0 +1,190 @@
+"""Text of Programs and the rules that their verifier checks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import sympy
+import torch
+
+from lazyc.ir.index import Axis, axis_index
+from lazyc.ir.loops import BufferParam, Compute, Load, LoopNest, Stage, Store
+from lazyc.ir.ops import IRError
+from lazyc.ir.program import (
+    Buffer,
+    BufferRef,
+    EagerStep,
+    GemmStep,
+    KernelStep,
+    Operand,
+    Program,
+    ProgramOutput,
+    SeedStep,
+)
+from lazyc.ir.program_text import print_program
+from lazyc.ir.program_verify import verify_program
+from lazyc.ir.types import Dim, DType, SymbolSource, contiguous_strides
+
+S0 = sympy.Symbol("s0", integer=True, positive=True)
+N0 = sympy.Symbol("n0", integer=True, positive=True)
+
+
+def nest(size: Dim, symbols=(), roles=("in", "out")) -> LoopNest:
+    """out[i] = in[i] + in[i]"""
+    axis = Axis("i", size)
+    index = axis_index(axis)
+    body = (
+        Load(0, DType.F32, 0, index),
+        Compute(1, DType.F32, "add", (0, 0)),
+        Store(1, index, 1),
+    )
+    params = tuple(BufferParam(DType.F32, role, size) for role in roles)
+    return LoopNest((axis,), (Stage((), body),), params, symbols)
+
+
+def buffer(number, kind, shape, source=-1, dtype=DType.F32, strides=None) -> Buffer:
+    return Buffer(number, kind, dtype, shape, strides or contiguous_strides(shape), source)
+
+
+def example() -> Program:
+    """Every kind of buffer and step."""
+    buffers = (
+        buffer(0, "input", (S0, 8), 0),
+        buffer(1, "input", (4, 8), 1),
+        buffer(2, "packed", (4, 8)),
+        buffer(3, "temp", (S0, 8)),
+        buffer(4, "output", (S0, 4)),
+        buffer(5, "eager", (S0, 4)),
+        Buffer(6, "opaque", None, (), ()),
+        buffer(7, "temp", (), dtype=DType.I64),
+        buffer(8, "constant", (2, 3), 0, strides=(1, 2)),
+    )
+    steps = (
+        SeedStep(7),
+        KernelStep("k0", (0, 3), (S0 * 8,), "aten.add.Tensor model.py:3"),
+        GemmStep(DType.F32, (), S0, 4, 8, Operand(3, 0, 8, 1), Operand(2, 0, 1, 8),
+                 Operand(4, 0, 4, 1), pack_b=True, comment="aten.mm.default"),
+        EagerStep("aten.sort.default", (BufferRef(4), 0), (("descending", True),), (5, 6), True,
+                  True, "no lowering"),
+        EagerStep("aten.cat.default", ((BufferRef(8), BufferRef(8, (3,), (1,), 2)), S0), (), (), False,
+                  False),
+    )  # fmt: skip
+    return Program(
+        inputs=(0, 1, -1),
+        buffers=buffers,
+        steps=steps,
+        outputs=(
+            ProgramOutput(4, (S0, 4), (4, 1)),
+            ProgramOutput(5, (4,), (1,), 4),
+            ProgramOutput(6),
+            ProgramOutput(-1),
+            ProgramOutput(-1, value=S0 * 2),
+        ),
+        nests={"k0": nest(N0, (N0,)), "k1": nest(32)},
+        constants=[torch.arange(6).view(3, 2).t().float()],
+        symbols=(SymbolSource(S0, 0, 0),),
+        packed=(KernelStep("k1", (1, 2), ()),),
+        parameters=(1,),
+    )
+
+
+TEXT = """\
+symbol s0 = arg 0 dim 0
+b0 = input 0 : f32[s0, 8]
+b1 = input 1 : f32[4, 8]
+b2 = packed : f32[4, 8]
+b3 = temp : f32[s0, 8]
+b4 = output : f32[s0, 4]
+b5 = eager : f32[s0, 4]
+b6 = opaque
+b7 = temp : i64[]
+b8 = constant 0 : f32[2, 3] strides=(1, 2)
+packed from arguments (1):
+  kernel k1(b1, b2)
+seed b7
+kernel k0(b0, b3) sizes=(8*s0)  # aten.add.Tensor model.py:3
+gemm b4{4, 1} = b3{8, 1} @ b2{1, 8}: f32 [s0, 4, 8]  packed b  # aten.mm.default
+eager b5, b6 = aten.sort.default(b4, 0, descending=True)  # fallback: no lowering
+eager aten.cat.default([b8, b8{2; (3); (1)}], s0)
+return b4{(s0, 4); (4, 1)}, b5{4; (4); (1)}, b6, None, 2*s0
+"""
+
+
+def test_text():
+    assert print_program(example()) == TEXT
+
+
+def test_example_is_valid():
+    verify_program(example())
+
+
+def edit_buffer(program: Program, number: int, **change) -> None:
+    buffers = list(program.buffers)
+    buffers[number] = replace(buffers[number], **change)
+    program.buffers = tuple(buffers)
+
+
+def edit_step(program: Program, number: int, **change) -> None:
+    steps = list(program.steps)
+    steps[number] = replace(steps[number], **change)
+    program.steps = tuple(steps)
+
+
+def put(**change):
+    def apply(program: Program) -> None:
+        for name, value in change.items():
+            setattr(program, name, value)
+
+    return apply
+
+
+BREAKS = {
+    "id": (lambda p: edit_buffer(p, 3, id=4), "buffer b3: has id 4"),
+    "rank": (lambda p: edit_buffer(p, 3, strides=(1,)), "differ in rank"),
+    "no dtype": (lambda p: edit_buffer(p, 3, dtype=None), "needs a dtype"),
+    "negative": (lambda p: edit_buffer(p, 8, strides=(-1, 2)), "negative"),
+    "free symbol": (put(symbols=()), "symbols without a source"),
+    "constant index": (lambda p: edit_buffer(p, 8, source=1), "no constant 1"),
+    "constant layout": (lambda p: edit_buffer(p, 8, strides=(3, 1)), "constant 0 is"),
+    "input position": (put(inputs=(1, 0, -1)), "not the buffer of this argument"),
+    "input missing": (put(inputs=(0, -1, -1)), "b-1|b1 is no argument|there is no buffer"),
+    "unknown nest": (lambda p: edit_step(p, 1, nest="k9"), "no nest k9"),
+    "buffer count": (lambda p: edit_step(p, 1, buffers=(0,)), "different number"),
+    "size count": (lambda p: edit_step(p, 1, sizes=()), "different number"),
+    "unknown buffer": (lambda p: edit_step(p, 1, buffers=(0, 99)), "no buffer b99"),
+    "dtype": (lambda p: edit_step(p, 1, buffers=(7, 3)), "b7 is i64, the kernel takes f32"),
+    "in place": (lambda p: edit_step(p, 1, buffers=(0, 0)), "written and passed twice"),
+    "undefined": (lambda p: edit_step(p, 1, buffers=(4, 3)), "b4 is read before it is written"),
+    "writes constant": (lambda p: edit_step(p, 1, buffers=(0, 8)), "b8, which must not change"),
+    "writes parameter": (lambda p: edit_step(p, 1, buffers=(0, 1)), "b1, which must not change"),
+    "writes packed": (lambda p: edit_step(p, 1, buffers=(0, 2)), "kept between calls"),
+    "packed writes": (
+        put(packed=(KernelStep("k1", (1, 4), ()),)), "b4, a output, between calls"),
+    "packed reads": (
+        put(packed=(KernelStep("k1", (0, 2), ()),)), "b0 is no parameter"),
+    "gemm dtype": (lambda p: edit_step(p, 2, dtype=DType.F64), "is f32, not f64"),
+    "gemm batch": (lambda p: edit_step(p, 2, batch=(2,)), "no stride for each batch dim"),
+    "gemm in place": (
+        lambda p: edit_step(p, 2, c=Operand(3, 0, 4, 1)), "b3 is read and written"),
+    "gemm reach": (
+        lambda p: edit_step(p, 2, b=Operand(2, 1, 1, 8)), "reaches element 32 of b2, which has 32"),
+    "seed dtype": (lambda p: edit_step(p, 0, output=3), "the seed b3 is not i64"),
+    "eager result": (lambda p: edit_step(p, 3, outputs=(3, 6)), "cannot hold the result"),
+    "eager tuple": (lambda p: edit_step(p, 3, is_tuple=False), "returns no tuple"),
+    "eager reach": (
+        lambda p: edit_step(p, 4, args=(BufferRef(8, (4,), (1,), 3),)), "reaches element 6"),
+    "output undefined": (lambda p: put(steps=p.steps[:1])(p), "output 0: b4 is never written"),
+    "kernel reach": (
+        put(packed=(KernelStep("k1", (1, 2), ()),),
+            nests={"k0": nest(N0, (N0,)), "k1": nest(33)}), "reaches element 32 of b1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_broken_rules_are_named(name):
+    damage, message = BREAKS[name]
+    program = example()
+    damage(program)
+    with pytest.raises(IRError, match=message):
+        verify_program(program)
