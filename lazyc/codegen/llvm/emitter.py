@@ -168,7 +168,7 @@ class Emitter:
 
     def fresh(self, hint: str = "v") -> str:
         self._count += 1
-        return f"{hint}{self._count}"
+        return f"{hint}.{self._count}"  # the dot keeps p1.2 and p.12 apart
 
     def void(self, text: str) -> None:
         """An instruction without a result."""
