@@ -18,14 +18,8 @@ from lazyc.frontend.lowering import lowering_table
 # Kept whole, so that they run as one eager call.
 _EXCLUDED_PACKETS = frozenset(
     {
-        # Random draws: eager's own sampling order and statistics.
-        "aten.normal",
-        "aten.exponential",
-        "aten.geometric",
-        "aten.cauchy",
-        "aten.log_normal",
-        "aten.uniform",
-        "aten.rrelu_with_noise",
+        # Written with in-place copies, which a functional graph must not have.
+        "aten.complex",
         # Sequence models and linear algebra: one tuned library call each.
         "aten.lstm",
         "aten.gru",

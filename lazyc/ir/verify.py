@@ -42,7 +42,7 @@ def _check_node(graph: Graph, node: Node, place: int, known: set[Node]) -> None:
     spec = node.spec
     if spec.arity is not None and spec.arity != len(node.inputs):
         raise IRError(f"takes {spec.arity} inputs, got {len(node.inputs)}")
-    if not isinstance(node.attrs, spec.attrs):
+    if type(node.attrs) is not spec.attrs:
         raise IRError(f"attrs must be {spec.attrs.__name__}")
     if node.op == "project":
         _check_project(node)
