@@ -82,7 +82,7 @@ def nanoseconds(function: ArrayFunction, inputs: int, dtype: DType) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Speed and accuracy of vector math.")
     parser.add_argument("functions", nargs="*", default=list(BOUNDS))
     parser.add_argument("--target", choices=available_targets())
     parser.add_argument("--dtype", choices=["f32", "f64"], default="f32")

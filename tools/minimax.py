@@ -12,23 +12,25 @@ zero, which is lost as soon as the first coefficient is fixed.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import mpmath
 import numpy as np
 from mpmath import mpf
 
 mpmath.mp.dps = 40
-Function = Callable[[mpf], mpf]
+Real: TypeAlias = Any  # an mpmath.mpf: mpmath has no type stubs
+Function: TypeAlias = Callable[[Real], Real]
 GRID = 300
 ROUNDS = 60
 
 
-def single(value: mpf) -> float:
+def single(value: Real) -> float:
     """The nearest float32."""
     return float(np.float32(float(value)))
 
 
-def exactly(value: mpf) -> float:
+def exactly(value: Real) -> float:
     """The nearest float64."""
     return float(value)
 
@@ -55,7 +57,7 @@ def fit(
     high: float,
     weight: Function | None = None,
     fixed: Sequence[tuple[int, float]] = (),
-    rounding: Callable[[mpf], float] = single,
+    rounding: Callable[[Real], float] = single,
 ) -> tuple[tuple[float, ...], float]:
     """Rounded coefficients (those of ``fixed`` (power, value) not included) and the error.
 
@@ -99,7 +101,7 @@ def pieces(
     return list(zip(*rows, strict=True)), worst
 
 
-def odd_ratio(f: Function, at_zero: mpf) -> Function:
+def odd_ratio(f: Function, at_zero: Real) -> Function:
     """``f(x) / x`` for an odd f, with its limit at 0."""
     return lambda x: f(x) / x if abs(x) > mpf("1e-15") else at_zero
 
@@ -109,20 +111,20 @@ def in_square(f: Function) -> Function:
     return lambda u: f(mpmath.sqrt(u))
 
 
-def log1p_rest(f: mpf) -> mpf:
+def log1p_rest(f: Real) -> Real:
     """R in ``log(1+f) = f - f**2/2 + f**3 R(f)``."""
     if abs(f) < mpf("1e-8"):
         return mpf(1) / 3 - f / 4
     return (mpmath.log1p(f) - f + f * f / 2) / f**3
 
 
-def scaled_erfc(q: mpf) -> mpf:
+def scaled_erfc(q: Real) -> Real:
     """``(1 + 2x) exp(x**2) erfc(x)`` at ``x = 4 (1+q) / (1-q)``."""
     x = 4 * (1 + q) / (1 - q)
     return (1 + 2 * x) * mpmath.exp(x * x) * mpmath.erfc(x)
 
 
-def log_of_erfc(x: mpf) -> mpf:
+def log_of_erfc(x: Real) -> Real:
     return -mpmath.log(mpmath.erfc(x))
 
 
@@ -141,7 +143,7 @@ def polynomials() -> list[tuple[str, str, tuple[tuple[float, ...], float]]]:
     def u_weight(f: Function) -> Function:
         return in_square(lambda x: x**2 * x / f(x))
 
-    def cos_rest(u: mpf) -> mpf:
+    def cos_rest(u: Real) -> Real:
         return (mpmath.cos(sqrt(u)) - 1 + u / 2) / u**2
 
     def odd(f: Function, terms: int, high: float) -> tuple[tuple[float, ...], float]:
@@ -187,7 +189,7 @@ def polynomials() -> list[tuple[str, str, tuple[tuple[float, ...], float]]]:
 def constants() -> list[tuple[str, str, list[float]]]:
     """Constants split so that a product with a small integer is exact in the first parts."""
 
-    def split(value: mpf, *bits: int) -> list[float]:
+    def split(value: Real, *bits: int) -> list[float]:
         parts = []
         for count in bits:
             scale = mpf(2) ** (count - 1 - mpmath.floor(mpmath.log(abs(value), 2)))
@@ -206,36 +208,40 @@ def constants() -> list[tuple[str, str, list[float]]]:
     ]
 
 
+def rows(values: Sequence[float], indent: str) -> str:
+    """Numbers, four a line."""
+    lines = (values[k : k + 4] for k in range(0, len(values), 4))
+    return "".join(f"{indent}{', '.join(map(repr, line))},\n" for line in lines)
+
+
 def print_tuple(name: str, comment: str, values: Sequence[float]) -> None:
-    print(f"# {comment}")
-    print(f"{name} = (")
-    for value in values:
-        print(f"    {value!r},")
+    print(f"# {comment}\n{name} = (\n{rows(values, '    ')})")
+
+
+def print_pieces(
+    name: str, f: Function, at_zero: Real, step: float, offset: float, degree: int
+) -> None:
+    """``f(x)/x - offset`` for an odd f in 32 pieces around multiples of ``step``."""
+    table, error = pieces(odd_ratio(f, at_zero), 32, step, offset, degree)
+    print(f"# {name.lower()}(x)/x - OFFSET around k*STEP: [power][k]; relative error {error:.1e}")
+    print(f"{name}_STEP = {step!r}")
+    print(f"{name}_OFFSET = {offset!r}")
+    print(f"{name}_PIECES = (")
+    for row in table:
+        print(f"    (\n{rows(row, '        ')}    ),")
     print(")")
 
 
 def main() -> None:
     print('"""Coefficients, made by tools/minimax.py (see there for the method); do not edit."""')
-    print("\nfrom __future__ import annotations\n")
+    print("\nfrom __future__ import annotations\n\n# fmt: off")
     for name, meaning, (coefs, error) in polynomials():
         print_tuple(name, f"{meaning}; relative error {error:.1e}", coefs)
     for name, meaning, values in constants():
         print_tuple(name, meaning, values)
     print_tuple("EXP2_TABLE", "2**(j/16)", [single(mpf(2) ** (mpf(j) / 16)) for j in range(16)])
-    for name, f, step, offset, degree, at_zero in (
-        ("ERF", mpmath.erf, 1 / 8, 1 / 4, 4, 2 / mpmath.sqrt(mpmath.pi)),
-        ("TANH", mpmath.tanh, 19 / 64, 1 / 8, 5, mpf(1)),
-    ):
-        table, error = pieces(odd_ratio(f, at_zero), 32, step, offset, degree)
-        print(
-            f"# {name.lower()}(x)/x - OFFSET around k*STEP: [power][k]; relative error {error:.1e}"
-        )
-        print(f"{name}_STEP = {step!r}")
-        print(f"{name}_OFFSET = {offset!r}")
-        print(f"{name}_PIECES = (")
-        for row in table:
-            print(f"    ({', '.join(map(repr, row))}),")
-        print(")")
+    print_pieces("ERF", mpmath.erf, 2 / mpmath.sqrt(mpmath.pi), 1 / 8, 1 / 4, 4)
+    print_pieces("TANH", mpmath.tanh, mpf(1), 19 / 64, 1 / 8, 5)
 
 
 if __name__ == "__main__":

@@ -324,17 +324,18 @@ def _evaluate(state: _State, instr: Instr, iterations: int) -> torch.Tensor:
             memory = state.memories[instr.buffer]
             return memory.load(state.index(instr.index), mask, instr.other, state.points)
         case Compute():
-            return _compute(state, instr, iterations)
+            return _compute(state, instr)
         case CheckIndex():
             return _check_index(state, instr, iterations)
         case Random():
-            return _random(state, instr, iterations)
+            return _random(state, instr)
         case Scan():
             return _scan(state, instr, iterations)
-    raise IRError(f"no evaluator for {instr}")
+        case Reduce() | Store():
+            raise IRError(f"{instr} has no value in an iteration")
 
 
-def _compute(state: _State, instr: Compute, iterations: int) -> torch.Tensor:
+def _compute(state: _State, instr: Compute) -> torch.Tensor:
     args = [state.values[a] for a in instr.args]
     attrs: A.Attrs = A.NO_ATTRS
     if instr.op == "cast":
@@ -369,7 +370,7 @@ def _check_index(state: _State, instr: CheckIndex, iterations: int) -> torch.Ten
     return torch.where(wanted & good, value, 0)
 
 
-def _random(state: _State, instr: Random, iterations: int) -> torch.Tensor:
+def _random(state: _State, instr: Random) -> torch.Tensor:
     """The values from the least to the greatest counter, then those that are wanted."""
     counters, seeds = torch.broadcast_tensors(state.index(instr.counter), state.values[instr.seed])
     result = torch.empty(counters.shape, dtype=instr.dtype.torch)

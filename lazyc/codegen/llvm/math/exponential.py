@@ -20,7 +20,7 @@ ROUND_BITS = 0x4B400000  # its bits as an integer
 ROUND_16 = ROUND / 16  # the same to a multiple of 1/16
 
 
-TANH_LIMIT = single(9.1)
+TANH_LIMIT = single(9.2)
 
 
 def scale(b: Builder, x: Value, exponent: Value) -> Value:
