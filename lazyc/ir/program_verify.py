@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import sympy
 
-from lazyc.ir.loops import LoopNest
+from lazyc.ir.loops import Load, LoopNest, Store
 from lazyc.ir.ops import IRError
 from lazyc.ir.program import (
     Buffer,
@@ -47,7 +47,8 @@ class _Verifier:
         for place, buffer in enumerate(self.program.buffers):
             self._in(f"buffer b{place}", self._buffer, place, buffer)
         self._inputs()
-        self.defined = {b.id for b in self.program.buffers if b.kind in _GIVEN}
+        # A buffer without elements needs no step that writes it.
+        self.defined = {b.id for b in self.program.buffers if b.kind in _GIVEN or 0 in b.shape}
         for place, step in enumerate(self.program.packed):
             self._in(f"packed step {place}, {_name(step)}", self._step, step, True)
         for place, step in enumerate(self.program.steps):
@@ -151,14 +152,16 @@ class _Verifier:
         self._bound(step.sizes)
         reads: set[int] = set()
         writes: set[int] = set()
-        for param, number in zip(params, step.buffers, strict=True):
+        filled = _filled(nest)
+        positions = [k for k, p in enumerate(nest.buffers) if p.role != "scratch"]
+        for k, param, number in zip(positions, params, step.buffers, strict=True):
             buffer = self._get(number)
             if buffer.dtype is not param.dtype:
                 raise IRError(f"b{number} is {buffer.dtype}, the kernel takes {param.dtype}")
             if param.role != "in" and step.buffers.count(number) > 1:
                 raise IRError(f"b{number} is written and passed twice")
             self._reaches(buffer, _in_sizes(param.numel, nest, step.sizes))
-            if param.role != "out":
+            if param.role != "out" and k not in filled:
                 reads.add(number)
             if param.role != "in":
                 writes.add(number)
@@ -218,6 +221,18 @@ class _Verifier:
         has = _extent(buffer.shape, buffer.strides, 0)
         if isinstance(has, int) and isinstance(elements, int) and elements > has:
             raise IRError(f"reaches element {elements - 1} of b{buffer.id}, which has {has}")
+
+
+def _filled(nest: LoopNest) -> set[int]:
+    """The params that a kernel stores to before it loads them: their old content is not read."""
+    first: dict[int, bool] = {}  # param -> whether it is stored to first
+    for stage in nest.stages:
+        for instr in stage.body:
+            if isinstance(instr, Load):
+                first.setdefault(instr.buffer, False)
+            elif isinstance(instr, Store):
+                first.setdefault(instr.buffer, instr.mode == "set" and instr.mask is None)
+    return {param for param, is_store in first.items() if is_store}
 
 
 def _extent(shape: Shape, strides: Shape, offset: Dim) -> Dim | None:

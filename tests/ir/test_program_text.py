@@ -9,7 +9,7 @@ import sympy
 import torch
 
 from lazyc.ir.index import Axis, axis_index
-from lazyc.ir.loops import BufferParam, Compute, Load, LoopNest, Stage, Store
+from lazyc.ir.loops import BufferParam, Compute, Const, Load, LoopNest, Stage, Store
 from lazyc.ir.ops import IRError
 from lazyc.ir.program import (
     Buffer,
@@ -188,3 +188,20 @@ def test_broken_rules_are_named(name):
     damage(program)
     with pytest.raises(IRError, match=message):
         verify_program(program)
+
+
+@pytest.mark.parametrize("stored_first", [True, False])
+def test_a_kernel_may_load_what_it_has_stored(stored_first):
+    axis = Axis("i", 4)
+    index = axis_index(axis)
+    load, store = Load(0, DType.F32, 0, index), Store(0, index, 1)
+    body = (Const(1, DType.F32, 2.0), *((store, load) if stored_first else (load, store)))
+    kernel = LoopNest((axis,), (Stage((), body),), (BufferParam(DType.F32, "inout", 4),))
+    steps = (KernelStep("k", (0,), ()),)
+    out = ProgramOutput(0, (4,), (1,))
+    program = Program((), (buffer(0, "output", (4,)),), steps, (out,), {"k": kernel})
+    if stored_first:
+        verify_program(program)
+    else:
+        with pytest.raises(IRError, match="read before it is written"):
+            verify_program(program)
