@@ -25,7 +25,7 @@ from lazyc.ir.program_verify import verify_program
 from lazyc.ir.verify import verify_graph
 from lazyc.kernels import KernelStore, Timings
 from lazyc.passes.manager import PassFailed, run_passes
-from lazyc.passes.pipeline import PIPELINE
+from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
 from lazyc.runtime.binding import LoadedKernel
@@ -147,7 +147,7 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            results = run_passes(graph, PIPELINE, self._config.verify)
+            results = run_passes(graph, pipeline(self._config.pack_weights), self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
             assert cause is not None

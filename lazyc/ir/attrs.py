@@ -234,6 +234,7 @@ class EagerAttrs(Attrs):
     aliases: tuple[int, ...] = ()
     serial: int = -1  # >= 0 makes the node distinct: calls with effects or randomness never merge
     has_effect: bool = False  # does more than return results: runs though nothing reads it
+    is_library: bool = False  # called by choice, not for lack of a lowering
 
 
 @dataclass(frozen=True, slots=True)

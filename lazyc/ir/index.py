@@ -185,6 +185,30 @@ def _within(index: Index, limit: Dim) -> bool:
     return is_nonneg(low) and is_nonneg(limit - 1 - high)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """``index = factor*quotient + rest`` with ``0 <= rest < factor``, of ``factor * divisor``."""
+
+    factor: Dim
+    quotient: Index
+    rest: Index
+    divisor: Dim
+
+
+def _shared_factor(index: Index, divisor: Dim) -> _Shared | None:
+    """A coefficient that divides ``divisor`` and that what it does not divide stays below."""
+    for _, coef in index.terms:
+        if coef == 1 or not is_nonneg(coef):
+            continue
+        part = divide_exact(divisor, coef)
+        if part is None or part == 1:
+            continue
+        quotient, rest = _split(index, coef)
+        if _within(rest, coef):
+            return _Shared(coef, quotient, rest, part)
+    return None
+
+
 def floordiv(index: Index, divisor: Dim) -> Index:
     """``floor(index / divisor)`` for a positive divisor, simplified as far as ranges allow."""
     if divisor == 1:
@@ -196,6 +220,9 @@ def floordiv(index: Index, divisor: Dim) -> Index:
         inner = rest.terms[0][0]
         if isinstance(inner, FloorDiv):  # (x // a) // b = x // (a*b)
             return quotient + floordiv(inner.base, inner.divisor * divisor)
+    shared = _shared_factor(rest, divisor)
+    if shared is not None:  # (x*g + y) // (d*g) = x // d where 0 <= y < g
+        return quotient + floordiv(shared.quotient, shared.divisor)
     return quotient + Index(0, ((FloorDiv(rest, divisor), 1),))
 
 
@@ -213,6 +240,9 @@ def mod(index: Index, divisor: Dim) -> Index:
         inner = rest.terms[0][0]
         if isinstance(inner, Mod) and divide_exact(inner.divisor, divisor) is not None:
             return mod(inner.base, divisor)  # (x % (a*b)) % b = x % b
+    shared = _shared_factor(rest, divisor)
+    if shared is not None:  # (x*g + y) % (d*g) = (x % d)*g + y where 0 <= y < g
+        return mod(shared.quotient, shared.divisor) * shared.factor + shared.rest
     return Index(0, ((Mod(rest, divisor), 1),))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim, Shape, is_nonneg
-from lazyc.passes.layout import StridedView
+from lazyc.passes.strided import StridedView
 
 
 @dataclass(frozen=True, slots=True)

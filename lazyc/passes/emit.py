@@ -14,7 +14,6 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
 from lazyc.passes.contraction import MatrixView, as_matrix
 from lazyc.passes.fusion import Unit, UnitGraph
-from lazyc.passes.layout import StridedView
 from lazyc.passes.lower_kernel import (
     MAX_SCRATCH,
     MAX_SCRATCH_VECTOR,
@@ -26,6 +25,7 @@ from lazyc.passes.lower_kernel import (
 from lazyc.passes.plan import Plan
 from lazyc.passes.regions import Kernel, Target, kernel_of, make_root
 from lazyc.passes.scatter import lower_scatter
+from lazyc.passes.strided import StridedView
 from lazyc.passes.units import is_lasting
 
 
@@ -89,6 +89,11 @@ class _Emitter:
         )
         self.buffers.append(buffer)
         return buffer
+
+    def _unused(self) -> int:
+        """A buffer for a result that nothing reads."""
+        self.buffers.append(P.Buffer(len(self.buffers), "opaque", None, (), ()))
+        return len(self.buffers) - 1
 
     def _inputs(self) -> tuple[int, ...]:
         found: dict[int, int] = {}
@@ -195,11 +200,15 @@ class _Emitter:
         out = as_matrix(StridedView(node, node.shape, self.plan.strides[node], 0))
         assert out is not None, node
         a, b, c = (self._operand(x) for x in (first, second, out))
-        pack = not batch and second.base.op == "input" and is_lasting(second.base)
+        pack = not batch and self._is_kept(second.base)
         return P.GemmStep(
             node.dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
             pack_b=pack, comment=self._comment([node]),
         )  # fmt: skip
+
+    def _is_kept(self, node: Node) -> bool:
+        """Whether a value is there from call to call."""
+        return is_lasting(node) or self.memory[node].kind == "packed"
 
     def _operand(self, x: MatrixView) -> P.Operand:
         buffer = self.memory[x.base].id
@@ -224,12 +233,15 @@ class _Emitter:
         outputs = (self.memory[node].id,)
         if attrs.is_tuple:
             by_index = {p.attrs.index: self.memory[p].id for p in projections}
-            outputs = tuple(by_index.get(k, -1) for k in range(len(attrs.outputs)))
+            outputs = tuple(
+                by_index[k] if k in by_index else self._unused() for k in range(len(attrs.outputs))
+            )
         args = _fill(attrs.args, refs)
         kwargs = tuple((k, _fill(v, refs)) for k, v in attrs.kwargs)
         return P.EagerStep(
-            attrs.target, args, kwargs, outputs, attrs.is_tuple, True, attrs.reason, comment
-        )
+            attrs.target, args, kwargs, outputs, attrs.is_tuple, not attrs.is_library, attrs.reason,
+            comment,
+        )  # fmt: skip
 
     def _argument(self, node: Node, k: int) -> P.BufferRef:
         place = self.plan.arguments.get((node, k))
@@ -272,7 +284,9 @@ class _Emitter:
                         found[node.attrs.index] = None
         for step in steps:
             if isinstance(step, P.GemmStep) and step.pack_b:
-                found[self.buffers[step.b.buffer].source] = None
+                source = self.buffers[step.b.buffer]
+                if source.kind == "input":
+                    found[source.source] = None
         return tuple(found)
 
     def _comment(self, nodes: list[Node]) -> str:

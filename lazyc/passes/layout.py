@@ -1,55 +1,21 @@
-"""Where values lie in memory: strides of realized values, and views as strides over them.
+"""Where values lie in memory: strides of realized values.
 
 A value with memory gets the strides that its first demanding reader wants (the caller of the
 program, an eager call), else those of a dim order that makes its only reader's permutation free, else
-row-major ones.
+the dim order of what it is computed from (``dim_order``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
-from lazyc.ir.index import Axis, Index, axis_index, linearize
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
-from lazyc.passes.index_maps import reads
-
-
-@dataclass(frozen=True, slots=True)
-class StridedView:
-    """A node seen as memory of ``base``: element offset and strides, one a dim of the node."""
-
-    base: Node
-    shape: Shape
-    strides: Shape
-    offset: Dim
-
-
-def strided_view(
-    node: Node, realized: set[Node], strides: Mapping[Node, Shape]
-) -> StridedView | None:
-    """``node`` as a strided view of a realized node's memory; None when it is none."""
-    axes = tuple(Axis(f"v{k}", d) for k, d in enumerate(node.shape))
-    position = tuple(axis_index(a) for a in axes)
-    base = node
-    while base not in realized:
-        if not base.spec.has(Trait.VIEW) or base.op in ("pad", "cat"):
-            return None
-        (read,) = reads(base, position)
-        base, position = read.node, read.position
-    if base not in strides:
-        return None
-    flat = linearize(position, strides[base])
-    if not all(isinstance(atom, Axis) for atom, _ in flat.terms):
-        return None
-    return StridedView(base, node.shape, tuple(_coef(flat, a) for a in axes), flat.const)
-
-
-def _coef(index: Index, axis: Axis) -> Dim:
-    return index.coef(axis)
+from lazyc.passes.contraction import as_matrix
+from lazyc.passes.dim_order import inherited_order
+from lazyc.passes.strided import strided_view
 
 
 def same_strides(shape: Shape, a: Shape, b: Shape) -> bool:
@@ -72,7 +38,7 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
                     demands.setdefault(arg, strides)
     users = graph.users()
     found: dict[Node, Shape] = {}
-    for node in realized:
+    for node in sorted(realized, key=lambda n: n.id):
         fixed = _fixed_strides(node)
         if fixed is not None:
             found[node] = fixed
@@ -82,7 +48,30 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
             found[node] = demands[node]
         else:
             found[node] = _order_for_reader(node, users[node])
+            order = inherited_order(node, realized, found)
+            if order is not None:
+                wanted = ordered_strides(node.shape, order)
+                if _products_can_read(node, users, realized, {node: wanted}):
+                    found[node] = wanted
     return found
+
+
+def _products_can_read(
+    node: Node, users: Mapping[Node, list[Node]], realized: set[Node], strides: dict[Node, Shape]
+) -> bool:
+    """Whether every matrix product that reads views of ``node`` finds a matrix in them."""
+    stack, seen = [node], {node}
+    while stack:
+        here = stack.pop()
+        for user in users[here]:
+            if user.op == "matmul":
+                view = strided_view(here, realized, strides)
+                if view is None or as_matrix(view) is None:
+                    return False
+            elif user.spec.has(Trait.VIEW) and user not in realized and user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return True
 
 
 def _fixed_strides(node: Node) -> Shape | None:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from lazyc.passes.canonicalize import canonicalize
+from lazyc.passes.convolution import lower_convolutions
+from lazyc.passes.fold_norm import fold_norm
 from lazyc.passes.manager import Pass
 from lazyc.passes.split_reduction import split_reductions
 
-PIPELINE: tuple[Pass, ...] = (
-    Pass("canonicalize", canonicalize),
-    Pass("split_reductions", split_reductions),
+
+def pipeline(pack_weights: bool = True) -> tuple[Pass, ...]:
+    """The passes; without ``pack_weights`` nothing made of weights is kept between calls."""
+    return (
+        Pass("canonicalize", canonicalize),
+        *(_WEIGHT_PASSES if pack_weights else ()),
+        Pass("split_reductions", split_reductions),
+    )
+
+
+_WEIGHT_PASSES = (
+    Pass("fold_norm", fold_norm),
+    Pass("lower_convolutions", lower_convolutions),
 )

@@ -13,9 +13,11 @@ from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
 from lazyc.passes.contraction import MatrixView, as_matrix
-from lazyc.passes.layout import StridedView, choose_strides, same_strides, strided_view
+from lazyc.passes.lasting import kept_values
+from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
 from lazyc.passes.regions import Target
+from lazyc.passes.strided import StridedView, strided_view
 
 _MAX_ROUNDS = 8
 
@@ -58,6 +60,7 @@ def make_plan(graph: Graph) -> Plan:
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
     forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
+    forced |= kept_values(graph)
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))
         plan = Plan(graph, live_nodes(graph), realized, choose_strides(graph, realized))

@@ -42,9 +42,9 @@ class Cost:
 
 
 def live_nodes(graph: Graph) -> list[Node]:
-    """The nodes that some output or mutation needs, in order."""
+    """The nodes that some output or mutation needs, in order; the inputs written to as well."""
     needed: set[Node] = set()
-    stack = list(graph.roots())
+    stack = [*graph.roots(), *(target for target, _ in graph.mutations)]
     while stack:
         node = stack.pop()
         if node not in needed:
@@ -67,10 +67,10 @@ def view_base(node: Node) -> Node:
     return node
 
 
-def _costs(nodes: list[Node]) -> dict[Node, Cost]:
+def _costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]:
     costs: dict[Node, Cost] = {}
     for node in nodes:
-        if has_memory(node):
+        if has_memory(node) or node in forced:
             costs[node] = Cost(loads=1)
             continue
         parts = [costs[n] for n in node.inputs]
@@ -110,7 +110,7 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
     for node in nodes:
         for arg in node.inputs:
             users[arg].append(node)
-    costs = _costs(nodes)
+    costs = _costs(nodes, forced)
     roots = set(graph.roots())
     realized = {n for n in nodes if has_memory(n)} | (forced & set(nodes))
     realized |= {n for n in roots if not _may_be_handed_out_as_view(n)}

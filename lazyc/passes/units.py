@@ -6,9 +6,9 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
 from lazyc.ir.ops import Trait
 from lazyc.passes.fusion import Unit, UnitGraph
-from lazyc.passes.layout import StridedView
 from lazyc.passes.plan import Plan
 from lazyc.passes.regions import Access, Kernel, Root, Target, kernel_of, make_root
+from lazyc.passes.strided import StridedView
 
 GIVEN = frozenset({"input", "tensor_constant"})  # memory that is there before the first step
 

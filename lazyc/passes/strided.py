@@ -1,0 +1,46 @@
+"""Views as strides over the memory of realized values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lazyc.ir.graph import Node
+from lazyc.ir.index import Axis, Index, axis_index, linearize
+from lazyc.ir.ops import Trait
+from lazyc.ir.types import Dim, Shape
+from lazyc.passes.index_maps import reads
+
+
+@dataclass(frozen=True, slots=True)
+class StridedView:
+    """A node seen as memory of ``base``: element offset and strides, one a dim of the node."""
+
+    base: Node
+    shape: Shape
+    strides: Shape
+    offset: Dim
+
+
+def strided_view(
+    node: Node, realized: set[Node], strides: Mapping[Node, Shape]
+) -> StridedView | None:
+    """``node`` as a strided view of a realized node's memory; None when it is none."""
+    axes = tuple(Axis(f"v{k}", d) for k, d in enumerate(node.shape))
+    position = tuple(axis_index(a) for a in axes)
+    base = node
+    while base not in realized:
+        if not base.spec.has(Trait.VIEW) or base.op in ("pad", "cat"):
+            return None
+        (read,) = reads(base, position)
+        base, position = read.node, read.position
+    if base not in strides:
+        return None
+    flat = linearize(position, strides[base])
+    if not all(isinstance(atom, Axis) for atom, _ in flat.terms):
+        return None
+    return StridedView(base, node.shape, tuple(_coef(flat, a) for a in axes), flat.const)
+
+
+def _coef(index: Index, axis: Axis) -> Dim:
+    return index.coef(axis)
