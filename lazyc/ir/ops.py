@@ -13,7 +13,7 @@ import sympy
 import torch
 
 from lazyc.ir import attrs as A
-from lazyc.ir import pointwise_ops  # noqa: F401  # fills its part of the table
+from lazyc.ir import pointwise_ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills OPS
 from lazyc.ir.opspec import (
     ALLOWED,
     OPS,
@@ -361,7 +361,9 @@ def _eval_scatter(inputs: Sequence[Any], attrs: A.ScatterAttrs, values: SymbolVa
     if attrs.mode in ("set", "add"):
         return base.index_put(tuple(indices), update, accumulate=attrs.mode == "add")
     shape, strides = base.shape, contiguous_strides(tuple(base.shape))
-    flat = sum(i * s for i, s in zip(indices, strides, strict=True))
+    flat = sum(
+        (i * s for i, s in zip(indices, strides, strict=True)), torch.zeros((), dtype=torch.int64)
+    )
     out = base.reshape(-1).scatter_reduce(
         0, flat.reshape(-1), update.reshape(-1), _SCATTER_REDUCE[attrs.mode], include_self=True
     )
@@ -525,7 +527,7 @@ def fill_template(template: Any, inputs: Sequence[Any], values: SymbolValues) ->
     if isinstance(template, sympy.Expr):
         if template.is_integer:
             return concrete(template, values)
-        return float(template.subs(dict(values)))  # a SymFloat
+        return float(template.subs(list(values.items())))  # type: ignore[arg-type]  # a SymFloat
     return template
 
 

@@ -69,7 +69,9 @@ def register(spec: OpSpec) -> None:
 
 def concrete(dim: Dim, values: SymbolValues) -> int:
     """A dim as an int, given the values of its symbols."""
-    return dim if isinstance(dim, int) else int(sympy.sympify(dim).subs(dict(values)))
+    if isinstance(dim, int):
+        return dim
+    return int(dim.subs(list(values.items())))  # type: ignore[arg-type]  # an Expr of integers
 
 
 def concrete_shape(shape: Shape, values: SymbolValues) -> tuple[int, ...]:

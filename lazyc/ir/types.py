@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -180,16 +180,16 @@ def is_nonneg(expr: Dim) -> bool:
     """True when ``expr >= 0`` is certain; symbols are taken as integers >= 1."""
     if isinstance(expr, int):
         return expr >= 0
-    expr = sympy.expand(expr)
-    if expr.is_Integer:
-        return int(expr) >= 0
-    if expr.is_nonnegative:
+    total: Any = sympy.expand(expr)  # Any: sympy has no stubs
+    if total.is_Integer:
+        return int(total) >= 0
+    if total.is_nonnegative:
         return True
     # Substitute s -> t + 1 with t >= 0: a polynomial with nonnegative coefficients is >= 0.
-    if not expr.is_polynomial(*expr.free_symbols):
+    if not total.is_polynomial(*total.free_symbols):
         return False
     shifted = sympy.Poly(
-        expr.subs({s: s + 1 for s in expr.free_symbols}, simultaneous=True), *expr.free_symbols
+        total.subs({s: s + 1 for s in total.free_symbols}, simultaneous=True), *total.free_symbols
     )
     return all(c >= 0 for c in shifted.coeffs())
 
