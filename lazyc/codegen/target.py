@@ -106,7 +106,7 @@ def host_target(force: str | None = None) -> Target:
 
 def _cache_bytes() -> tuple[int, int]:
     """Sizes of the L1 data and L2 cache as the kernel reports them, else common ones."""
-    found = dict(zip((1, 2), _DEFAULT_CACHE_BYTES, strict=True))
+    found: dict[int, int] = dict(zip((1, 2), _DEFAULT_CACHE_BYTES, strict=True))
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             level = int((index / "level").read_text())

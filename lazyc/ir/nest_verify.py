@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import sympy
-
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef, bounds
 from lazyc.ir.nest_text import print_instr
@@ -71,9 +69,6 @@ def _check_dims(state: _State, dims: Iterable[Dim], what: str) -> None:
     if unknown:
         names = ", ".join(sorted(map(str, unknown)))
         raise IRError(f"{what} uses {names}, not among the symbols of the nest")
-    for dim in dims:
-        if not isinstance(dim, int | sympy.Expr):
-            raise IRError(f"{what}: {dim!r} is no size")
 
 
 def _check_stage(state: _State, stage: L.Stage) -> None:

@@ -24,7 +24,6 @@ from lazyc.ir.loops import (
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.types import Dim, DType
-
 from tests.codegen.harness import Body, kernel, row_major
 
 F32, I32, I64, BOOL = DType.F32, DType.I32, DType.I64, DType.BOOL
@@ -73,7 +72,9 @@ class Nests:
                 ends = self.extent(atom.base)  # type: ignore[union-attr]
                 divisor = self.number(atom.divisor)  # type: ignore[union-attr]
                 is_mod = type(atom).__name__ == "Mod"
-                reach = [step * v for v in ((0, divisor - 1) if is_mod else (e // divisor for e in ends))]
+                reach = [
+                    step * v for v in ((0, divisor - 1) if is_mod else (e // divisor for e in ends))
+                ]
             low, high = low + min(reach), high + max(reach)
         return low, high
 
@@ -204,7 +205,10 @@ def test_random_nest(seed: int, target: Target) -> None:
     for attempt in range(20):  # the first draw that is small
         drawn = Nests(seed * 100 + attempt)
         nest = drawn.nest()
-        if _points(drawn, nest) < 40_000 and max((len(d) for d in drawn.data), default=0) < _LARGEST:
+        if (
+            _points(drawn, nest) < 40_000
+            and max((len(d) for d in drawn.data), default=0) < _LARGEST
+        ):
             break
     else:
         raise AssertionError("no small nest")

@@ -20,7 +20,6 @@ from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis, axis_index
 from lazyc.ir.loops import BufferParam, Compute, Load, LoopNest
 from lazyc.ir.types import DType
-
 from tests.codegen.harness import Body, pointwise, row_major
 from tests.codegen.test_reductions import layernorm_nest, reduce_nest, softmax_nest
 
@@ -99,7 +98,10 @@ def test_a_plain_loop_is_tight(target: Target) -> None:
     """Two loads, an addition and a store a vector; no mask, no address arithmetic but the counter."""
     if target.name != "avx512":
         return
-    text = assembly(generate(pointwise("add", [torch.float32] * 2, torch.float32, 1 << 20), "k", target).text, target)
+    text = assembly(
+        generate(pointwise("add", [torch.float32] * 2, torch.float32, 1 << 20), "k", target).text,
+        target,
+    )
     loop = re.search(r"^(\.L\w+):\n((?:(?!^\.L).*\n)*?)\s+jl\s+\1\n", text, re.MULTILINE)
     assert loop is not None
     assert len(loop[2].splitlines()) <= 8

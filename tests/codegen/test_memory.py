@@ -19,7 +19,6 @@ from lazyc.ir.loops import (
     LoopNest,
 )
 from lazyc.ir.types import Dim, DType
-
 from tests.codegen.harness import Body, kernel, pointwise, row_major, run
 
 F32, I64, BOOL = DType.F32, DType.I64, DType.BOOL

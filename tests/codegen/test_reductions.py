@@ -22,7 +22,6 @@ from lazyc.ir.loops import (
 )
 from lazyc.ir.ops import OPS
 from lazyc.ir.types import Dim, DType
-
 from tests.codegen.harness import Body, kernel, row_major, run
 
 F32, I64, BOOL, BF16 = DType.F32, DType.I64, DType.BOOL, DType.BF16

@@ -30,16 +30,16 @@ from lazyc.ir.types import DType
 
 F32, I64, BOOL, BF16 = DType.F32, DType.I64, DType.BOOL, DType.BF16
 N = sympy.Symbol("n0", integer=True, positive=True)
-I, J = Axis("i", N), Axis("j", 8)
-AT = axis_index(I) * 8 + axis_index(J)
+ROWS, J = Axis("i", N), Axis("j", 8)
+AT = axis_index(ROWS) * 8 + axis_index(J)
 
 NEST = LoopNest(
-    (I,),
+    (ROWS,),
     (
         Stage(
             (J,), (Load(0, BF16, 0, AT), Compute(1, F32, "cast", (0,)), Reduce(2, F32, "max", 1))
         ),
-        Stage((), (Load(3, I64, 1, axis_index(I)), CheckIndex(4, 3, 50))),
+        Stage((), (Load(3, I64, 1, axis_index(ROWS)), CheckIndex(4, 3, 50))),
         Stage(
             (J,),
             (

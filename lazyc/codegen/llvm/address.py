@@ -200,7 +200,7 @@ def _whole(frame: Frame, region: Region, index: Index) -> tuple[str, str]:
     """All of an index in lanes: base and offsets added up, in 32 bits where its range allows."""
     parts = lane_index(frame, region, index)
     low, high = bounds(index)
-    small = isinstance(low, int) and isinstance(high, int) and -(1 << 31) <= low and high < 1 << 31
+    small = isinstance(low, int) and isinstance(high, int) and low >= -(1 << 31) and high < 1 << 31
     element = "i32" if small and parts.element == "i32" else "i64"
     b, lanes = frame.b, region.lanes
     type_ = vector(element, lanes)
@@ -239,10 +239,8 @@ def _resize(frame: Frame, text: str, type_: str, element: str, lanes: int, signe
         return text
     order = ["i1", "i8", "i16", "i32", "i64"]
     have = type_.rsplit(" ", 1)[-1].rstrip(">")
-    if order.index(have) > order.index(element):
-        op = "trunc"
-    else:
-        op = "sext" if signed else "zext"
+    extend = "sext" if signed else "zext"
+    op = "trunc" if order.index(have) > order.index(element) else extend
     return frame.b.emit(f"{op} {type_} {text} to {to}")
 
 

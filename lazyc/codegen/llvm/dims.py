@@ -21,7 +21,7 @@ def emit_dim(b: Emitter, dim: Dim, symbols: Mapping[sympy.Symbol, Int]) -> Int:
         return symbols[dim]
     args = dim.args
     name = type(dim).__name__
-    if isinstance(dim, sympy.Pow) and args[1].is_Integer and int(args[1]) > 0:
+    if isinstance(dim, sympy.Pow) and isinstance(args[1], sympy.Integer) and int(args[1]) > 0:
         base = emit_dim(b, args[0], symbols)  # type: ignore[arg-type]
         result = base
         for _ in range(int(args[1]) - 1):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sympy
 
-from lazyc.codegen.base import KernelCode
+from lazyc.codegen.base import CodegenError, KernelCode
+from lazyc.codegen.llvm.casts import memory_type
 from lazyc.codegen.llvm.emitter import Emitter, Int, integer
 from lazyc.codegen.llvm.lanes import Widths, choose_widths, grain
-from lazyc.codegen.llvm.casts import memory_type
 from lazyc.codegen.llvm.region import Frame, Region
 from lazyc.codegen.llvm.stages import emit_stage, emit_vectors
-from lazyc.codegen.base import CodegenError
 from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis
 from lazyc.ir.loops import LoopNest, Reduce, Store
@@ -186,18 +185,18 @@ def _module(frame: Frame, symbol: str) -> str:
         args.append(f"i64 %n{k}")
         unpack.append(f"  %n{k}.at = getelementptr i64, ptr %sizes, i64 {k}")
         unpack.append(f"  %n{k} = load i64, ptr %n{k}.at")
-    common = ["i64 %begin", "i64 %end", "ptr %error"]
+    params += ["i64 %begin", "i64 %end", "ptr noalias %error"]
+    args += ["i64 %begin", "i64 %end", "ptr %error"]
     body = f"{symbol}.body"
     signature = "ptr %buffers, ptr %sizes, i64 %begin, i64 %end, ptr %error"
     lines = [
         f'target triple = "{frame.target.triple}"',
         f"define void @{symbol}({signature}) nounwind {{",
         *unpack,
-        f"  call fastcc void @{body}({', '.join(args + common)})",
+        f"  call fastcc void @{body}({', '.join(args)})",
         "  ret void",
         "}",
-        f"define internal fastcc void @{body}({', '.join([*params, *common[:2], 'ptr noalias %error'])})"
-        " noinline nounwind {",
+        f"define internal fastcc void @{body}({', '.join(params)}) noinline nounwind {{",
         "entry:",
         *b.allocas,
         *b.scopes[0].lines,

@@ -140,6 +140,22 @@ class Builder:
         inside = ", ".join(f"{kind} {literal(v, kind)}" for v in values)
         return Value(self, f"<{inside}>", kind)
 
+    def memory_table(self, symbol: str, values: Sequence[float], start: int) -> Value:
+        """One vector of f32 ``values``, from element ``start``, read from memory at each use.
+
+        LLVM would rather keep a constant vector in a register for a whole loop, also where the loop
+        has far more of them than registers, and then moves registers about in each iteration.
+        A volatile load stays where it is, as an operand of the instruction that uses it.
+        """
+        if symbol not in self.helpers:
+            inside = ", ".join(f"float {literal(v, 'float')}" for v in values)
+            self.helpers[symbol] = (
+                f"@{symbol} = private unnamed_addr constant [{len(values)} x float] [{inside}],"
+                " align 64"
+            )
+        at = f"getelementptr inbounds (float, ptr @{symbol}, i64 {start})" if start else f"@{symbol}"
+        return self.line(f"load volatile {self.type('float')}, ptr {at}, align 64", "float")
+
     def as_value(self, x: Value | Number, kind: Kind) -> Value:
         return x if isinstance(x, Value) else self.const(x, kind)
 

@@ -43,7 +43,8 @@ def table_lookup(b: Builder, values: tuple[float, ...], index: Value) -> Value:
     if len(values) == 16:
         table = b.table(values, "float")
         return b.call("llvm.x86.avx512.permvar.sf.512", "float", table, index)
-    low, high = b.table(values[:16], "float"), b.table(values[16:], "float")
+    symbol = f"lazyc_table_{abs(hash(values))}"
+    low, high = b.memory_table(symbol, values, 0), b.memory_table(symbol, values, 16)
     return b.call("llvm.x86.avx512.vpermi2var.ps.512", "float", low, index, high)
 
 
