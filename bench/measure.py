@@ -16,6 +16,7 @@ import torch
 
 ROUNDS = 20
 WARMUP = 3
+LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,18 @@ def interleave(
     """Times several calls in turn, so that a noisy moment of the machine meets all of them.
 
     Each round times every call once (``inner`` repetitions, divided out) and starts with another
-    one. Results are dropped outside the timed span.
+    one. Results are dropped outside the timed span. After ``budget`` seconds no further round
+    starts, except that three are always run.
     """
     names = list(calls)
     for name in names:
         for _ in range(warmup):
             calls[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
     for turn in range(rounds):
+        if turn >= LEAST_ROUNDS and time.perf_counter() - start > budget:
+            break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             samples[name].append(_seconds(calls[name], inner))
