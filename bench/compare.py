@@ -59,7 +59,7 @@ def compare(job: Workload, backends: list[str], rounds: int) -> list[Row]:
             del first
             step()
             peak = meter.peak_of(step)
-        except Exception as failure:  # a backend that fails is a result
+        except Exception as failure:  # noqa: BLE001 - a backend that fails is a result
             text = str(failure).strip().splitlines() or [""]
             rows[name] = Row(name, failure=f"{type(failure).__name__}: {text[0]}")
             continue

@@ -39,6 +39,7 @@ def interleave(
     rounds: int = ROUNDS,
     inner: int = 1,
     warmup: int = WARMUP,
+    budget: float = math.inf,
 ) -> dict[str, Timing]:
     """Times several calls in turn, so that a noisy moment of the machine meets all of them.
 
