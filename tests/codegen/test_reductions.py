@@ -71,8 +71,7 @@ def sample(dtype: DType, rows: int, columns: int, kind: str) -> torch.Tensor:
 def test_reduce(dtype: DType, kind: str, vectorize: str, target: Target) -> None:
     if dtype is BOOL and kind not in ("max", "min"):
         return  # the op table has no such reduction
-    shapes = [(5, 37), (37, 5), (3, 200), (200, 3), (67, 1)]
-    for rows, columns in shapes if dtype is F32 else shapes[:2]:
+    for rows, columns in [(5, 37), (3, 200), (67, 1)] if dtype is F32 else [(5, 37)]:
         x = sample(dtype, rows, columns, kind)
         for keep_rows in (True, False):
             want = expected(kind, x, 1 if keep_rows else 0)
@@ -199,7 +198,7 @@ def softmax_nest(rows: Dim, columns: Dim, vectorize: str, symbols: tuple = ()) -
 
 @pytest.mark.parametrize("vectorize", ["outer", "inner", "none"])
 def test_softmax(vectorize: str, target: Target) -> None:
-    for rows, columns in [(1, 1), (5, 7), (33, 64), (3, 1000)]:
+    for rows, columns in [(5, 7), (33, 64), (3, 1000)]:
         x = torch.randn(rows, columns) * 5
         want = torch.softmax(x, 1)
         for symbols in ((), (N, M)):
