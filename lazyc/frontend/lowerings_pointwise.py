@@ -147,6 +147,14 @@ def _signbit(b: Builder, x: Node) -> Node:
     return b.compare("lt", x, 0)
 
 
+@lowers("aten.angle.default")
+def _angle(b: Builder, x: Node) -> Node:
+    """pi for negative numbers, 0 for others, nan for nan."""
+    y = b.promote_float(x)[0]
+    zero = b.constant(0, y.dtype, y.shape, y.tensor.device)
+    return b.where(b.emit("isnan", y), y, b.where(b.compare("lt", y, 0), math.pi, zero))
+
+
 # --- two operands ---------------------------------------------------------------------------------
 
 

@@ -62,7 +62,28 @@ def test_float_functions(name: str) -> None:
     check(op, torch.empty(0, 3))
 
 
-@pytest.mark.parametrize("name", ["floor", "ceil", "round", "trunc", "abs", "neg", "sign", "sgn", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit", "logical_not", "frac"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "abs",
+        "neg",
+        "sign",
+        "sgn",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "isposinf",
+        "isneginf",
+        "signbit",
+        "angle",
+        "logical_not",
+        "frac",
+    ],
+)
 def test_exact_functions(name: str) -> None:
     op = getattr(aten, name).default
     for dtype in FLOATS:
@@ -84,7 +105,31 @@ def test_round_to_decimals(decimals: int) -> None:
     check(lambda x: aten.round.decimals(x, decimals=decimals), torch.randn(20) * 100)
 
 
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "fmax", "fmin", "atan2", "fmod", "remainder", "pow", "copysign", "hypot", "eq", "ne", "lt", "le", "gt", "ge"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "atan2",
+        "fmod",
+        "remainder",
+        "pow",
+        "copysign",
+        "hypot",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    ],
+)
 def test_binary_on_special_values(name: str) -> None:
     packet = getattr(aten, name)
     op = next(
