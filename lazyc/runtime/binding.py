@@ -209,6 +209,7 @@ def _mark_uses(segments: Sequence[Segment], fresh: set[int], keep: set[int]) -> 
         used = segment.used()
         segment.fresh = sorted((used & fresh) - seen)
         seen |= used
+    segments[0].fresh += sorted(fresh - seen)  # empty results that no step writes
     if segments:  # outputs without elements, which no step writes
         segments[-1].fresh += sorted(fresh - seen)
     later: set[int] = set(keep)

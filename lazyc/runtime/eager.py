@@ -124,7 +124,7 @@ def in_layout(
     """
     if tensor.dtype != dtype or tensor.shape != torch.Size(shape):
         raise RuntimeError(
-            f"an eager result is {tensor.dtype}{list(tensor.shape)}, "
+            f"a tensor is {tensor.dtype}{list(tensor.shape)}, "
             f"the Program was compiled for {dtype}{list(shape)}"
         )
     if has_strides(tensor, shape, strides):

@@ -17,7 +17,7 @@ from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout, step_buffe
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import concrete_product
 from lazyc.runtime.memory import Arena
-from lazyc.runtime.runner import Env, KernelError, Runner, bump_versions, strided
+from lazyc.runtime.runner import Env, KernelError, Runner, bump_versions, picker, strided
 from lazyc.runtime.sizes import Sizes
 
 
@@ -70,7 +70,7 @@ class MixedRunner(Runner):
         self._turns = [self._turn(i) for i in range(len(plan.segments))]
         # Views exist even where every temporary is empty.
         self._arena_bytes = max(plan.arena_bytes, 1 if self._views else 0)
-        self._select = self.select_inputs()
+        self._select = picker(plan.inputs, len(program.inputs))
         self._pack_env = struct.Struct(f"{4 + len(plan.inputs)}q").pack_into
         self.run = self._run
 
@@ -85,6 +85,7 @@ class MixedRunner(Runner):
         arena = host.arenas.take(self._arena_bytes) if self._arena_bytes else None
         state = _State(self._template.copy(), env, arena)
         try:
+            self.check_inputs(args)
             self._fill(state, args, packs, packed)
             mutated = [args[i] for i in plan.mutated]
             args.clear()
@@ -193,23 +194,24 @@ class MixedRunner(Runner):
     def _product(self, step: GemmStep) -> _PythonStep:
         """A product that BLAS has no routine for, through ATen."""
         p = concrete_product(step, self.sizes)
-        batch = p.batch or (1,)  # 3-d products round as the eager ones they stand for
         operands = [
             self._view(
-                x.buffer, step.dtype.torch, (*batch, rows, cols),
-                (*(x.batch_strides or (0,)), x.row_stride, x.col_stride), x.offset,
+                x.buffer, step.dtype.torch, (*p.batch, rows, cols),
+                (*x.batch_strides, x.row_stride, x.col_stride), x.offset,
             )
             for x, rows, cols in ((p.a, p.m, p.k), (p.b, p.k, p.n), (p.c, p.m, p.n))
         ]  # fmt: skip
-        positions = list(itertools.product(*map(range, batch[:-1])))
+        plain, adding = (torch.bmm, torch.baddbmm) if p.batch else (torch.mm, torch.addmm)
+        positions = list(itertools.product(*map(range, p.batch[:-1])))
 
         def run(state: _State) -> None:
-            a, b, c = (operand(state.values) for operand in operands)
+            whole = [operand(state.values) for operand in operands]
             for at in positions:
+                a, b, c = (x[at] for x in whole) if at else whole
                 if step.accumulate:
-                    torch.baddbmm(c[at], a[at], b[at], out=c[at])
+                    adding(c, a, b, out=c)
                 else:
-                    torch.bmm(a[at], b[at], out=c[at])
+                    plain(a, b, out=c)
 
         return run
 
@@ -251,7 +253,9 @@ def _with_copies(values: list[Any], buffers: Sequence[int]) -> list[Any]:
 
 
 def _is_alias(result: torch.Tensor, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and torch._C._is_alias_of(result, value)
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return False
+    return value.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
 
 
 def _own(

@@ -119,7 +119,10 @@ class OutputPool:
         self.allocated_bytes = 0
         self._takes = 0
         self._idle = _idle_counts()
-        self._blocks: dict[int, deque[_Block]] = {}
+        # A deque and its idle blocks go when the last allocator of that size does.
+        self._blocks: weakref.WeakValueDictionary[int, deque[_Block]] = (
+            weakref.WeakValueDictionary()
+        )
         self._lock = threading.Lock()
         _forget_lock_after_fork(self)
 
@@ -136,7 +139,9 @@ class OutputPool:
         if nbytes < self.min_bytes or self._idle is None or nbytes > self.max_bytes:
             return partial(empty_strided_cpu, shape, strides, dtype)
         with self._lock:
-            queue = self._blocks.setdefault(nbytes, deque())
+            queue = self._blocks.get(nbytes)
+            if queue is None:
+                queue = self._blocks[nbytes] = deque()
         return partial(self._take, queue, (shape, strides, dtype), nbytes)
 
     def _take(self, queue: deque[_Block], spec: Any, nbytes: int) -> torch.Tensor:

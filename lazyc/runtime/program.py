@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lazyc.ir.program import GemmStep, Program
@@ -86,7 +87,9 @@ class Executable:
         key = (values, use_packs)
         runner = self._runners.get(key)
         if runner is None:
-            runner = self._bind(values, use_packs)
+            return self._bind(values, use_packs)
+        with suppress(KeyError):  # another thread dropped it just now
+            self._runners.move_to_end(key)
         return runner
 
     def _bind(self, values: tuple[int, ...], use_packs: bool) -> Runner:

@@ -12,11 +12,13 @@ import torch
 
 from lazyc.errors import LazycError
 from lazyc.ir.program import Program, ProgramOutput
-from lazyc.runtime.binding import Plan
+from lazyc.runtime.binding import Layout, Plan
+from lazyc.runtime.eager import has_strides, in_layout
 from lazyc.runtime.host import Host
 from lazyc.runtime.sizes import Sizes
 
 _data_ptr = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
 
 Result = Callable[[list[Any]], Any]  # from the values of all buffers to one result
 
@@ -30,6 +32,15 @@ class KernelError(LazycError):
         self.bits = bits
         self.mutated = mutated
         super().__init__(f"a kernel reported error bits {bits:#x}")
+
+
+def picker(positions: Sequence[int], count: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that takes the items at ``positions`` out of a list of ``count``."""
+    if list(positions) == list(range(count)):
+        return lambda items: items
+    if len(positions) >= 2:
+        return itemgetter(*positions)
+    return lambda items: [items[p] for p in positions]
 
 
 class Env:
@@ -76,6 +87,7 @@ class Runner:
             b.id: program.constants[b.source] for b in program.buffers if b.kind == "constant"
         }
         self.results = [self._result(o) for o in program.outputs]
+        self.check_inputs = self._input_check()
 
     def take_env(self) -> Env:
         """An env that no other call uses, with the addresses of the constants filled in."""
@@ -91,19 +103,44 @@ class Runner:
                 env.words[self.plan.slots[buffer]] = tensor.data_ptr()
         return env
 
-    def allocator(self, buffer: int) -> Callable[[], torch.Tensor]:
+    def layout(self, buffer: int) -> Layout:
+        """The layout of a buffer that native code touches."""
         layout = self.plan.layouts[buffer]
         assert layout is not None, buffer
+        return layout
+
+    def allocator(self, buffer: int) -> Callable[[], torch.Tensor]:
+        layout = self.layout(buffer)
         return self.host.outputs.allocator(layout.shape, layout.strides, layout.dtype)
 
-    def select_inputs(self) -> Callable[[Sequence[Any]], Sequence[torch.Tensor]]:
-        """The arguments that native steps use, in the order of their slots."""
-        positions = self.plan.inputs
-        if positions == list(range(len(self.program.inputs))):
-            return lambda args: args
-        if len(positions) >= 2:
-            return itemgetter(*positions)
-        return lambda args: [args[p] for p in positions]
+    def _input_check(self) -> Callable[[list[Any]], None]:
+        """Puts arguments in the layout that native code was made for.
+
+        Dynamo and AOTAutograd guarantee it; reading beyond a tensor is too high a price for an
+        error there. Parameters are left out: they are many, and guarded one by one.
+        """
+        positions = [p for p in self.plan.inputs if p not in self.program.parameters]
+        layouts = [self.layout(self.program.inputs[p]) for p in positions]
+        expected = [layout.strides for layout in layouts]
+        select = picker(positions, len(self.program.inputs))
+
+        def check(args: list[Any]) -> None:
+            if [*map(_stride, select(args))] != expected:
+                for position, layout in zip(positions, layouts, strict=True):
+                    args[position] = self._laid_out(args[position], position, layout)
+
+        return check
+
+    def _laid_out(self, tensor: torch.Tensor, position: int, layout: Layout) -> torch.Tensor:
+        """Argument ``position`` with the strides of ``layout``."""
+        is_same = has_strides(tensor, layout.shape, layout.strides)
+        if tensor.shape != layout.shape or (position in self.plan.mutated and not is_same):
+            raise RuntimeError(
+                f"argument {position} is {list(tensor.shape)} with strides "
+                f"{list(tensor.stride())}, the Program was compiled for "
+                f"{list(layout.shape)} with strides {list(layout.strides)}"
+            )
+        return in_layout(tensor, layout.dtype, layout.shape, layout.strides)
 
     def _result(self, output: ProgramOutput) -> Result:
         """How one result is made from the values of all buffers."""
@@ -139,14 +176,15 @@ class NativeRunner(Runner):
         segment = plan.segments[0]
         driver = host.driver.run_short if segment.short else host.driver.run
         table = plan.address(segment)
-        select, idle = self.select_inputs(), self.idle
+        select, idle = picker(plan.inputs, len(self.program.inputs)), self.idle
         allocate = [self.allocator(b) for b in plan.fresh]
         threads, openmp, scratch = host.threads, host.driver.openmp_address, 8 * plan.scratch
         arena_bytes, arenas = plan.arena_bytes, host.arenas
         pack_env = struct.Struct(f"{plan.leading_words}q").pack_into
-        finish, mutated = self._finisher(), plan.mutated
+        check, finish, mutated = self.check_inputs, self._finisher(), plan.mutated
 
         def run(args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
+            check(args)
             fresh = [make() for make in allocate]
             if table:
                 env = self.take_env()

@@ -194,7 +194,8 @@ def test_live_tensors_never_overlap(pool):
 
 
 def test_dtype_and_shape_of_a_recycled_block(pool):
-    address = make(pool)().data_ptr()
+    take = make(pool)
+    address = take().data_ptr()
     tensor = make(pool, (128, 512), (512, 1), torch.int64)()
     assert tensor.data_ptr() == address
     assert tensor.dtype == torch.int64 and tensor.shape == (128, 512) and tensor._version == 0
@@ -244,6 +245,17 @@ def test_pool_switched_off():
     take = make(pool)
     take()
     assert pool.held_bytes == 0
+
+
+def test_blocks_of_a_size_nobody_makes_any_more_are_freed(pool):
+    take = make(pool)
+    kept = take()
+    kept.fill_(1.0)
+    take()
+    assert pool.held_bytes == 2 * (512 << 10)
+    del take
+    gc.collect()
+    assert pool.held_bytes == 0 and (kept == 1.0).all()
 
 
 def test_trim_frees_idle_blocks_only():

@@ -97,6 +97,33 @@ def test_unused_arguments_of_any_type():
     assert torch.equal(executable([None, x, 3])[0], 2 * x)
 
 
+def test_arguments_of_other_strides_are_laid_out_again():
+    executable = toy.chain(["add"], SHAPE)
+    x, y = torch.randn(5, 6).t(), rand()
+    assert torch.equal(executable([x, y])[0], x + y)
+    row = torch.randn(1, 5).expand(SHAPE)
+    assert torch.equal(executable([row, y])[0], row + y)
+
+
+def test_arguments_of_another_shape_are_an_error():
+    executable = toy.chain(["add"], SHAPE)
+    with pytest.raises(RuntimeError, match="argument 1 is"):
+        executable([rand(), torch.randn(5)])
+
+
+def test_a_mutated_argument_of_other_strides_is_an_error():
+    b = xy()
+    executable = build((0, 1), b, [KernelStep("accumulate", (0, 1), ())], [], ["accumulate"])
+    with pytest.raises(RuntimeError, match="argument 0 is"):
+        executable([torch.randn(5, 6).t(), rand()])
+
+
+def test_strides_of_dims_of_size_one_mean_nothing():
+    executable = toy.chain(["add"], (1, 5))
+    x, y = torch.randn(5).as_strided((1, 5), (77, 1)), torch.randn(1, 5)
+    assert torch.equal(executable([x, y])[0], x + y)
+
+
 def test_symbols_bind_once_for_each_size():
     n = toy.N0
     buffers = [toy.buffer(0, "input", (n, 4), 0), toy.buffer(1, "input", (n, 4), 1),
@@ -363,6 +390,14 @@ def test_eager_argument_views_and_out():
         expected = (x + y) * y
         expected[:, 0] = (x + y)[:, 2].exp()
         assert torch.equal(executable([x, y])[0], expected)
+
+
+def test_empty_result_that_no_step_writes():
+    b = [*xy(1), toy.buffer(1, "eager", SHAPE), toy.buffer(2, "output", (0, 3))]
+    program = Program((0,), tuple(b), (eager("aten.exp.default", [BufferRef(0)], [1]),),
+                      (toy.whole(b[1]), toy.whole(b[2])), {})  # fmt: skip
+    executable = Executable(program, {}, toy.host())
+    assert executable([rand()])[1].shape == (0, 3)
 
 
 def test_eager_lists_of_tensors():
