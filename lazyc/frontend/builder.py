@@ -1,7 +1,7 @@
 """The Builder: what lowerings write Graph IR with.
 
-It adds what the IR leaves out on purpose: broadcasting, scalars as operands, negative axes, and type
-promotion, all as explicit ``expand``, ``constant`` and ``cast`` nodes. Methods never change the
+It adds what the IR leaves out on purpose: broadcasting, scalars as operands, negative axes, and
+type promotion, all as explicit ``expand``, ``constant`` and ``cast`` nodes. Methods never change the
 meaning of dtypes silently: nodes given to ``pointwise`` must agree, only scalars adapt.
 """
 

@@ -1,4 +1,4 @@
-"""``eager`` nodes: calls that lazyc leaves to torch, with the layouts that eager torch would see."""
+"""``eager`` nodes: calls left to torch, with the layouts that they would see in eager."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def eager_nodes(graph: Graph) -> list[tuple[str, str]]:
 def check(
     fn: Callable[..., Any], *args: Any, mode: str = "fake", lowered: bool = True, **tolerance: Any
 ) -> Graph:
-    """Asserts that ``fn`` is lowered entirely (or is not) and that the Graph computes what eager does."""
+    """Asserts that ``fn`` is lowered entirely (or is not), and computes what eager does."""
     graph = graph_of(fn, *args, mode=mode)
     if lowered:
         assert not eager_nodes(graph)
