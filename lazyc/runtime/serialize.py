@@ -2,8 +2,9 @@
 
 Every dataclass of ``ir/program.py`` has a record here that names each field and its codec; a value
 that no codec knows raises ``NotCacheable`` on the way out, and data that is not exactly what a
-codec wrote raises ``CacheCorrupt`` on the way in. A kernel is stored by key: the loaded Program has
-no LoopNests (``nests`` is {}), but a ``KernelRef`` for each key.
+codec wrote raises ``CacheCorrupt`` on the way in. Of a LoopNest only the interface is stored, its
+buffers and symbols: a loaded Program has nests without axes and stages, which can be bound and run
+with compiled kernels (a ``KernelRef`` for each nest) and not compiled again.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
+from lazyc.ir.loops import BufferParam, LoopNest
 from lazyc.ir.types import Dim
 from lazyc.runtime import codec as C
 from lazyc.runtime.dims import decode_symbol, encode_dim
@@ -91,13 +94,28 @@ OUTPUT = C.record(
     offset=C.DIM,
     value=C.optional(C.DIM),
 )
+SYMBOL = C.Codec(encode_dim, decode_symbol)
 SYMBOL_SOURCE = C.record(
     P.SymbolSource,
-    symbol=C.Codec(encode_dim, decode_symbol),
+    symbol=SYMBOL,
     input=C.INT,
     dim=C.optional(C.INT),
 )
-# All fields of Program except nests (kernels are stored by key) and constants (parts of their own).
+BUFFER_PARAM = C.record(
+    BufferParam, dtype=C.DTYPE, role=C.one_of("in", "out", "inout", "scratch"), numel=C.DIM
+)
+_INTERFACE = C.pair(C.pair(C.sequence(BUFFER_PARAM), C.sequence(SYMBOL)), C.STR)
+
+
+def _decode_nest(data: Any) -> LoopNest:
+    (buffers, symbols), comment = _INTERFACE.decode(data)
+    return LoopNest((), (), buffers, symbols, comment=comment)
+
+
+NEST = C.Codec(
+    lambda nest: _INTERFACE.encode(((nest.buffers, nest.symbols), nest.comment)), _decode_nest
+)
+# All fields of Program except nests (the used ones, by key) and constants (parts of their own).
 PROGRAM_FIELDS: Mapping[str, C.Codec] = {
     "inputs": C.sequence(C.INT),
     "buffers": C.sequence(BUFFER),
@@ -112,12 +130,14 @@ PROGRAM_FIELDS: Mapping[str, C.Codec] = {
 def dump_program(program: P.Program, kernels: Mapping[str, KernelRef]) -> dict[str, bytes]:
     """A Program as named parts: "program" (JSON) and "constant.0", ... (raw elements).
 
-    ``kernels`` has an entry for every nest key that a step uses. Raises NotCacheable.
+    ``kernels`` and ``program.nests`` have an entry for every nest key that a step uses. Raises
+    NotCacheable.
     """
     used = {s.nest for s in (*program.steps, *program.packed) if isinstance(s, P.KernelStep)}
     constants = [dump_tensor(t) for t in program.constants]
     tree = {name: codec.encode(getattr(program, name)) for name, codec in PROGRAM_FIELDS.items()}
     tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in sorted(used)}
+    tree["nests"] = {key: NEST.encode(program.nests[key]) for key in sorted(used)}
     tree["constants"] = [header for header, _ in constants]
     parts = {"program": json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()}
     return parts | {f"constant.{k}": data for k, (_, data) in enumerate(constants)}
@@ -136,16 +156,19 @@ def load_program(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Kerne
 
 def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, KernelRef]]:
     tree = json.loads(parts["program"])
-    expected = {*PROGRAM_FIELDS, "kernels", "constants"}
+    expected = {*PROGRAM_FIELDS, "nests", "kernels", "constants"}
     if not isinstance(tree, dict) or tree.keys() != expected:
         raise CacheCorrupt("program: other fields than this version writes")
-    headers, refs = tree["constants"], tree["kernels"]
+    headers, refs, interfaces = tree["constants"], tree["kernels"], tree["nests"]
     if not isinstance(headers, list) or not isinstance(refs, dict):
         raise CacheCorrupt("program: bad table of constants or kernels")
+    if not isinstance(interfaces, dict) or interfaces.keys() != refs.keys():
+        raise CacheCorrupt("program: bad table of nests")
     fields = {name: codec.decode(tree[name]) for name, codec in PROGRAM_FIELDS.items()}
     constants = [load_tensor(h, parts[f"constant.{k}"]) for k, h in enumerate(headers)]
     kernels = {key: KERNEL_REF.decode(data) for key, data in refs.items()}
-    program = P.Program(nests={}, constants=constants, **fields)
+    nests = {key: NEST.decode(data) for key, data in interfaces.items()}
+    program = P.Program(nests=nests, constants=constants, **fields)
     for step in (*program.steps, *program.packed):
         if isinstance(step, P.KernelStep) and step.nest not in kernels:
             raise CacheCorrupt(f"program: no kernel {step.nest}")

@@ -13,6 +13,8 @@ from torch.utils._sympy import functions as dynamo
 
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
+from lazyc.ir.index import Axis
+from lazyc.ir.loops import BufferParam, LoopNest, Stage
 from lazyc.ir.types import DType
 from lazyc.runtime import serialize as S
 from lazyc.runtime.codec import TORCH_DTYPE
@@ -21,6 +23,7 @@ from lazyc.runtime.tensors import dump_tensor, load_tensor
 
 s0 = sympy.Symbol("s0", integer=True, positive=True)
 s1 = sympy.Symbol("s1", integer=True, positive=True)
+n0 = sympy.Symbol("n0", integer=True, positive=True)
 u0 = sympy.Symbol("u0", integer=True)
 
 DIMS = [
@@ -89,14 +92,23 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
             P.ProgramOutput(-1, value=s0 + 1),
             P.ProgramOutput(-1),
         ),
-        nests={},
+        nests={
+            "ab" * 32: LoopNest(
+                (),
+                (),
+                (BufferParam(DType.F32, "in", n0 * 768), BufferParam(DType.BF16, "out", n0 * 2)),
+                (n0,),
+                comment="add model.py:3",
+            ),
+            "cd" * 32: LoopNest((), (), (BufferParam(DType.F32, "inout", 1),)),
+        },
         constants=[torch.randn(3, 4).t(), torch.tensor([1, 2, 3])],
         symbols=(P.SymbolSource(s0, 0, 0), P.SymbolSource(s1, 1)),
         packed=(P.KernelStep("cd" * 32, (0,), ()),),
         parameters=(0, 2),
     )
     kernels = {
-        "ab" * 32: S.KernelRef("k_ab", s0 * 4, 2),
+        "ab" * 32: S.KernelRef("k_ab", n0 * 4, 2),
         "cd" * 32: S.KernelRef("k_cd", 1, 1),
     }
     return program, kernels
@@ -128,6 +140,17 @@ def test_program_round_trips() -> None:
     assert same(loaded, program)
     assert same(sorted(loaded_kernels.items()), sorted(kernels.items()))
     assert S.dump_program(loaded, loaded_kernels) == parts
+
+
+def test_of_a_nest_the_interface_is_kept() -> None:
+    program, kernels = make_program()
+    program.nests["cd" * 32] = dataclasses.replace(
+        program.nests["cd" * 32], axes=(Axis("i", 4),), stages=(Stage((), ()),)
+    )
+    program.nests["unused"] = program.nests["cd" * 32]
+    loaded, _ = S.load_program(S.dump_program(program, kernels))
+    original, _ = make_program()
+    assert same(sorted(loaded.nests.items()), sorted(original.nests.items()))
 
 
 def test_every_program_field_is_written() -> None:
