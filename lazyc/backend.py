@@ -1,7 +1,8 @@
-"""``torch.compile(model, backend="lazyc")``: the entry point, and what happens when lazyc fails.
+"""``torch.compile(model, backend="lazyc")``: the entry point, and what happens when lazyc cannot.
 
-A graph that lazyc cannot take, or that a bug stops, runs in eager: with one warning, or (strict) by
-raising. Options come from the environment and from ``torch.compile(options={...})``.
+A graph that lazyc does not take runs in eager and is counted. A bug of lazyc's, or an installation
+that it cannot work with, costs one warning and runs in eager too, or (strict) raises. Options come
+from the environment and from ``torch.compile(options={...})``.
 """
 
 from __future__ import annotations
@@ -10,47 +11,27 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from lazyc.compiler import Compiler, may_report_errors
 from lazyc.config import Config
-from lazyc.errors import CompilerBug, CompilerBugWarning
-from lazyc.frontend.autograd import GraphKind, make_backend, run_in_eager
-from lazyc.frontend.fx_import import Unsupported
-from lazyc.ir.graph import Graph
-from lazyc.passes.plan import Unschedulable
+from lazyc.errors import CompilerBug, CompilerBugWarning, LazycWarning, UnsupportedVersion
 from lazyc.report import events as E
 from lazyc.report.metrics import Metrics
-from lazyc.runtime.runner import KernelError
+from lazyc.report.text import printer
+from lazyc.version import check_versions
+
+if TYPE_CHECKING:
+    from lazyc.compiler import Compiler
+    from lazyc.frontend.autograd import GraphKind
+    from lazyc.ir.graph import Graph
+
+Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
 EVENTS = E.EventStream()
 METRICS = Metrics()
 EVENTS.subscribe(METRICS.listen)
-
-
-class Session:
-    """The compilers of this process, one for each Config."""
-
-    def __init__(self) -> None:
-        self._compilers: dict[Config, Compiler] = {}
-        self._lock = threading.Lock()
-
-    def compiler(self, config: Config) -> Compiler:
-        from lazyc.codegen.target import host_target
-        from lazyc.runtime.host import create_host
-
-        with self._lock:
-            found = self._compilers.get(config)
-            if found is None:
-                host = create_host(config.output_pool_mb << 20)
-                found = Compiler(config, host_target(config.target or None), host, EVENTS)
-                self._compilers[config] = found
-            return found
-
-
-SESSION = Session()
 
 
 def lazyc(
@@ -59,18 +40,66 @@ def lazyc(
     options: dict[str, Any] | None = None,
     **_: Any,
 ) -> Callable[..., Any]:
-    """The Dynamo backend. Raises ConfigError for unknown options or values."""
+    """The Dynamo backend.
+
+    ``options`` are those of ``docs/configuration.md``, over the environment's. Raises ConfigError for
+    an unknown option or a bad value.
+    """
     config = Config.from_env().with_options(options or {})
+    try:
+        check_versions()
+    except UnsupportedVersion as error:
+        if config.strict:
+            raise
+        warnings.warn(str(error), LazycWarning, stacklevel=2)
+        return gm.forward
+    from lazyc.frontend.autograd import make_backend  # needs a torch that check_versions accepts
+
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
     return make_backend(compile_graph, import_failed)(gm, example_inputs)
 
 
+class Session:
+    """The compilers of this process, one for each Config; they share events and metrics."""
+
+    def __init__(self, events: E.EventStream) -> None:
+        self._events = events
+        self._compilers: dict[Config, Compiler] = {}
+        self._printing: set[tuple[int, str]] = set()
+        self._lock = threading.Lock()
+
+    def compiler(self, config: Config) -> Compiler:
+        """The compiler for a Config, made on first use."""
+        from lazyc.codegen.target import host_target
+        from lazyc.compiler import Compiler
+        from lazyc.runtime.host import create_host
+
+        with self._lock:
+            found = self._compilers.get(config)
+            if found is None:
+                output = (config.debug, config.debug_file)
+                if config.debug and output not in self._printing:
+                    self._printing.add(output)
+                    self._events.subscribe(printer(config))
+                host = create_host(config.output_pool_mb << 20)
+                target = host_target(config.target or None)
+                found = self._compilers[config] = Compiler(config, target, host, self._events)
+            return found
+
+
+_SESSION = Session(EVENTS)
+
+
 def _compile_graph(
     config: Config, graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind
-) -> Callable[[list[Any]], Sequence[Any]]:
+) -> Boxed:
+    from lazyc.compiler import may_report_errors
+    from lazyc.passes.plan import Unschedulable
+    from lazyc.runtime.runner import KernelError
+
     try:
-        executable = SESSION.compiler(config).compile(graph)
+        executable = _SESSION.compiler(config).compile(graph)
     except Unschedulable as error:
         return _in_eager(gm, str(error))
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
@@ -82,7 +111,7 @@ def _compile_graph(
         kept = tuple(args)
         try:
             return executable(args)
-        except KernelError:
+        except KernelError:  # such as an index out of range: eager raises its own error for it
             return gm(*kept)
 
     return call
@@ -90,20 +119,24 @@ def _compile_graph(
 
 def _import_failed(
     config: Config, error: Exception, gm: torch.fx.GraphModule, kind: GraphKind
-) -> Callable[[list[Any]], Sequence[Any]]:
+) -> Boxed:
+    from lazyc.frontend.fx_import import Unsupported
+
     if isinstance(error, Unsupported):
         return _in_eager(gm, str(error))
     return _failed(config, error, gm)
 
 
-def _in_eager(gm: torch.fx.GraphModule, reason: str) -> Callable[[list[Any]], Sequence[Any]]:
+def _in_eager(gm: torch.fx.GraphModule, reason: str) -> Boxed:
+    from lazyc.frontend.autograd import run_in_eager
+
     EVENTS.emit(E.Fallback("graph", reason))
     return run_in_eager(gm)
 
 
-def _failed(
-    config: Config, error: Exception, gm: torch.fx.GraphModule
-) -> Callable[[list[Any]], Sequence[Any]]:
+def _failed(config: Config, error: Exception, gm: torch.fx.GraphModule) -> Boxed:
+    from lazyc.frontend.autograd import run_in_eager
+
     bug = error if isinstance(error, CompilerBug) else CompilerBug("compilation", error)
     if config.strict:
         raise bug from bug.cause

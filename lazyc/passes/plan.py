@@ -55,6 +55,8 @@ class Plan:
 def make_plan(graph: Graph) -> Plan:
     """Decides until nothing changes. Raises Unschedulable."""
     for node in graph.nodes:
+        if isinstance(node.type, TensorType) and node.type.device != "cpu":
+            raise Unschedulable(f"tensors on {node.type.device}")
         if isinstance(node.attrs, A.EagerAttrs) and node.attrs.mutates:
             raise Unschedulable(f"{node.attrs.target} writes to its arguments")
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]

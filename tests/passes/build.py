@@ -78,8 +78,12 @@ def run_program(program: P.Program, args: Sequence[torch.Tensor]) -> list[Any]:
             c.copy_(torch.matmul(a, b))
         elif isinstance(step, P.EagerStep):
             args_ = [_fill(t, storage) for t in step.args]
-            result = resolve_target(step.target)(*args_, **{k: _fill(v, storage) for k, v in step.kwargs})
-            for number, value in zip(step.outputs, result if step.is_tuple else [result], strict=True):
+            result = resolve_target(step.target)(
+                *args_, **{k: _fill(v, storage) for k, v in step.kwargs}
+            )
+            for number, value in zip(
+                step.outputs, result if step.is_tuple else [result], strict=True
+            ):
                 if number >= 0:
                     storage[number] = value
         else:

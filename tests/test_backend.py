@@ -1,0 +1,190 @@
+"""The torch.compile entry: options, failures that leave the model running, eager's errors."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import lazyc
+from lazyc import backend
+from lazyc.errors import CompilerBugWarning, LazycWarning, UnsupportedVersion
+from lazyc.passes import canonicalize
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return torch.compile(function, backend="lazyc", options=options)
+
+
+@pytest.fixture(autouse=True)
+def counters() -> None:
+    lazyc.metrics.reset()
+
+
+def test_compiles_without_an_import_of_lazyc_by_the_user() -> None:
+    x = torch.randn(8, 9)
+    torch.testing.assert_close(compiled(lambda x: torch.tanh(x) + 1)(x), torch.tanh(x) + 1)
+    counts = lazyc.metrics.snapshot()
+    assert counts["graphs_compiled"] == 1
+    assert counts["fallbacks"] == []
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(Exception, match="did you mean 'fusion'"):
+        compiled(torch.tanh, fusions=True)(torch.randn(3))
+
+
+def test_bad_option_value_says_what_is_allowed() -> None:
+    with pytest.raises(Exception, match="avx512"):
+        compiled(torch.tanh, target="sse9")(torch.randn(3))
+
+
+def test_strict_raises_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonicalize, "_RULES", {"tanh": [_broken_rule]})
+    with pytest.raises(Exception, match="pass canonicalize.*planted"):
+        compiled(torch.tanh, strict=True, disk_cache=False)(torch.randn(5, 5))
+
+
+def test_bug_runs_in_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonicalize, "_RULES", {"tanh": [_broken_rule]})
+    x = torch.randn(6, 5)
+    with pytest.warns(CompilerBugWarning, match="This is a bug in lazyc"):
+        result = compiled(torch.tanh, strict=False, disk_cache=False)(x)
+    torch.testing.assert_close(result, torch.tanh(x))
+    assert lazyc.metrics.snapshot()["compiler_bugs"] == {"pass canonicalize": 1}
+
+
+def _broken_rule(*_: Any) -> None:
+    raise ValueError("planted")
+
+
+def test_unsupported_torch_runs_in_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise UnsupportedVersion("torch", "1.0", "2.13 or 2.14")
+
+    monkeypatch.setattr(backend, "check_versions", refuse)
+    x = torch.randn(4)
+    with pytest.warns(LazycWarning, match=r"torch 1\.0 is installed"):
+        result = compiled(torch.tanh, strict=False)(x)
+    torch.testing.assert_close(result, torch.tanh(x))
+
+
+def test_index_out_of_range_raises_as_in_eager() -> None:
+    table = torch.randn(4, 3)
+    lookup = compiled(lambda i: torch.nn.functional.embedding(i, table))
+    torch.testing.assert_close(lookup(torch.tensor([3, 0])), table[[3, 0]])
+    with pytest.raises(IndexError):
+        lookup(torch.tensor([3, 4]))
+
+
+def test_integer_division_by_zero_raises_as_in_eager() -> None:
+    divide = compiled(lambda a, b: a // b)
+    a = torch.tensor([7, -7, 5])
+    assert divide(a, torch.tensor([2, 2, -3])).tolist() == [3, -4, -2]
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        divide(a, torch.tensor([1, 0, 1]))
+
+
+def test_unlowered_op_is_an_eager_step_between_compiled_pieces() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        values, _ = torch.sort(torch.exp(x), dim=-1)
+        return values * 2 + 1
+
+    x = torch.randn(5, 7)
+    torch.testing.assert_close(compiled(f)(x), f(x))
+    counts = lazyc.metrics.snapshot()
+    assert [(e["op"], e["count"]) for e in counts["fallbacks"]] == [("aten.sort.default", 1)]
+    assert counts["kernels_made"] + counts["kernels_reused"] == 2
+
+
+def test_complex_tensors_pass_through_eager() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x * 2).abs() + 1
+
+    x = torch.randn(16)
+    torch.testing.assert_close(compiled(f)(x), f(x))
+
+
+def test_other_devices_run_in_eager() -> None:
+    x = torch.empty(3, device="meta")
+    assert compiled(torch.tanh)(x).device.type == "meta"
+
+
+def test_dynamic_sizes_compile_once_and_serve_all() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x * 2, -1).sum(0)
+
+    run = torch.compile(f, backend="lazyc", dynamic=True)
+    for rows, cols in ((3, 5), (8, 33), (17, 64), (2, 2)):
+        x = torch.randn(rows, cols)
+        torch.testing.assert_close(run(x), f(x))
+    assert lazyc.metrics.snapshot()["graphs_compiled"] == 1
+
+
+def test_threads_share_one_program() -> None:
+    run = compiled(lambda x: torch.softmax(x, -1) @ x.t())
+    run(torch.randn(32, 32))
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        x = torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))
+        try:
+            for _ in range(50):
+                torch.testing.assert_close(run(x), torch.softmax(x, -1) @ x.t())
+        except BaseException as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert not failures
+
+
+def test_training_step_matches_eager() -> None:
+    def step(model: torch.nn.Module, run: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        x, y = torch.randn(16, 8), torch.randint(0, 4, (16,))
+        torch.nn.functional.cross_entropy(run(x), y).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.LayerNorm(32), torch.nn.Linear(32, 4)
+    )
+    expected = step(model, model)
+    model.zero_grad()
+    actual = step(model, torch.compile(model, backend="lazyc"))
+    torch.testing.assert_close(actual, expected)
+    assert lazyc.metrics.snapshot()["graphs_compiled"] == 2
+
+
+def test_updated_weights_are_never_stale() -> None:
+    layer = torch.nn.Linear(64, 64)
+    run = torch.compile(layer, backend="lazyc")
+    x = torch.randn(32, 64)
+    with torch.no_grad():
+        for change in (
+            lambda: None,
+            lambda: layer.weight.mul_(2),
+            lambda: layer.weight.data.add_(1),
+            lambda: layer.load_state_dict(torch.nn.Linear(64, 64).state_dict()),
+            lambda: setattr(layer.weight, "data", torch.randn(64, 64)),
+        ):
+            change()
+            torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_debug_output_names_the_fallback(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LazycWarning)
+        compiled(lambda x: torch.sort(x)[0], debug=1, debug_file=str(path))(torch.randn(7))
+    text = path.read_text()
+    assert "compiled in" in text
+    assert "aten.sort" in text
