@@ -73,7 +73,7 @@ class PackRequest:
 @dataclass(slots=True)
 class Segment:
     """Python steps, then native steps that run in one foreign call (``start``: word in the table;
-    -1 for none). ``buffers`` are fresh tensors first needed here; ``dead`` are values last used here."""
+    -1 for none). ``fresh`` are the tensors first needed here, ``dead`` the values last used here."""
 
     python: list[EagerStep | GemmStep | SeedStep] = field(default_factory=list)
     native: list[NativeStep] = field(default_factory=list)
@@ -209,9 +209,7 @@ def _mark_uses(segments: Sequence[Segment], fresh: set[int], keep: set[int]) -> 
         used = segment.used()
         segment.fresh = sorted((used & fresh) - seen)
         seen |= used
-    segments[0].fresh += sorted(fresh - seen)  # empty results that no step writes
-    if segments:  # outputs without elements, which no step writes
-        segments[-1].fresh += sorted(fresh - seen)
+    segments[-1].fresh += sorted(fresh - seen)  # results without elements, which no step writes
     later: set[int] = set(keep)
     for segment in reversed(segments):
         used = segment.used()
@@ -238,6 +236,13 @@ def _kept_buffers(program: Program) -> set[int]:
     """The buffers whose content stays from call to call under the guard of the parameters."""
     parameters = {program.inputs[i] for i in program.parameters}
     return parameters | {b.id for b in program.buffers if b.kind in ("constant", "packed")}
+
+
+def _addressed(native: NativeStep, packable: Sequence[GemmCall]) -> set[int]:
+    """The buffers whose address a native step needs: not that of a matrix that it reads packed."""
+    if native.gemm is not None and any(native.gemm is call for call in packable):
+        return {native.gemm.product.a.buffer, native.gemm.product.c.buffer}
+    return touched(native.step)
 
 
 class _Slots:
@@ -272,7 +277,12 @@ def bind(
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
     offsets, arena_bytes = _place_temporaries(temps, layouts, segments)
 
-    native = {b for s in segments for n in s.native for b in touched(n.step)}
+    packable: list[GemmCall] = []
+    if use_packs:
+        kept = _kept_buffers(program)
+        calls = [n.gemm for s in segments for n in s.native if n.gemm is not None]
+        packable = [c for c in calls if c.packable and c.product.b.buffer in kept]
+    native = {b for s in segments for n in s.native for b in _addressed(n, packable)}
     inputs = [p for p, b in enumerate(program.inputs) if b in native]
     fresh = sorted(b for b, kind in kinds.items() if kind == "output" or b in private)
     packed = sorted(b for b in native if kinds[b] == "packed")
@@ -281,13 +291,7 @@ def bind(
     slots.add(program.inputs[p] for p in inputs)
     slots.add(fresh)
     slots.add(packed)
-    packs: list[PackRequest] = []
-    if use_packs:
-        kept = _kept_buffers(program)
-        calls = [n.gemm for s in segments for n in s.native if n.gemm is not None]
-        packs = [
-            PackRequest(c, slots.take()) for c in calls if c.packable and c.product.b.buffer in kept
-        ]
+    packs = [PackRequest(call, slots.take()) for call in packable]
     slots.add(late)
 
     changed = written(program, segments)
@@ -367,7 +371,7 @@ class _Writer:
         p, size = call.product, call.dtype.itemsize
         if 0 in p.batch or p.m == 0 or p.n == 0:
             return
-        a, b, c = (self._place(x.buffer, x.offset * size) for x in (p.a, p.b, p.c))
+        a, c = (self._place(x.buffer, x.offset * size) for x in (p.a, p.c))
         slot = next((request.slot for request in self.packs if request.call is call), None)
         if slot is not None:
             table.packed(
@@ -382,6 +386,7 @@ class _Writer:
             )
             return
         # Row-major c = a @ b is column-major c^T = b^T @ a^T, which is what Fortran computes.
+        b = self._place(p.b.buffer, p.b.offset * size)
         strides = (x.batch_strides for x in (p.b, p.a, p.c))
         dims = zip(p.batch, *strides, strict=True)
         table.gemm(
