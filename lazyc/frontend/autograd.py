@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch._dynamo.utils import flatten_graph_inputs
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lazyc.frontend.decompositions import decomposition_table
@@ -98,17 +99,21 @@ def _boxed(function: Boxed) -> Boxed:
 
 def _outside_dynamo(compiler: Callable[..., Boxed]) -> Callable[..., Boxed]:
     """Keeps Dynamo from tracing the backward's compiler, and the backward that it makes."""
-    disable = partial(torch._dynamo.disable, reason="compiled by lazyc")
+
+    def disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return cast(
+            "Callable[..., Any]", torch._dynamo.disable(function, reason="compiled by lazyc")
+        )
 
     def compile_backward(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Boxed:
-        return disable(disable(compiler)(gm, example_inputs))
+        return disabled(disabled(compiler)(gm, example_inputs))
 
     return compile_backward
 
 
 def _parameter_inputs() -> frozenset[int]:
     """The inputs of the graph being compiled that are parameters or buffers of the module."""
-    context = torch._guards.TracingContext.try_get()
+    context = TracingContext.try_get()
     if context is None or context.fw_metadata is None:
         return frozenset()
     return frozenset(context.fw_metadata.static_input_indices)

@@ -46,7 +46,7 @@ _EXCLUDED_PACKETS = frozenset(
 
 
 @cache
-def decomposition_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+def decomposition_table() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """The table for AOTAutograd: operator overload -> function in terms of smaller ops."""
     lowered = lowering_table()
     return {

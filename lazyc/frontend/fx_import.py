@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch._higher_order_ops.effects import with_effects
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.node import map_arg
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lazyc.frontend.builder import Builder, Layout
@@ -358,7 +359,7 @@ def _has_storage(val: torch.Tensor) -> bool:
 def _operand_layouts(node: torch.fx.Node) -> Iterator[Layout]:
     """The layout that eager gives each tensor argument, in order."""
     flat: list[Any] = []
-    torch.fx.node.map_arg((node.args, node.kwargs), flat.append)
+    map_arg((node.args, node.kwargs), flat.append)
     for arg in flat:
         val = arg.meta.get("val")
         if isinstance(val, torch.Tensor):

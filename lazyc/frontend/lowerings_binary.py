@@ -121,7 +121,7 @@ def _fmod(b: Builder, x: Node, y: Operand) -> Node:
 
 
 @lowers("aten.pow.Tensor_Scalar")
-def _pow_scalar(b: Builder, x: Node, exponent: Operand) -> Node:
+def _pow_scalar(b: Builder, x: Node, exponent: float | sympy.Expr) -> Node:
     dtype = result_dtype((x, exponent))
     if dtype is DType.BOOL:
         raise NotLowered("pow of bool")

@@ -246,7 +246,7 @@ def _parse_node(graph: Graph, nodes: dict[str, Node], text: str) -> None:
 def _parse_output(nodes: dict[str, Node], text: str) -> Output:
     line = _Line(text)
     line.take("return")
-    if line.kind != "ref":
+    if not line.peek().startswith("%"):
         return Output(_value(line))
     fields: dict[str, Any] = {"value": nodes[line.take()]}
     while line.kind == "name":

@@ -19,6 +19,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch._ops import OpOverload
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, Provenance
@@ -92,7 +93,7 @@ def value_text(value: Any) -> str:
         return str(value)
     if isinstance(value, torch.device):
         return f'device("{value}")'
-    if isinstance(value, torch._ops.OpOverload):
+    if isinstance(value, OpOverload):
         return f'operator("{value}")'
     raise TypeError(f"no text for {type(value).__name__} {value!r}")
 
