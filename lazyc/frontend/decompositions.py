@@ -20,6 +20,7 @@ _EXCLUDED_PACKETS = frozenset(
     {
         # Written with in-place copies, which a functional graph must not have.
         "aten.complex",
+        "aten.polar",
         # Special functions that torch's decomposition merely renames (to prims that run slower).
         "aten.digamma",
         "aten.i0",
