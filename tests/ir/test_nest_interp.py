@@ -19,6 +19,7 @@ from lazyc.ir.loops import (
     LoopNest,
     Random,
     Reduce,
+    ReduceKind,
     Scan,
     Stage,
     Store,
@@ -97,7 +98,7 @@ def test_masked_load_and_store() -> None:
 
 
 @pytest.mark.parametrize("kind", ["argmax", "argmin"])
-def test_arg_extreme_takes_the_first_and_nan_wins(kind: str) -> None:
+def test_arg_extreme_takes_the_first_and_nan_wins(kind: ReduceKind) -> None:
     x = torch.tensor([[1.0, 3, 3, -1, -1], [2, float("nan"), 9, float("nan"), -9], [4, 4, 4, 4, 4]])
     body = (Load(0, F32, 0, AT), IndexValue(1, AT_COL), Reduce(2, I64, kind, 0, position=1))
     nest = LoopNest(

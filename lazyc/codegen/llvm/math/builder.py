@@ -140,22 +140,6 @@ class Builder:
         inside = ", ".join(f"{kind} {literal(v, kind)}" for v in values)
         return Value(self, f"<{inside}>", kind)
 
-    def memory_table(self, symbol: str, values: Sequence[float], start: int) -> Value:
-        """One vector of f32 ``values``, from element ``start``, read from memory at each use.
-
-        LLVM would rather keep a constant vector in a register for a whole loop, also where the loop
-        has far more of them than registers, and then moves registers about in each iteration.
-        A volatile load stays where it is, as an operand of the instruction that uses it.
-        """
-        if symbol not in self.helpers:
-            inside = ", ".join(f"float {literal(v, 'float')}" for v in values)
-            self.helpers[symbol] = (
-                f"@{symbol} = private unnamed_addr constant [{len(values)} x float] [{inside}],"
-                " align 64"
-            )
-        at = f"getelementptr inbounds (float, ptr @{symbol}, i64 {start})" if start else f"@{symbol}"
-        return self.line(f"load volatile {self.type('float')}, ptr {at}, align 64", "float")
-
     def as_value(self, x: Value | Number, kind: Kind) -> Value:
         return x if isinstance(x, Value) else self.const(x, kind)
 
@@ -213,6 +197,20 @@ class Builder:
         for c in reversed(coefs[:-1]):
             result = self.fma(x, result, c)
         return result
+
+    def estrin(self, x: Value, coefs: Sequence[Number | Value]) -> Value:
+        """The same polynomial with fewer instructions that wait for each other (one more in all):
+        ``coefs[0] + x*Q(x)``, and Q by Horner's rule in x**2 over pairs of terms (Estrin, 1960).
+
+        With several functions in a loop body the latency of each decides how much of the next
+        iteration the CPU can start. The last step alone decides the rounding error, as in Horner's.
+        """
+        first, *rest = coefs
+        pairs = [
+            self.fma(x, rest[k + 1], rest[k]) if k + 1 < len(rest) else rest[k]
+            for k in range(0, len(rest), 2)
+        ]
+        return self.fma(x, self.horner(x * x, pairs), first)
 
     def minimum(self, x: Value, bound: Number) -> Value:
         """nan stays nan: the operand order is the one of x86's min instruction."""

@@ -43,9 +43,13 @@ def table_lookup(b: Builder, values: tuple[float, ...], index: Value) -> Value:
     if len(values) == 16:
         table = b.table(values, "float")
         return b.call("llvm.x86.avx512.permvar.sf.512", "float", table, index)
-    symbol = f"lazyc_table_{abs(hash(values))}"
-    low, high = b.memory_table(symbol, values, 0), b.memory_table(symbol, values, 16)
+    low, high = b.table(values[:16], "float"), b.table(values[16:], "float")
     return b.call("llvm.x86.avx512.vpermi2var.ps.512", "float", low, index, high)
+
+
+def power_of_e(b: Builder, r: Value) -> Value:
+    """e**r for |r| <= ln2 / 2."""
+    return b.fma(r * r, b.estrin(r, C.EXP), r) + 1.0
 
 
 def reduced_exp(b: Builder, x: Value) -> Value:
@@ -60,8 +64,7 @@ def reduced_exp(b: Builder, x: Value) -> Value:
     shifted = b.fma(x, LOG2_E, ROUND)
     n = shifted - ROUND
     r = b.fma(n, -C.LN2[1], b.fma(n, -C.LN2[0], x))
-    power = b.fma(r * r, b.horner(r, C.EXP), r) + 1.0
-    return scale_by_bits(b, power, b.bits(shifted) - ROUND_BITS)
+    return scale_by_bits(b, power_of_e(b, r), b.bits(shifted) - ROUND_BITS)
 
 
 def exp(b: Builder, x: Value) -> Value:
@@ -100,11 +103,11 @@ def reciprocal_estimate(b: Builder, x: Value) -> Value:
 
 
 def sigmoid(b: Builder, x: Value) -> Value:
-    """``1 / (1 + e**-x)``, exact to denormal results.
+    """``1 / (1 + e**-x)``, denormal results included.
 
-    With AVX-512: s / (s + m), where e**-x = m/s and s is a power of two, so that the last product
-    rounds denormals only. The reciprocal is an estimate and one Newton step on ``1 - y (s + m)``,
-    which does without a division and without the rounding error of ``s + m``.
+    With AVX-512: s / (s + m), where e**-x = m/s and s is a power of two. The reciprocal y of s + m
+    is an estimate and one Newton step on ``1 - y (s + m)``, which does without a division and
+    without the rounding error of ``s + m``; s*y is exact unless it is denormal.
     """
     if not b.has_avx512:
         return _sigmoid_by_division(b, x)
@@ -112,11 +115,12 @@ def sigmoid(b: Builder, x: Value) -> Value:
     shifted = b.fma(x, LOG2_E, ROUND)
     n = shifted - ROUND
     r = b.fma(n, C.LN2[1], b.fma(n, C.LN2[0], -x))
-    m = b.horner(r, (1.0, 1.0, *C.EXP))
+    m = power_of_e(b, r)
     s = scale(b, b.const(1.0, "float"), n)
     y = reciprocal_estimate(b, s + m)
     error = b.fma(-y, s, b.fma(-y, m, 1.0))
-    return s * b.fma(y, error, y)
+    q = s * y
+    return b.fma(q, error, q)
 
 
 def _sigmoid_by_division(b: Builder, x: Value) -> Value:
@@ -139,11 +143,10 @@ def odd_from_pieces(
 ) -> Value:
     """``x (offset + P_k(|x| - k*step))``, k = round(|x| / step): 32 polynomials in registers.
 
-    |x| is cut to ``limit``, where the function has become 1. ``offset`` is a power of two near the
+    |x| is cut to ``limit``, where the result is exactly 1. ``offset`` is a power of two near the
     middle of f(x)/x: it makes P small, and so the rounding errors inside P. AVX-512 only.
     """
-    x = b.maximum(b.minimum(x, limit), -limit)
-    magnitude = b.abs(x)
+    magnitude = b.minimum(b.abs(x), limit)
     if step == 2.0**-3:
         shifted = magnitude + ROUND * step
         d = magnitude - (shifted - ROUND * step)
@@ -152,7 +155,7 @@ def odd_from_pieces(
         d = b.fma(shifted - ROUND, -step, magnitude)
     index = b.bits(shifted)
     ratio = b.horner(d, [table_lookup(b, row, index) for row in table])
-    return b.fma(x, ratio, x * offset)
+    return b.copysign(b.fma(magnitude, ratio, magnitude * offset), x)
 
 
 def tanh(b: Builder, x: Value) -> Value:
