@@ -37,12 +37,12 @@ def neighbour_table(
 
 def speed_table(outcomes: Sequence[Outcome]) -> Table:
     table = _table(
-        "a call, least of interleaved rounds; memory added to the process at its peak",
+        "one call, batch of 12 sentences or 128 tokens (least of interleaved rounds); peak memory added",
         "",
         "eager, ms",
         "lazyc, ms",
         "speed-up",
-        "difference (rms, relative)",
+        "difference",
         "eager, MiB",
         "lazyc, MiB",
     )
@@ -61,7 +61,7 @@ def speed_table(outcomes: Sequence[Outcome]) -> Table:
 
 def compile_table(outcomes: Sequence[Outcome]) -> Table:
     table = _table(
-        "the first call, s, and what compiling took of it",
+        "the first call: seconds of compiling by stage, and what lazyc made",
         "",
         "first call",
         "Dynamo",
