@@ -208,9 +208,10 @@ def test_power_of_integers(target: Target) -> None:
 @pytest.mark.parametrize("lanes", [1, 2, 3, 24, 32])
 @pytest.mark.parametrize("name", ["exp", "tanh", "sin", "pow", "lgamma"])
 def test_other_lane_counts_give_the_same_bits(name: str, lanes: int, target: Target) -> None:
-    """A vector with one argument out of the usual range goes another way: not for these values."""
+    """So that a result does not depend on where in a tensor it is, nor on its neighbours."""
     rng = np.random.default_rng(0)
     arrays = [rng.uniform(0.1, 4, 96).astype(np.float32) for _ in range(arity(name))]
+    arrays[0][::7] *= np.float32(1e6)  # beyond the vector reduction of sin
     assert np.array_equal(
         compiled(name, target, lanes=lanes)(*arrays), compiled(name, target)(*arrays)
     )

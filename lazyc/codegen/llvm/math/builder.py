@@ -300,21 +300,22 @@ class Builder:
             usual.kind,
         )
 
-    def each_lane(self, function: str, *args: Value) -> Value:
-        """Calls a scalar C function for each lane, out of line."""
+    def each_lane(self, function: str, *args: Value, rare: bool = False) -> Value:
+        """Calls a scalar C function for each lane, out of line; ``rare``: hardly ever reached."""
         kind = args[0].kind
         symbol = f"lazyc_each_{function}_{_SHORT[kind]}x{self.lanes}"
         self.helpers[symbol] = each_lane_text(symbol, function, kind, self.lanes, len(args))
         self.declares[f"declare {kind} @{function}({', '.join([kind] * len(args))})"] = None
         inside = ", ".join(f"{self.type(kind)} {a.text}" for a in args)
-        return self.line(f"call {self.type(kind)} @{symbol}({inside})", kind)
+        attribute = " cold" if rare else ""
+        return self.line(f"call {self.type(kind)} @{symbol}({inside}){attribute}", kind)
 
 
 def each_lane_text(symbol: str, function: str, kind: Kind, lanes: int, arity: int) -> str:
     """A function that applies a scalar C function lane by lane."""
     vector = f"<{lanes} x {kind}>"
     params = ", ".join(f"{vector} %x{k}" for k in range(arity))
-    lines = [f"define internal {vector} @{symbol}({params}) noinline cold nounwind {{"]
+    lines = [f"define internal {vector} @{symbol}({params}) noinline nounwind {{"]
     result = "poison"
     for lane in range(lanes):
         for k in range(arity):

@@ -1,7 +1,7 @@
 """sin, cos, tan and their inverses in f32.
 
 Up to 2**16 the argument is reduced by multiples of pi/2 (Cody and Waite): in three steps where
-there is FMA, else in double. A vector with a larger argument goes to the C library, lane by lane.
+there is FMA, else in double. Larger arguments go to the C library, lane by lane.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lazyc.codegen.llvm.math.exponential import ROUND
 
 REDUCIBLE = 2.0**16
 TWO_OVER_PI = single(2 / math.pi)
-PI, PI_2, PI_4 = single(math.pi), single(math.pi / 2), single(math.pi / 4)
+PI, PI_2 = single(math.pi), single(math.pi / 2)
 PI_2_LOW = C.PI_2[1]  # pi/2 - PI_2
 
 
@@ -45,9 +45,14 @@ def is_odd(b: Builder, bits: Value) -> Value:
 
 
 def beyond(b: Builder, x: Value, usual: Value, function: str) -> Value:
-    """The C library's result for vectors with a large argument. nan and inf need no care: r = nan."""
+    """The C library's result for large arguments; a lane's result does not depend on its
+    neighbours. nan and inf need no care: r = nan."""
     large = (b.abs(x) > REDUCIBLE) & (b.abs(x) < math.inf)
-    return b.unless_any(large, usual, lambda: b.each_lane(function, x))
+
+    def rare() -> Value:
+        return b.select(large, b.each_lane(function, x, rare=True), usual)
+
+    return b.unless_any(large, usual, rare)
 
 
 def sin(b: Builder, x: Value) -> Value:
@@ -118,8 +123,8 @@ def atan(b: Builder, x: Value) -> Value:
 
 
 def atan2(b: Builder, y: Value, x: Value) -> Value:
-    """atan of the smaller over the larger, in double before the division: its quotient may be
-    denormal. The special cases of C's atan2, with torch's argument order."""
+    """The angle of the point (x, y): atan of the smaller over the larger coordinate, then the
+    octant. Zeros and infinities as in C's atan2."""
     height, width = b.abs(y), b.abs(x)
     steep = height > width
     small, large = b.select(steep, width, height), b.select(steep, height, width)
