@@ -20,7 +20,10 @@ _EXCLUDED_PACKETS = frozenset(
     {
         # Written with in-place copies, which a functional graph must not have.
         "aten.complex",
+        "aten.ormqr",
         "aten.polar",
+        # Written with a branch on the data.
+        "aten.bucketize",
         # Special functions that torch's decomposition merely renames (to prims that run slower).
         "aten.digamma",
         "aten.i0",
