@@ -109,19 +109,21 @@ def _is_depthwise(node: Node) -> bool:
 
 
 def _depthwise(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
-    """Sum over the windows (N, C, *counts, *kernel) times the filters, stored channels last."""
+    """The sum over windows times filters, both with the channels last: (N, *counts, *kernel, C)."""
     attrs, counts, kernel = node.attrs, node.shape[2:], weight.shape[2:]
     spatial = len(counts)
     axes = tuple(range(2, 2 + spatial))
     window = A.WindowAttrs(axes, kernel, attrs.stride, attrs.dilation, counts)
     windows = b.emit("window", _padded(b, x, window, attrs.padding), attrs=window)
+    order = _channels_last(len(windows.shape))
+    windows = b.emit("permute", windows, attrs=A.PermuteAttrs(order))
     filters = b.emit("permute", weight, attrs=A.PermuteAttrs((*axes, 1, 0)))
-    filters = b.reshape(filters, (*kernel, 1, weight.shape[0], *(1,) * spatial))
-    order = (spatial, spatial + 1, *range(spatial + 2, 2 * spatial + 2), *range(spatial))
-    filters = b.emit("permute", filters, attrs=A.PermuteAttrs(order))
+    filters = b.reshape(filters, (*(1,) * (1 + spatial), *kernel, weight.shape[0]))
     terms = b.emit("mul", windows, b.expand(filters, windows.shape))
-    sums = tuple(range(2 + spatial, 2 + 2 * spatial))
-    return _add_bias(b, b.emit("reduce_sum", terms, attrs=A.ReduceAttrs(sums)), bias)
+    sums = tuple(range(1 + spatial, 1 + 2 * spatial))
+    out = b.emit("reduce_sum", terms, attrs=A.ReduceAttrs(sums))
+    back = (0, 1 + spatial, *range(1, 1 + spatial))
+    return _add_bias(b, b.emit("permute", out, attrs=A.PermuteAttrs(back)), bias)
 
 
 def _padded(b: Rewriter, x: Node, window: A.WindowAttrs, padding: Sequence[int]) -> Node:

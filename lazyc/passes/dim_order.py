@@ -27,6 +27,8 @@ def inherited_order(
     """
     if node.spec.has(_NO_LOOP) or node.op == "project" or len(node.shape) < 3:
         return None
+    if node.spec.has(Trait.VIEW) and node.op not in ("pad", "cat"):
+        return None  # a copy, made for its own order
     root = make_root(node, realized)
     dims = root.value_position(kernel_of(root).splits[root])
     votes: dict[tuple[int, ...], int] = {}
