@@ -8,10 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from collections.abc import Mapping
 
 from lazyc.codegen.target import Target
 from lazyc.config import Config
@@ -193,9 +190,3 @@ def may_report_errors(graph: Graph) -> bool:
         if node.op in ("floor_div", "trunc_div", "rem", "mod") and not node.dtype.is_float:
             return True
     return False
-
-
-def rerun_in_eager(gm: torch.fx.GraphModule, args: Sequence[Any]) -> list[Any]:
-    """What eager makes of a call whose kernels reported an error: its exception, or its result."""
-    return list(gm(*args))
-

@@ -117,11 +117,6 @@ class Config:
         "Fuse operators into common kernels. Off: one kernel an operator, to bisect an error.",
         affects_code=True,
     )  # fmt: skip
-    max_fused_ops: int = _option(
-        128, "LAZYC_MAX_FUSED_OPS",
-        "Most operators in one kernel.",
-        affects_code=True, minimum=1,
-    )  # fmt: skip
     pack_weights: bool = _option(
         True, "LAZYC_PACK_WEIGHTS",
         "Keep weights of inference graphs repacked for the matrix product between calls; a changed"

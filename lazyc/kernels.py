@@ -83,9 +83,7 @@ class KernelStore:
             object_code = llvm.compile_text(code.text, self._target)
             timings.add("llvm", start)
             timings.made += 1
-            self._events.emit(
-                E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment)
-            )
+            self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment))
             self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
         self._link(ref, object_code, timings)
         return ref

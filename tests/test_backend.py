@@ -45,7 +45,7 @@ def test_bad_option_value_says_what_is_allowed() -> None:
 
 def test_strict_raises_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canonicalize, "_RULES", {"tanh": [_broken_rule]})
-    with pytest.raises(Exception, match="pass canonicalize.*planted"):
+    with pytest.raises(Exception, match=r"pass canonicalize.*planted"):
         compiled(torch.tanh, strict=True, disk_cache=False)(torch.randn(5, 5))
 
 

@@ -37,7 +37,7 @@ def test_defaults_come_from_an_empty_environment(tmp_path: Path) -> None:
         ("LAZYC_VERIFY", "Yes", "verify", True),
         ("LAZYC_FUSION", "off", "fusion", False),
         ("LAZYC_TARGET", "avx2", "target", "avx2"),
-        ("LAZYC_MAX_FUSED_OPS", " 8 ", "max_fused_ops", 8),
+        ("LAZYC_CACHE_SIZE_MB", " 8 ", "cache_size_mb", 8),
         ("LAZYC_OUTPUT_POOL_MB", "0", "output_pool_mb", 0),
         ("LAZYC_DEBUG", "2", "debug", 2),
         ("LAZYC_DEBUG_FILE", "/tmp/x", "debug_file", "/tmp/x"),
@@ -55,7 +55,7 @@ def test_environment_sets_options(variable: str, text: str, name: str, value: An
         ("LAZYC_TARGET", "avx1024", "'avx512'"),
         ("LAZYC_DEBUG", "4", "one of 0, 1, 2, 3"),
         ("LAZYC_DEBUG", "1.5", "one of 0, 1, 2, 3"),
-        ("LAZYC_MAX_FUSED_OPS", "0", "integer >= 1"),
+        ("LAZYC_CACHE_SIZE_MB", "0", "integer >= 1"),
         ("LAZYC_OUTPUT_POOL_MB", "-1", "integer >= 0"),
         ("LAZYC_CACHE_SIZE_MB", "1G", "integer >= 1"),
     ],
@@ -86,14 +86,14 @@ def test_options_lie_on_top_of_the_environment() -> None:
 
 def test_unknown_option_suggests_and_lists() -> None:
     with pytest.raises(ConfigError) as error:
-        Config().with_options({"max_fused_op": 3})
+        Config().with_options({"cache_size_m": 3})
     text = str(error.value)
-    assert "did you mean 'max_fused_ops'?" in text and all(name in text for name in OPTIONS)
+    assert "did you mean 'cache_size_mb'?" in text and all(name in text for name in OPTIONS)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"strict": 2}, {"strict": None}, {"debug": True}, {"debug": "x"}, {"max_fused_ops": 1.0},
+    [{"strict": 2}, {"strict": None}, {"debug": True}, {"debug": "x"}, {"cache_size_mb": 1.0},
      {"target": 512}, {"cache_dir": 1}],
 )  # fmt: skip
 def test_bad_options_name_option_and_value(options: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import sympy
 
 from lazyc.frontend.promotion import NotLowered, Operand, float_result_dtype, result_dtype
+from lazyc.frontend.sym_float import float_node
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Provenance
 from lazyc.ir.types import Dim, DType, Shape, TensorType
@@ -109,7 +110,7 @@ class Builder:
         """A Python number or symbolic size as a 0-dim value of ``dtype``."""
         if isinstance(value, sympy.Expr):
             if not value.is_integer:
-                raise NotLowered(f"symbolic float {value}")
+                return self.cast(float_node(self, value, device), dtype)
             if dtype is DType.BOOL:
                 return self.compare("ne", self.size(value, DType.I64, device), 0)
             return self.size(value, dtype, device)

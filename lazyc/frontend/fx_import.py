@@ -115,6 +115,8 @@ class _Importer:
             return made
         value = sym_value(val)
         if isinstance(value, sympy.Symbol):
+            if not value.is_integer:
+                raise Unsupported(f"argument {node.name} is a float that changes")
             self._bind(SymbolSource(value, index))
         if value is None or isinstance(value, bool | int | float | sympy.Expr):
             return value

@@ -203,7 +203,7 @@ def _as_strided(
     if any(d == 0 for d in shape):
         return b.constant(0, x.dtype, shape, x.tensor.device)
     reach = start + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
-    if not (isinstance(reach, int) and 0 <= start and reach < numel(stored)):
+    if not (isinstance(reach, int) and start >= 0 and reach < numel(stored)):
         raise NotLowered("as_strided outside the tensor")
     return b.emit("strided", b.permute(x, order), attrs=attrs)
 

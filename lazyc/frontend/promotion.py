@@ -44,7 +44,7 @@ def scalar_dtype(value: Operand) -> DType:
         return DType.BOOL
     if isinstance(value, int) or (isinstance(value, sympy.Expr) and value.is_integer):
         return DType.I64
-    if isinstance(value, float):
+    if isinstance(value, float | sympy.Expr):
         return default_float()
     if isinstance(value, complex):
         raise NotLowered("complex scalar")

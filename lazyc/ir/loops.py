@@ -150,9 +150,7 @@ class Store:
     mask: int | None = None
 
 
-Instr: TypeAlias = (
-    Const | IndexValue | Load | Compute | CheckIndex | Random | Reduce | Scan | Store
-)
+Instr: TypeAlias = Const | IndexValue | Load | Compute | CheckIndex | Random | Reduce | Scan | Store
 
 # Bits of the error word that kernels OR into; the runtime turns them into eager's error.
 ERROR_INDEX = 1

@@ -139,7 +139,7 @@ def _div(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     value = scalar_value(x[1])
     if value == 1:
         return x[0]
-    if isinstance(value, float) and value != 0 and math.isfinite(value):
+    if isinstance(value, float) and value != 0.0 and math.isfinite(value):
         mantissa, exponent = math.frexp(abs(value))
         if mantissa == 0.5 and -100 < exponent < 100:  # a power of two: exact either way
             return b.emit("mul", x[0], b.constant(1.0 / value, x[1]))

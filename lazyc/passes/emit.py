@@ -164,16 +164,12 @@ class _Emitter:
         if kernel.numel == 0:
             return []
         comment = self._comment([r.node for r in kernel.roots])
-        lowered = lower_kernel(
-            kernel, self.plan.realized, self.memory, self.targets, comment
-        )
+        lowered = lower_kernel(kernel, self.plan.realized, self.memory, self.targets, comment)
         if lowered.nest.vectorize == "outer" and _scratch_elements(lowered) > MAX_SCRATCH_VECTOR:
             for node in crossing_values(kernel):
                 if node not in self.memory:
                     self._add(node, "temp")
-            lowered = lower_kernel(
-                kernel, self.plan.realized, self.memory, self.targets, comment
-            )
+            lowered = lower_kernel(kernel, self.plan.realized, self.memory, self.targets, comment)
         return [self._step(lowered)]
 
     def _step(self, lowered: LoweredKernel) -> P.KernelStep:
@@ -189,9 +185,7 @@ class _Emitter:
         steps = self._kernel_steps(copy)
         if numel(node.inputs[1].shape) != 0 and numel(node.shape) != 0:
             comment = self._comment([node])
-            steps.append(
-                self._step(lower_scatter(node, self.plan.realized, self.memory, comment))
-            )
+            steps.append(self._step(lower_scatter(node, self.plan.realized, self.memory, comment)))
         return steps
 
     def _gemm(self, node: Node) -> P.GemmStep:

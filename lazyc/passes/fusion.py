@@ -11,6 +11,7 @@ make a cycle. A merged value that nothing else reads needs no memory.
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
 from lazyc.ir.graph import Node
@@ -57,8 +58,6 @@ class UnitGraph:
 
     def order(self) -> list[Unit]:
         """Topological order; among units that are ready, the one recorded first."""
-        import heapq
-
         waiting = {u.id: len(u.preds) for u in self.units.values()}
         ready = [(self._rank(u), u.id) for u in self.units.values() if not u.preds]
         heapq.heapify(ready)
@@ -312,7 +311,7 @@ def _consistent(kernel: Kernel) -> bool:
     """Every value passed inside the kernel is read at the outer point that wrote it."""
     by_node = {r.node: r for r in kernel.roots if r.into is None}
     outer = kernel.numel
-    targets = {r for r in kernel.roots if r.into is not None}
+    targets = {r.into.node for r in kernel.roots if r.into is not None}
     for root in kernel.roots:
         split = kernel.splits[root]
         if numel(sizes(root.domain, split.outer)) != outer:
@@ -322,11 +321,12 @@ def _consistent(kernel: Kernel) -> bool:
         own = flat(root.position, root.domain, split.outer)
         for access in root.accesses:
             producer = by_node.get(access.node)
-            if producer is not None and producer is not root:
-                if _outer_of(producer, kernel.splits[producer], access) != own:
-                    return False
+            if producer is None or producer is root:
+                pass
+            elif _outer_of(producer, kernel.splits[producer], access) != own:
+                return False
             for target in targets:
-                if access.node is target.into.node and access.position != root.position:
+                if access.node is target and access.position != root.position:
                     return False
     return True
 

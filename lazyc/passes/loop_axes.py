@@ -9,6 +9,7 @@ axes so that they vanish; ``collapse`` joins neighbouring axes that are never us
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
@@ -46,7 +47,7 @@ def refine(shapes: Iterable[Shape], extra_cuts: Iterable[int] = ()) -> Shape:
     else:
         ordered = _chain(points)
     found: list[Dim] = []
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in itertools.pairwise(ordered):
         factor = divide_exact(high, low)
         if factor is None:
             return max(lists, key=len) if len(lists) == 1 else (total,)
@@ -173,7 +174,9 @@ def _score(axis: Axis, body: Iterable[L.Instr], lanes_vary: set[int]) -> float:
         weight = 2.0 if isinstance(instr, L.Store) else 1.0
         coef = instr.index.coef(axis)
         hidden = any(axis in d.base.axes() for d in _divisions(instr.index))
-        indirect = any(isinstance(a, ValueRef) and a.value in lanes_vary for a, _ in instr.index.terms)
+        indirect = any(
+            isinstance(a, ValueRef) and a.value in lanes_vary for a, _ in instr.index.terms
+        )
         if hidden or indirect:
             total -= weight
         elif coef == 1:
@@ -214,9 +217,7 @@ def choose_vector_axis(
             inner_score += scored[last]
             if any(isinstance(i, L.Scan) for i in stage.body):
                 inner_score -= 4.0
-            reordered.append(
-                L.Stage((*(a for a in stage.axes if a != last), last), stage.body)
-            )
+            reordered.append(L.Stage((*(a for a in stage.axes if a != last), last), stage.body))
     if looping and (best_outer is None or inner_score >= outer_score):
         return axes, tuple(reordered), "inner"
     if best_outer is None:

@@ -15,7 +15,7 @@ from typing import Any
 from lazyc.ir import loops as L
 from lazyc.ir.attrs import Scalar
 from lazyc.ir.graph import Node
-from lazyc.ir.index import Axis, Index, bounds, linearize, value_index
+from lazyc.ir.index import Axis, Index, ValueRef, bounds, linearize, value_index
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType, contiguous_strides, is_nonneg
 from lazyc.passes.index_maps import InRange, Position, reads
@@ -102,8 +102,6 @@ class Body:
         if index.is_const and isinstance(index.const, int):
             return self.const(index.const, DType.I64)
         if not index.is_const and index.const == 0 and len(index.terms) == 1:
-            from lazyc.ir.index import ValueRef
-
             atom, coef = index.terms[0]
             if isinstance(atom, ValueRef) and coef == 1:
                 return atom.value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import sympy
 
@@ -17,14 +17,16 @@ from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef
 from lazyc.ir.types import Dim, DType
 from lazyc.passes.loop_axes import indices_of
 
+_Key = TypeVar("_Key", bound=Hashable)
+
 
 def finish_nest(
     axes: tuple[Axis, ...],
     stages: tuple[L.Stage, ...],
-    params: Mapping[Hashable, tuple[int, DType, Dim]],
+    params: Mapping[_Key, tuple[int, DType, Dim]],
     vectorize: Literal["outer", "inner", "none"],
     comment: str,
-) -> tuple[L.LoopNest, list[Hashable], tuple[Dim, ...]]:
+) -> tuple[L.LoopNest, list[_Key], tuple[Dim, ...]]:
     """The canonical nest, the keys of its buffer params in order, and the values of its symbols.
 
     ``params`` maps the caller's key of a buffer to (number in ``stages``, dtype, numel).
@@ -33,7 +35,7 @@ def finish_nest(
     rename = _Renamer(axes, stages)
     new_stages = tuple(rename.stage(s) for s in stages)
     by_number = {number: (key, dtype, extent) for key, (number, dtype, extent) in params.items()}
-    keys: list[Hashable] = []
+    keys: list[_Key] = []
     buffers: list[L.BufferParam] = []
     for number in rename.buffers:
         key, dtype, extent = by_number[number]
@@ -114,11 +116,11 @@ class _Renamer:
     def dim(self, dim: Dim) -> Dim:
         if isinstance(dim, int):
             return dim
-        for symbol in sorted(dim.free_symbols, key=str):
+        for symbol in cast("list[sympy.Symbol]", sorted(dim.free_symbols, key=str)):
             if symbol not in self.symbols:
                 name = f"n{len(self.symbols)}"
                 self.symbols[symbol] = sympy.Symbol(name, integer=True, positive=True)
-        return dim.xreplace(self.symbols)
+        return cast(sympy.Expr, dim.xreplace(self.symbols))
 
     def axis(self, axis: Axis) -> Axis:
         if axis not in self._axes:

@@ -126,9 +126,8 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         readers[node] = found
         if node in realized:
             continue
-        if node in addressed and not _is_plain_view(node):
-            realized.add(node)
-        elif _wants_memory(node, users[node], found, costs):
+        is_pointed_at = node in addressed and not _is_plain_view(node)
+        if is_pointed_at or _wants_memory(node, users[node], found, costs):
             realized.add(node)
     return realized
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from lazyc.ir.graph import Node
 from lazyc.ir.index import Axis, axis_index, linearize
 from lazyc.ir.program import Buffer
-from lazyc.ir.types import DType
+from lazyc.ir.types import Dim, DType
 from lazyc.passes import loop_axes
 from lazyc.passes.index_maps import Position
 from lazyc.passes.lower_kernel import LoweredKernel, buffer_extent
@@ -24,7 +24,7 @@ def lower_scatter(
 ) -> LoweredKernel:
     """The nest that applies the updates of a scatter to ``memory[node]``, which holds the base."""
     _, update, *indices = node.inputs
-    params: dict[int, tuple[int, DType, object]] = {}
+    params: dict[int, tuple[int, DType, Dim]] = {}
 
     def place(buffer: Buffer, position: Position) -> Location:
         if buffer.id not in params:
@@ -51,5 +51,5 @@ def lower_scatter(
     body.store(place(memory[node], at), value, node.dtype, node.attrs.mode)
     stages = body.finish()
     outer, stages, vectorize = loop_axes.choose_vector_axis(outer, stages)
-    nest, keys, symbols = finish_nest(outer, stages, params, vectorize, comment)  # type: ignore[arg-type]
-    return LoweredKernel(nest, tuple(k for k in keys if isinstance(k, int)), symbols)
+    nest, keys, symbols = finish_nest(outer, stages, params, vectorize, comment)
+    return LoweredKernel(nest, tuple(keys), symbols)

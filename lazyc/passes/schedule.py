@@ -1,7 +1,7 @@
 """Graph -> Program: realize, fuse, lay out, lower, and put the steps in order.
 
-    before   %3 = add(%1, %2)   %4 = matmul(%3, %w)   %5 = reduce_max(%4)
-    after    kernel k0 -> b3;  gemm b3, w -> b4;  kernel k1: b4 -> b5
+before   %3 = add(%1, %2)   %4 = matmul(%3, %w)   %5 = reduce_max(%4)
+after    kernel k0 -> b3;  gemm b3, w -> b4;  kernel k1: b4 -> b5
 """
 
 from __future__ import annotations

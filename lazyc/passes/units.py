@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
 from lazyc.ir.ops import Trait
@@ -11,6 +13,7 @@ from lazyc.passes.regions import Access, Kernel, Root, Target, kernel_of, make_r
 from lazyc.passes.strided import StridedView
 
 GIVEN = frozenset({"input", "tensor_constant"})  # memory that is there before the first step
+
 
 def make_units(plan: Plan) -> UnitGraph:
     """One unit for each root and library call, with the edges between them."""
@@ -98,11 +101,11 @@ def _edges(
     for (node, _), place in plan.arguments.items():
         if isinstance(place, Target):
             edges.append((copy_unit[place], owner[node]))
-    effects = [owner[n] for n in plan.nodes if isinstance(n.attrs, A.EagerAttrs) and n.attrs.has_effect]
-    edges += list(zip(effects, effects[1:], strict=False))
+    effects = [
+        owner[n] for n in plan.nodes if isinstance(n.attrs, A.EagerAttrs) and n.attrs.has_effect
+    ]
+    edges += itertools.pairwise(effects)
     for target, uid in copy_unit.items():
         if target.node is not None:  # a write to an input comes after everything that reads it
             edges += [(r, uid) for r in readers.get(target.node, ()) if r != uid]
     return edges
-
-

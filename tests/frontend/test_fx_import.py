@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,21 @@ def test_integers_as_arguments() -> None:
     x = torch.randn(9)
     for n, scale in ((3, 0.5), (5, 1.5), (8, 2.5)):
         torch.testing.assert_close(compiled(x, n, scale), fn(x, n, scale))
+
+
+def test_floats_made_from_sizes() -> None:
+    recorder = Recorder()
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        rows, columns = x.shape
+        return x * (rows / columns) + math.sqrt(columns) * x.long() - x / rows**0.5
+
+    compiled = recorder.compile(fn, dynamic=True)
+    for shape in ((4, 3), (5, 9)):
+        x = torch.randn(shape) * 3
+        torch.testing.assert_close(compiled(x), fn(x))
+    ((_, graph),) = recorder.graphs
+    assert not eager_nodes(graph)
 
 
 def test_unlowered_ops_become_eager_islands() -> None:
