@@ -40,12 +40,16 @@ def quick(
     backends: Backends = DEFAULT_BACKENDS,
     rounds: Rounds = 20,
     json: Json = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write the tables to this file.")
+    ] = None,
     calls: Annotated[
         bool, typer.Option(help="Also measure first calls and the overhead of a call.")
     ] = True,
 ) -> None:
     """All workloads beside their targets, losers first. Exit code 1 when a target is missed."""
     from bench import first_call, models
+    from bench import markdown as md
     from bench import quick as q
 
     names = _names(backends)
@@ -60,8 +64,10 @@ def quick(
     console.print(*q.failures(lines), sep="\n")
     if json is not None:
         q.write_json(json, lines, first, times)
-    if "lazyc" in names:
-        found = q.verdicts(lines, first, times)
+    found = q.verdicts(lines, first, times) if "lazyc" in names else []
+    if markdown is not None:
+        markdown.write_text(md.page(lines, names, found, first, times), encoding="utf-8")
+    if found:
         console.print(q.verdict_table(found))
         raise typer.Exit(0 if all(v.passed for v in found) else 1)
 
