@@ -18,7 +18,8 @@ from torch import nn
 
 SEQUENCE = 128
 IMAGE = 224
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # steps are compared
+# Steps of different backends are compared.
+NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 Step: TypeAlias = Callable[[], list[torch.Tensor]]
 Compile: TypeAlias = Callable[[Any], Any]
@@ -134,7 +135,7 @@ def small_gpt() -> nn.Module:
     return with_loss(GPT2LMHeadModel(config)).train()
 
 
-def with_loss(model: nn.Module) -> nn.Module:
+def with_loss(model: Any) -> nn.Module:
     """Names the loss of a GPT-2: transformers would take the same one after a logged warning, which
     breaks the graph."""
     model.loss_type = "ForCausalLM"
