@@ -176,6 +176,12 @@ class Builder:
             op = f"icmp {relation}" if relation == "eq" else f"icmp s{relation}"
         return self.line(f"{op} {self.type(a.kind)} {a.text}, {other.text}", "i1")
 
+    def mask_bits(self, mask: Value) -> str:
+        """A mask as the integer operand that AVX-512 intrinsics take, for ``call``."""
+        name = f"%t{next(self.names)}"
+        self.lines.append(f"  {name} = bitcast {self.type('i1')} {mask.text} to i{self.lanes}")
+        return f"i{self.lanes} {name}"
+
     def is_nan(self, x: Value) -> Value:
         return self.line(f"fcmp uno {self.type(x.kind)} {x.text}, {x.text}", "i1")
 
