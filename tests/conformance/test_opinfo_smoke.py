@@ -42,6 +42,9 @@ OPS = (
     "where",
 )
 
+# Their gradient is a call of torch's library, by choice.
+PARTLY = {"nn.functional.conv2d"}
+
 
 def run_sweep(tmp: Path, *arguments: str, timeout: float = 600.0) -> tuple[str, list[Any]]:
     """Runs the sweep with these arguments; its printed output and one record an op.
@@ -70,5 +73,5 @@ def test_ops_agree_with_eager_and_are_compiled(tmp_path: Path) -> None:
     assert {record["op"] for record in records} == set(OPS)
     wrong = [r["op"] for r in records if r["status"] != "PASS" or not r["tally"]["graphs"]]
     assert not wrong, output
-    left_to_eager = [r["op"] for r in records if r["tally"]["code"] != "compiled"]
-    assert not left_to_eager, output
+    left_to_eager = {r["op"] for r in records if r["tally"]["code"] != "compiled"}
+    assert left_to_eager <= PARTLY, output
