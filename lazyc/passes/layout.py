@@ -15,7 +15,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
 from lazyc.passes.contraction import as_matrix
 from lazyc.passes.dim_order import inherited_order
-from lazyc.passes.strided import strided_view
+from lazyc.passes.strided import storable_strides, strided_view
 
 
 def same_strides(shape: Shape, a: Shape, b: Shape) -> bool:
@@ -35,7 +35,7 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
         if isinstance(node.attrs, A.EagerAttrs):
             for arg, strides in zip(node.inputs, node.attrs.input_strides, strict=True):
                 if strides is not None:
-                    demands.setdefault(arg, strides)
+                    demands.setdefault(arg, storable_strides(arg.shape, strides))
     users = graph.users()
     found: dict[Node, Shape] = {}
     for node in sorted(realized, key=lambda n: n.id):
@@ -89,8 +89,11 @@ def _fixed_strides(node: Node) -> Shape | None:
 
 
 def _order_for_reader(node: Node, users: list[Node]) -> Shape:
-    """Row-major, or the order in which a permutation that is the only reader leaves the dims."""
-    if len(users) == 1 and users[0].op == "permute":
+    """Row-major, or the order in which a permutation that is the only reader leaves the dims.
+
+    The dims that a reduction leaves keep their order: that of its loops.
+    """
+    if len(users) == 1 and users[0].op == "permute" and not node.spec.has(Trait.REDUCTION):
         return ordered_strides(node.shape, users[0].attrs.dims)
     return contiguous_strides(node.shape)
 

@@ -6,10 +6,10 @@ memory already there is passed as that view; another one gets memory of its own,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lazyc.ir import attrs as A
-from lazyc.ir.graph import Graph, Node
+from lazyc.ir.graph import Graph, Node, Output
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
 from lazyc.passes.contraction import MatrixView, as_matrix
@@ -17,7 +17,7 @@ from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
 from lazyc.passes.regions import Target
-from lazyc.passes.strided import StridedView, strided_view
+from lazyc.passes.strided import StridedView, storable_strides, strided_view
 
 _MAX_ROUNDS = 8
 
@@ -59,6 +59,7 @@ def make_plan(graph: Graph) -> Plan:
             raise Unschedulable(f"tensors on {node.type.device}")
         if isinstance(node.attrs, A.EagerAttrs) and node.attrs.mutates:
             raise Unschedulable(f"{node.attrs.target} writes to its arguments")
+    graph.outputs = [_storable(o) for o in graph.outputs]
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
     forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
@@ -71,6 +72,14 @@ def make_plan(graph: Graph) -> Plan:
             return plan
         forced |= missing
     raise AssertionError("operands do not settle")
+
+
+def _storable(output: Output) -> Output:
+    """An output whose elements have a place each; one that eager expands is handed out dense."""
+    node, strides = output.value, output.strides
+    if output.alias_of is not None or strides is None or not isinstance(node, Node):
+        return output
+    return replace(output, strides=storable_strides(node.shape, strides))
 
 
 def _apart(graph: Graph, value: Node) -> Node:
@@ -125,7 +134,8 @@ def _eager_arguments(plan: Plan) -> set[Node]:
             if view is not None and same_strides(arg.shape, view.strides, strides):
                 plan.arguments[node, k] = StridedView(view.base, view.shape, strides, view.offset)
             elif arg in plan.realized:
-                plan.arguments[node, k] = plan.copy(arg, strides)
+                wanted_strides = storable_strides(arg.shape, strides)
+                plan.arguments[node, k] = plan.copy(arg, wanted_strides)
             else:
                 missing.add(arg)
     return missing

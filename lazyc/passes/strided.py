@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lazyc.ir.graph import Node
 from lazyc.ir.index import Axis, Index, axis_index, linearize
 from lazyc.ir.ops import Trait
-from lazyc.ir.types import Dim, Shape
+from lazyc.ir.types import Dim, Shape, contiguous_strides
 from lazyc.passes.index_maps import reads
 
 
@@ -20,6 +20,21 @@ class StridedView:
     shape: Shape
     strides: Shape
     offset: Dim
+
+
+def storable_strides(shape: Shape, strides: Shape) -> Shape:
+    """``strides``, or row-major ones where these put several elements in one place (``expand``)."""
+    pairs = [(s, d) for d, s in zip(shape, strides, strict=True) if d != 1]
+    if any(s == 0 for s, _ in pairs):
+        return contiguous_strides(shape)
+    known = [(s, d) for s, d in pairs if isinstance(s, int) and isinstance(d, int)]
+    if len(known) == len(pairs) and 0 not in shape:
+        reach = 0
+        for stride, dim in sorted(known):
+            if stride <= reach:
+                return contiguous_strides(shape)
+            reach += (dim - 1) * stride
+    return strides
 
 
 def strided_view(

@@ -6,7 +6,8 @@ import torch
 
 from lazyc.ir import attrs as A
 from lazyc.ir import program as P
-from tests.passes.build import Make, check, kernels
+from lazyc.passes.schedule import schedule
+from tests.passes.build import Make, check, kernels, run_program
 
 
 def test_view_of_a_product_is_handed_out_without_a_copy() -> None:
@@ -113,3 +114,13 @@ def test_large_rows_spill_to_memory_instead_of_scratch() -> None:
     program = check(graph, torch.randn(20, 10000) * 0.01)
     nest = program.nests[kernels(program)[0].nest]
     assert not [p for p in nest.buffers if p.role == "scratch"]
+
+
+def test_expanded_output_is_dense() -> None:
+    b = Make()
+    row = b.emit("exp", b.input(1, 6))
+    graph = b.outputs(b.expand(row, (4, 6)), strides=[(0, 1)])
+    program = schedule(graph)
+    assert program.outputs[0].strides == (6, 1)
+    (result,) = run_program(program, [torch.zeros(1, 6)])
+    torch.testing.assert_close(result, torch.ones(4, 6))
