@@ -1,8 +1,10 @@
 """Chooses how each convolution of an inference graph runs, in channels-last order.
 
-    1 x 1 kernel        a matrix product [N*H*W, C] @ [C, O] with the weight packed for the BLAS
-    one filter a channel  a reduction over windows: a generated kernel
-    any other           oneDNN, with the weight reordered for it once
+    1 x 1 kernel            a matrix product [N*H*W, C] @ [C, O] with the weight packed for the BLAS
+    one filter a channel    a reduction over windows: a generated kernel
+    little work             the same for few channels, else the windows copied out and one product:
+                            oneDNN would take longer to find its code than to run it
+    any other               oneDNN, with the weight reordered for it once
 
 Only convolutions whose weight and bias last from call to call are taken; others stay
 ``aten.convolution``. The activation that follows is left to a generated kernel: oneDNN's fused relu
@@ -11,7 +13,10 @@ and clamp turn nan into 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
@@ -20,11 +25,14 @@ from lazyc.passes.lasting import Lasting
 from lazyc.passes.layout import ordered_strides
 from lazyc.passes.rewrite import Rewriter, rewrite
 
-_ONEDNN_DTYPES = frozenset({DType.F32, DType.BF16, DType.F16})
+# Multiplications below which a convolution is little work; finding its code takes oneDNN 30 us.
+_LITTLE_BY_WINDOWS = 1 << 19
+_LITTLE_BY_PRODUCT = 5 << 19
+_FEW_CHANNELS = 8  # fewer make short copies
 
 
-def lower_convolutions(graph: Graph, onednn: frozenset[DType] = _ONEDNN_DTYPES) -> Graph:
-    """The Graph with convolutions by lasting weights lowered. ``onednn``: the types it computes in."""
+def lower_convolutions(graph: Graph) -> Graph:
+    """The Graph with convolutions by lasting weights lowered."""
     if not any(node.op == "convolution" for node in graph.nodes):
         return graph
     lasting = Lasting()
@@ -34,13 +42,35 @@ def lower_convolutions(graph: Graph, onednn: frozenset[DType] = _ONEDNN_DTYPES) 
             return None
         if not all(lasting(n) for n in x[1:]):
             return None
-        if _is_product(node):
-            return _product(b, node.attrs, *x)
-        if _is_depthwise(node):
-            return _depthwise(b, node, *x)
-        return _library_call(b, node, *x) if node.dtype in onednn else None
+        return _choose(node)(b, node, *x)
 
     return rewrite(graph, {"convolution": [lower]})
+
+
+Lowering: TypeAlias = Callable[..., Node | None]
+
+
+def _choose(node: Node) -> Lowering:
+    """The way to run a convolution, by its type, shape and arguments."""
+    x, weight, *_ = node.inputs
+    if node.dtype not in (DType.F32, DType.F64):
+        return _library_call
+    if (
+        node.attrs.groups == 1
+        and all(d == 1 for d in weight.shape[2:])
+        and not any(node.attrs.padding)
+    ):
+        return _product
+    if not all(isinstance(d, int) for d in node.shape[2:]):
+        return _library_call
+    if node.attrs.groups == weight.shape[0] == x.shape[1]:
+        return _by_windows
+    work = numel((*node.shape, *weight.shape[1:]))
+    few = weight.shape[1] < _FEW_CHANNELS
+    limit = _LITTLE_BY_WINDOWS if few else _LITTLE_BY_PRODUCT
+    if node.attrs.groups == 1 and isinstance(work, int) and work <= limit:
+        return _by_windows if few else _by_copied_windows
+    return _library_call
 
 
 def _channels_last(rank: int) -> tuple[int, ...]:
@@ -48,32 +78,21 @@ def _channels_last(rank: int) -> tuple[int, ...]:
     return (0, *range(2, rank), 1)
 
 
-def _add_bias(b: Rewriter, out: Node, bias: Node | None) -> Node:
-    """out (N, O, *spatial) plus bias (O,)."""
+def _finish(b: Rewriter, out: Node, bias: Node | None) -> Node:
+    """out (N, *spatial, O) as (N, O, *spatial), plus bias (O,)."""
+    rank = len(out.shape)
+    out = b.emit("permute", out, attrs=A.PermuteAttrs((0, rank - 1, *range(1, rank - 1))))
     if bias is None:
         return out
-    shape = (1, -1, *(1 for _ in out.shape[2:]))
-    shape = tuple(bias.shape[0] if d == -1 else d for d in shape)
-    return b.emit("add", out, b.expand(b.reshape(bias, shape), out.shape))
+    bias = b.reshape(bias, (1, bias.shape[0], *(1,) * (rank - 2)))
+    return b.emit("add", out, b.expand(bias, out.shape))
 
 
 # --- 1 x 1 kernels --------------------------------------------------------------------------------
 
 
-def _is_product(node: Node) -> bool:
-    weight, attrs = node.inputs[1], node.attrs
-    return (
-        node.dtype in (DType.F32, DType.F64)
-        and attrs.groups == 1
-        and all(d == 1 for d in weight.shape[2:])
-        and not any(attrs.padding)
-    )
-
-
-def _product(
-    b: Rewriter, attrs: A.ConvolutionAttrs, x: Node, weight: Node, bias: Node | None = None
-) -> Node:
-    x = _every(b, x, attrs.stride)
+def _product(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
+    x = _every(b, x, node.attrs.stride)
     n, channels, *spatial = x.shape
     outputs = weight.shape[0]
     order = _channels_last(len(x.shape))
@@ -81,9 +100,7 @@ def _product(
     rows = b.reshape(rows, (numel((n, *spatial)), channels))
     matrix = b.reshape(weight, (outputs, channels))
     out = b.emit("matmul", rows, b.emit("permute", matrix, attrs=A.PermuteAttrs((1, 0))))
-    out = b.reshape(out, (n, *spatial, outputs))
-    back = tuple(order.index(k) for k in range(len(order)))
-    return _add_bias(b, b.emit("permute", out, attrs=A.PermuteAttrs(back)), bias)
+    return _finish(b, b.reshape(out, (n, *spatial, outputs)), bias)
 
 
 def _every(b: Rewriter, x: Node, steps: Sequence[int]) -> Node:
@@ -95,35 +112,50 @@ def _every(b: Rewriter, x: Node, steps: Sequence[int]) -> Node:
     return b.emit("slice", x, attrs=attrs)
 
 
-# --- one filter a channel -------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------------
 
 
-def _is_depthwise(node: Node) -> bool:
-    weight = node.inputs[1]
-    return (
-        node.dtype in (DType.F32, DType.F64)
-        and weight.shape[1] == 1
-        and node.attrs.groups == weight.shape[0]
-        and all(isinstance(d, int) for d in node.shape[2:])
-    )
-
-
-def _depthwise(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
-    """The sum over windows times filters, both with the channels last: (N, *counts, *kernel, C)."""
-    attrs, counts, kernel = node.attrs, node.shape[2:], weight.shape[2:]
-    spatial = len(counts)
-    axes = tuple(range(2, 2 + spatial))
+def _windows(b: Rewriter, node: Node, x: Node) -> Node:
+    """What each output reads, channels last: (N, *counts, *kernel, C)."""
+    attrs, counts, kernel = node.attrs, node.shape[2:], node.inputs[1].shape[2:]
+    axes = tuple(range(2, 2 + len(counts)))
     window = A.WindowAttrs(axes, kernel, attrs.stride, attrs.dilation, counts)
-    windows = b.emit("window", _padded(b, x, window, attrs.padding), attrs=window)
-    order = _channels_last(len(windows.shape))
-    windows = b.emit("permute", windows, attrs=A.PermuteAttrs(order))
-    filters = b.emit("permute", weight, attrs=A.PermuteAttrs((*axes, 1, 0)))
-    filters = b.reshape(filters, (*(1,) * (1 + spatial), *kernel, weight.shape[0]))
-    terms = b.emit("mul", windows, b.expand(filters, windows.shape))
+    found = b.emit("window", _padded(b, x, window, attrs.padding), attrs=window)
+    return b.emit("permute", found, attrs=A.PermuteAttrs(_channels_last(len(found.shape))))
+
+
+def _filters(b: Rewriter, weight: Node) -> Node:
+    """A weight (O, C, *kernel) as (*kernel, C, O)."""
+    axes = range(2, len(weight.shape))
+    return b.emit("permute", weight, attrs=A.PermuteAttrs((*axes, 1, 0)))
+
+
+def _by_windows(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
+    """The sum over windows times filters; the output channels are the vector axis."""
+    windows, filters = _windows(b, node, x), _filters(b, weight)
+    spatial, outputs = len(node.attrs.stride), weight.shape[0]
     sums = tuple(range(1 + spatial, 1 + 2 * spatial))
-    out = b.emit("reduce_sum", terms, attrs=A.ReduceAttrs(sums))
-    back = (0, 1 + spatial, *range(1, 1 + spatial))
-    return _add_bias(b, b.emit("permute", out, attrs=A.PermuteAttrs(back)), bias)
+    if node.attrs.groups == 1:  # (N, *counts, *kernel, C, O)
+        sums = (*sums, 1 + 2 * spatial)
+        windows = b.reshape(windows, (*windows.shape, 1))
+        windows = b.expand(windows, (*windows.shape[:-1], outputs))
+    else:
+        filters = b.reshape(filters, (*filters.shape[:-2], outputs))
+    filters = b.reshape(filters, (*(1,) * (1 + spatial), *filters.shape))
+    terms = b.emit("mul", windows, b.expand(filters, windows.shape))
+    return _finish(b, b.emit("reduce_sum", terms, attrs=A.ReduceAttrs(sums)), bias)
+
+
+def _by_copied_windows(
+    b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None
+) -> Node:
+    """Windows as rows of a matrix (im2col), times the filters."""
+    windows, filters = _windows(b, node, x), _filters(b, weight)
+    places = windows.shape[: 1 + len(node.attrs.stride)]
+    terms, outputs = numel(weight.shape[1:]), weight.shape[0]
+    rows = b.reshape(windows, (numel(places), terms))
+    out = b.emit("matmul", rows, b.reshape(filters, (terms, outputs)))
+    return _finish(b, b.reshape(out, (*places, outputs)), bias)
 
 
 def _padded(b: Rewriter, x: Node, window: A.WindowAttrs, padding: Sequence[int]) -> Node:
@@ -150,7 +182,7 @@ def _library_call(
     One spatial dim is given to it as two.
     """
     attrs, spatial = node.attrs, len(node.attrs.stride)
-    if spatial > 3:
+    if not _onednn_takes(node.dtype) or spatial > 3:
         return None
     shape = node.shape
     stride, padding, dilation = attrs.stride, attrs.padding, attrs.dilation
@@ -191,6 +223,17 @@ def _library_call(
         is_library=True,
     )  # fmt: skip
     return b.reshape(b.emit("eager", *operands, attrs=call), node.shape)
+
+
+def _onednn_takes(dtype: DType) -> bool:
+    """Whether this build of torch has oneDNN, and the CPU has instructions for the type."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype is DType.BF16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype is DType.F16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype is DType.F32
 
 
 def _row_major(shape: Shape) -> Shape:
