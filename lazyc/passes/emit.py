@@ -45,6 +45,8 @@ class _Emitter:
         self.handed_out = {
             place if isinstance(place, Target) else place.base for place in plan.results.values()
         }
+        # What every call reads; other lasting values are steps on the way there.
+        self.kept = {node for unit in self.order if not unit.is_static for node in unit.reads}
 
     def program(self) -> P.Program:
         graph = self.plan.graph
@@ -112,7 +114,7 @@ class _Emitter:
             if root.into is None:
                 if root.node in needed:
                     handed_out = root.node in self.handed_out
-                    lasting = "packed" if unit.is_static else "temp"
+                    lasting = "packed" if unit.is_static and root.node in self.kept else "temp"
                     self._add(root.node, "output" if handed_out else lasting)
             elif root.into.node is not None:
                 self.targets[root.into] = self.memory[root.into.node]

@@ -69,7 +69,7 @@ def kinds(program: P.Program) -> list[str]:
 
 
 def channels_last(shape: Shape) -> Shape:
-    n, c, h, w = shape
+    _, c, h, w = shape
     return (h * w * c, 1, w * c, c)
 
 
