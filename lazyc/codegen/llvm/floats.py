@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 from lazyc.codegen.llvm import rounding
-from lazyc.codegen.llvm.emitter import LLVM_TYPES, Emitter, constant, type_of, vector
+from lazyc.codegen.llvm.emitter import LLVM_TYPES, Emitter, Value, constant, type_of, vector
 from lazyc.ir.types import DType
 
 # Below this many whole quotients, a quotient in the same type is off by at most one.
 _QUOTIENT_LIMIT = {DType.F32: 2.0**22, DType.F64: 2.0**51}
+# Divisors between 1/limit and limit have a reciprocal and a remainder that are exact enough.
+_DIVISOR_LIMIT = {DType.F32: 2.0**100, DType.F64: 2.0**900}
+
+
+def divide(b: Emitter, dtype: DType, x: Value, y: Value, lanes: int) -> str:
+    """``x / y``, rounded correctly (where the quotient is normal)."""
+    uniform = x.lanes > 1 and y.lanes == 1 and y.depth < b.depth and y.text.startswith("%")
+    if uniform and b.target.has_fma:
+        return _divide_all(b, dtype, b.widen(x, lanes), y, lanes)
+    return b.emit(f"fdiv {type_of(dtype, lanes)} {b.widen(x, lanes)}, {b.widen(y, lanes)}")
+
+
+def _divide_all(b: Emitter, dtype: DType, x: str, divisor: Value, lanes: int) -> str:
+    """Division by a loop's constant, several times as fast as the CPU's: ``q = x * (1/y)`` and one
+    correction by the exact remainder (P. Markstein, IBM J. Res. Dev. 34, 1990).
+
+    For divisors that are far from 0 and infinity and positive (the quotient of zeros would lose its
+    sign); for all others the division itself.
+    """
+    element, type_, mask = LLVM_TYPES[dtype], type_of(dtype, lanes), vector("i1", lanes)
+    y, depth = divisor.text, divisor.depth
+
+    def once(text: str) -> str:
+        return b.shared(text, depth)
+
+    limit = _DIVISOR_LIMIT[dtype]
+    above = once(f"fcmp ogt {element} {y}, {constant(dtype, 1 / limit)}")
+    below = once(f"fcmp olt {element} {y}, {constant(dtype, limit)}")
+    usual = once(f"and i1 {above}, {below}")
+    inverse = once(f"fdiv {element} {constant(dtype, 1)}, {y}")
+    r, s = (b.broadcast(t, element, lanes, depth) for t in (inverse, y))
+    q = b.emit(f"fmul {type_} {x}, {r}")
+    excess = b.intrinsic("fma", element, lanes, q, s, b.emit(f"fneg {type_} {x}"))
+    better = b.intrinsic("fma", element, lanes, b.emit(f"fneg {type_} {excess}"), r, q)
+    # An infinite q has no remainder.
+    nan = b.emit(f"fcmp uno {type_} {better}, {better}")
+    slot = b.alloca(type_)
+    b.void(
+        f"store {type_} {b.emit(f'select {mask} {nan}, {type_} {q}, {type_} {better}')}, ptr {slot}"
+    )
+    with b.branch(once(f"xor i1 {usual}, true")):
+        b.void(f"store {type_} {b.emit(f'fdiv {type_} {x}, {s}')}, ptr {slot}")
+    return b.emit(f"load {type_}, ptr {slot}")
 
 
 def extreme(b: Emitter, dtype: DType, largest: bool, x: str, y: str, lanes: int) -> str:
