@@ -13,7 +13,7 @@ from lazyc.frontend.lowering import Builder, Lowering, NotLowered, lowers
 from lazyc.frontend.promotion import lazyc_dtype, result_dtype
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, DType, Shape, contiguous_strides, numel
+from lazyc.ir.types import Dim, DType, Shape, contiguous_strides, is_nonneg, numel
 
 
 def view(*names: str) -> Callable[[Lowering], Lowering]:
@@ -94,9 +94,16 @@ def _start(start: Dim | None, size: Dim) -> Dim:
         return 0
     if isinstance(start, int) and isinstance(size, int):
         return min(max(start + size if start < 0 else start, 0), size)
-    if isinstance(start, int):
-        return start + size if start < 0 else start
-    return start + size if start.is_negative else start
+    return start + size if _is_negative(start) else start
+
+
+def _is_negative(dim: Dim) -> bool:
+    """The sign of a dim; raises NotLowered where the trace decided it and the text does not."""
+    if is_nonneg(dim):
+        return False
+    if is_nonneg(-1 - dim):
+        return True
+    raise NotLowered(f"the sign of {dim} is not known")
 
 
 @view("slice.Tensor")
@@ -118,8 +125,7 @@ def _slice(
 
 def _position(index: Dim, size: Dim) -> Dim:
     """An index that may be negative as 0 <= index < size."""
-    negative = index < 0 if isinstance(index, int) else bool(index.is_negative)
-    return index + size if negative else index
+    return index + size if _is_negative(index) else index
 
 
 @view("select.int")
@@ -236,16 +242,13 @@ def _constant_pad(b: Builder, x: Node, pads: Shape, value: float = 0) -> Node:
     for k in range(len(pads) // 2):
         axis = rank - 1 - k
         before, after = pads[2 * k], pads[2 * k + 1]
-        if not (isinstance(before, int) and isinstance(after, int)):
-            low[axis], high[axis] = before, after
-            continue
-        crop_low, crop_high = max(-before, 0), max(-after, 0)
-        if crop_low or crop_high:
+        low[axis], crop_low = (0, -before) if _is_negative(before) else (before, 0)
+        high[axis], crop_high = (0, -after) if _is_negative(after) else (after, 0)
+        if crop_low != 0 or crop_high != 0:
             size = x.shape[axis] - crop_low - crop_high
             if isinstance(size, int) and size < 0:
                 raise NotLowered("crop of more than there is")
             x = b.slice(x, axis, crop_low if size != 0 else 0, size)
-        low[axis], high[axis] = max(before, 0), max(after, 0)
     if x.dtype.is_int and value != int(value):
         value = int(value)
     return b.pad(x, low, high, value)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lazyc.frontend.fx_import import import_graph
+from lazyc.ir.interp import run_graph
 from tests.frontend.trace import check, eager_nodes, graph_of, trace
 
 aten = torch.ops.aten
@@ -94,6 +95,26 @@ def test_symbolic_chains() -> None:
     # That twice the half is the whole is known to the guards alone: such a call stays eager.
     assert [op for op, _ in eager_nodes(graph)] == ["aten.cat.default"]
     check(fn, torch.randn(6, 5), mode="symbolic", lowered=False)
+
+
+def test_symbolic_crops_and_slices() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> tuple:
+        rows, shorter = x.shape[0], y.shape[0]
+        cropped = aten.constant_pad_nd.default(x, [0, -1, -shorter, 0])
+        return cropped, x[-shorter:], x[shorter:], x[-2] * rows
+
+    graph = graph_of(fn, torch.randn(9, 4), torch.randn(3), mode="symbolic")
+    assert not eager_nodes(graph)
+    for rows, shorter in ((9, 3), (12, 5)):
+        x, y = torch.randn(rows, 4), torch.randn(shorter)
+        torch.testing.assert_close(run_graph(graph, [x, y]), list(fn(x, y)))
+
+
+def test_symbolic_sizes_of_unknown_sign_are_eager() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return aten.constant_pad_nd.default(x, [0, x.shape[0] - y.shape[0]])
+
+    check(fn, torch.randn(5, 9), torch.randn(7), mode="symbolic", lowered=False)
 
 
 def test_as_strided_over_gaps_is_eager() -> None:
