@@ -43,7 +43,7 @@ def _full(
 
 
 for _names, _value in (
-    (("zeros.default",), 0),
+    (("zeros.default", "_efficientzerotensor.default"), 0),
     (("ones.default",), 1),
     (("empty.memory_format", "empty_strided.default", "empty_permuted.default"), 0),
 ):
