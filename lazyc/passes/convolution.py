@@ -117,7 +117,8 @@ def _every(b: Rewriter, x: Node, steps: Sequence[int]) -> Node:
 
 def _windows(b: Rewriter, node: Node, x: Node) -> Node:
     """What each output reads, channels last: (N, *counts, *kernel, C)."""
-    attrs, counts, kernel = node.attrs, node.shape[2:], node.inputs[1].shape[2:]
+    attrs, counts = node.attrs, node.shape[2:]
+    kernel = tuple(int(d) for d in node.inputs[1].shape[2:])  # weights have static sizes
     axes = tuple(range(2, 2 + len(counts)))
     window = A.WindowAttrs(axes, kernel, attrs.stride, attrs.dilation, counts)
     found = b.emit("window", _padded(b, x, window, attrs.padding), attrs=window)

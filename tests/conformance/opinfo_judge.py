@@ -21,8 +21,9 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """The values without gradient history, as a strided tensor."""
-    return x.detach().to_dense() if x.layout is not torch.strided else x.detach()
+    """The values without gradient history, as a strided tensor of a type that can be compared."""
+    x = x.detach().to_dense() if x.layout is not torch.strided else x.detach()
+    return x.to(torch.complex64) if x.dtype is torch.complex32 else x
 
 
 @dataclass
