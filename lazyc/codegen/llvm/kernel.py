@@ -15,6 +15,7 @@ from lazyc.codegen.llvm.emitter import Emitter, Int, integer
 from lazyc.codegen.llvm.lanes import Widths, choose_widths, grain
 from lazyc.codegen.llvm.region import Frame, Region
 from lazyc.codegen.llvm.stages import emit_stage, emit_vectors
+from lazyc.codegen.llvm.tiling import tiled
 from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis
 from lazyc.ir.loops import LoopNest, Reduce, Store
@@ -25,6 +26,7 @@ _MOST_SCRATCH = 1 << 20  # bytes on a thread's stack
 
 def generate(nest: LoopNest, symbol: str, target: Target) -> KernelCode:
     """The kernel of a LoopNest. Raises CodegenError for what it has no code for."""
+    nest = tiled(nest)
     b = Emitter(target)
     widths = _outer_widths(nest, target)
     frame = _open_frame(nest, b, target, widths)
