@@ -205,7 +205,7 @@ _TABLE: dict[str, Rule] = {
     "add": _arithmetic("fadd", "add"),
     "sub": _arithmetic("fsub", "sub"),
     "mul": _arithmetic("fmul", "mul"),
-    "div": lambda o: floats.divide(o.b, o.dtype, o[0], o[1], o.lanes),
+    "div": lambda o: floats.divide(o.b, o.dtype, o.values[0], o.values[1], o.lanes),
     "floor_div": _floor_div,
     "trunc_div": _trunc_div,
     "rem": _rem,
