@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from lazyc.frontend.builder import Builder
@@ -39,6 +40,7 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
     return register
 
 
+@cache
 def lowering_table() -> dict[str, Lowering]:
     """Every lowering, by overload name."""
     package = importlib.import_module("lazyc.frontend")
