@@ -151,7 +151,12 @@ def in_layout(
     if has_strides(tensor, shape, strides):
         return tensor
     empty = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="cpu")
-    return empty.copy_(tensor)
+    place, values = empty, tensor
+    for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if stride == 0 and size > 1:  # expanded when it was traced: all elements along it are equal
+            place, values = place.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    place.copy_(values)
+    return empty
 
 
 def has_strides(tensor: torch.Tensor, shape: Sequence[int], strides: Sequence[int]) -> bool:

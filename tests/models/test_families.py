@@ -16,8 +16,9 @@ from tests.models.families import FAMILIES, Family
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 with_lazyc = functools.partial(torch.compile, backend="lazyc", fullgraph=True)
 
-# Left to torch's library by choice: there is no code of lazyc's own for gradients of convolutions.
-BY_CHOICE = {"aten.convolution_backward.default"}
+# Left to torch: gradients of convolutions are library calls, and writes through strides (in the
+# gradient of Swin's shifted windows) have no lowering.
+BY_CHOICE = {"aten.convolution_backward.default", "aten.as_strided_scatter.default"}
 
 
 def in_eager(model: nn.Module) -> nn.Module:
