@@ -26,8 +26,7 @@ class Row:
     """What one backend did on one workload: seconds, bytes, and error relative to float64.
 
     ``failure`` is the first line of the exception when the backend could not run it (all figures
-    are then 0). ``fallbacks`` counts the operators that lazyc left to eager and ``bugs`` the graphs
-    that it ran in eager because it failed on them (0 for other backends).
+    are then 0). ``fallbacks`` counts the operators that lazyc left to eager (0 for other backends).
     """
 
     backend: str
@@ -37,7 +36,6 @@ class Row:
     error: float = 0.0
     peak_bytes: int | None = None
     fallbacks: int = 0
-    bugs: int = 0
     failure: str = ""
 
 
@@ -64,14 +62,12 @@ def compare(job: Workload, backends: list[str], rounds: int) -> list[Row]:
             rows[name] = Row(name, failure=f"{type(failure).__name__}: {text[0]}")
             continue
         steps[name] = step
-        counted = counters.read().since(before)
         rows[name] = Row(
             name,
             first_call=seconds,
             error=error,
             peak_bytes=peak,
-            fallbacks=counted.fallbacks,
-            bugs=counted.bugs,
+            fallbacks=counters.read().since(before).fallbacks,
         )
     for name, timing in interleave(steps, rounds).items():
         rows[name] = dataclasses.replace(rows[name], minimum=timing.minimum, median=timing.median)

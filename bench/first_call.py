@@ -34,7 +34,8 @@ def measure(backend: str, attempts: int) -> FirstCall:
     warm: list[float] = []
     for _ in range(attempts):
         with tempfile.TemporaryDirectory(prefix="first-call-") as folder:
-            caches = process.cache_environment(folder)
+            # Strict: eager in place of a failed compilation is no first call.
+            caches = process.cache_environment(folder) | {"LAZYC_STRICT": "1"}
             for samples in (cold, warm):
                 samples.append(process.run_child("bench.first_call", [backend], caches)["seconds"])
     return FirstCall(backend, min(cold), min(warm), attempts)
