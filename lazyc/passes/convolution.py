@@ -35,7 +35,7 @@ def lower_convolutions(graph: Graph) -> Graph:
     """The Graph with convolutions by lasting weights lowered."""
     if not any(node.op == "convolution" for node in graph.nodes):
         return graph
-    lasting = Lasting()
+    lasting = Lasting(graph)
 
     def lower(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
         if node.tensor.device != "cpu" or node.attrs.transposed or lasting(x[0]):

@@ -14,6 +14,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
 from lazyc.passes.contraction import MatrixView, as_matrix
 from lazyc.passes.fusion import Unit, UnitGraph
+from lazyc.passes.lasting import Lasting
 from lazyc.passes.lower_kernel import (
     MAX_SCRATCH,
     MAX_SCRATCH_VECTOR,
@@ -26,7 +27,6 @@ from lazyc.passes.plan import Plan
 from lazyc.passes.regions import Kernel, Target, kernel_of, make_root
 from lazyc.passes.scatter import lower_scatter
 from lazyc.passes.strided import StridedView
-from lazyc.passes.units import is_lasting
 
 
 def emit_program(plan: Plan, units: UnitGraph) -> P.Program:
@@ -38,6 +38,7 @@ class _Emitter:
     def __init__(self, plan: Plan, units: UnitGraph) -> None:
         self.plan = plan
         self.order = units.order()
+        self.lasting = Lasting(plan.graph)
         self.buffers: list[P.Buffer] = []
         self.memory: dict[Node, P.Buffer] = {}
         self.targets: dict[Target, P.Buffer] = {}
@@ -204,7 +205,7 @@ class _Emitter:
 
     def _is_kept(self, node: Node) -> bool:
         """Whether a value is there from call to call."""
-        return is_lasting(node) or self.memory[node].kind == "packed"
+        return self.lasting.is_leaf(node) or self.memory[node].kind == "packed"
 
     def _operand(self, x: MatrixView) -> P.Operand:
         buffer = self.memory[x.base].id

@@ -26,7 +26,7 @@ def fold_norm(graph: Graph) -> Graph:
         return graph
     uses = Counter(arg for node in live_nodes(graph) for arg in node.inputs)
     uses.update(graph.roots())
-    lasting = Lasting()
+    lasting = Lasting(graph)
 
     def fold(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
         swaps = (0, 1) if node.op in ("mul", "add") else (0,)

@@ -12,18 +12,18 @@ from lazyc.ir.types import TensorType
 from lazyc.passes.realize import live_nodes
 
 
-def is_lasting_leaf(node: Node) -> bool:
-    """A parameter of an inference graph, or a constant."""
-    if node.op == "input":
-        return node.attrs.is_parameter
-    return node.op in ("tensor_constant", "constant", "iota")
-
-
 class Lasting:
-    """Answers ``is_lasting`` for the nodes of one Graph; remembers what it has found."""
+    """Which nodes of a Graph (or of one rewritten from it) last; remembers what it has found."""
 
-    def __init__(self) -> None:
+    def __init__(self, graph: Graph) -> None:
+        self._written = {target.attrs.index for target, _ in graph.mutations}
         self._known: dict[Node, bool] = {}
+
+    def is_leaf(self, node: Node) -> bool:
+        """Whether a node is a constant, or a parameter that the Graph does not write to."""
+        if node.op == "input":
+            return node.attrs.is_parameter and node.attrs.index not in self._written
+        return node.op in ("tensor_constant", "constant", "iota")
 
     def __call__(self, node: Node) -> bool:
         """Whether a node depends on nothing but parameters and constants."""
@@ -34,7 +34,7 @@ class Lasting:
                 stack.pop()
                 continue
             if not here.inputs or _has_effect(here):
-                self._known[here] = is_lasting_leaf(here)
+                self._known[here] = self.is_leaf(here)
                 continue
             missing = [n for n in here.inputs if n not in self._known]
             if missing:
@@ -55,7 +55,7 @@ def kept_values(graph: Graph) -> frozenset[Node]:
 
     One is worth its memory when it is no larger than the parameters that it is made of.
     """
-    lasting = Lasting()
+    lasting = Lasting(graph)
     found: set[Node] = set()
     for node in live_nodes(graph):
         if lasting(node) or node.spec.has(Trait.CONTRACTION | Trait.BARRIER):

@@ -8,6 +8,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
 from lazyc.ir.ops import Trait
 from lazyc.passes.fusion import Unit, UnitGraph
+from lazyc.passes.lasting import Lasting
 from lazyc.passes.plan import Plan
 from lazyc.passes.regions import Access, Kernel, Root, Target, kernel_of, make_root
 from lazyc.passes.strided import StridedView
@@ -53,6 +54,7 @@ def make_units(plan: Plan) -> UnitGraph:
 
 def _mark_static(plan: Plan, graph: UnitGraph, owner: dict[Node, int]) -> None:
     """Finds the units whose results depend on nothing but parameters and constants."""
+    lasting = Lasting(plan.graph)
     for unit in graph.order():
         effect = any(
             n.op == "seed" or (isinstance(n.attrs, A.EagerAttrs) and n.attrs.serial >= 0)
@@ -62,13 +64,9 @@ def _mark_static(plan: Plan, graph: UnitGraph, owner: dict[Node, int]) -> None:
         if effect or copies or any(plan.hands_out(n) for n in unit.nodes):
             continue
         unit.is_static = bool(unit.reads) and all(
-            graph.units[owner[n]].is_static if n in owner else is_lasting(n) for n in unit.reads
+            graph.units[owner[n]].is_static if n in owner else lasting.is_leaf(n)
+            for n in unit.reads
         )
-
-
-def is_lasting(node: Node) -> bool:
-    """Whether a node is the same from call to call: a parameter of an inference graph, a constant."""
-    return node.op == "tensor_constant" or (node.op == "input" and node.attrs.is_parameter)
 
 
 def _library_reads(node: Node, plan: Plan) -> tuple[Access, ...]:

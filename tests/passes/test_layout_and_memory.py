@@ -106,6 +106,15 @@ def test_work_on_parameters_alone_is_kept() -> None:
     assert program.parameters == (1,)
 
 
+def test_work_on_a_parameter_that_is_written_to_is_done_at_each_call() -> None:
+    b = Make()
+    x, w = b.input(4, 6), b.input(6, 5, parameter=True)
+    graph = b.outputs(b.emit("matmul", x, b.emit("exp", w)))
+    graph.mutations = [(w, b.emit("neg", w))]
+    program = check(graph, torch.randn(4, 6), torch.randn(6, 5))
+    assert not program.packed
+
+
 def test_large_rows_spill_to_memory_instead_of_scratch() -> None:
     b = Make()
     x = b.input(20, 10000)
