@@ -15,6 +15,7 @@ from lazyc.codegen.llvm.emitter import Emitter, Int, integer
 from lazyc.codegen.llvm.lanes import Widths, choose_widths, grain
 from lazyc.codegen.llvm.region import Frame, Region
 from lazyc.codegen.llvm.stages import emit_stage, emit_vectors
+from lazyc.codegen.llvm.streaming import LINE, prefetches, stored_past_cache
 from lazyc.codegen.llvm.tiling import tiled
 from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis
@@ -27,17 +28,31 @@ _MOST_SCRATCH = 1 << 20  # bytes on a thread's stack
 def generate(nest: LoopNest, symbol: str, target: Target) -> KernelCode:
     """The kernel of a LoopNest. Raises CodegenError for what it has no code for."""
     nest = tiled(nest)
-    b = Emitter(target)
     widths = _outer_widths(nest, target)
-    frame = _open_frame(nest, b, target, widths)
     rows = nest.axes if widths is None else nest.axes[:-1]
     vectors: Dim = 1 if widths is None else _ceil_div(nest.axes[-1].size, widths.main)
+    items = numel(axis.size for axis in rows) * vectors
+    frames = [_emit_body(nest, target, widths, rows, frozenset())]
+    past_cache = stored_past_cache(nest, target)
+    if past_cache:
+        frames.append(_emit_body(nest, target, widths, rows, past_cache))
+    text = _module(frames, symbol)
+    return KernelCode(symbol, text, items, grain(nest, target, widths.main if widths else 1))
+
+
+def _emit_body(
+    nest: LoopNest,
+    target: Target,
+    widths: Widths | None,
+    rows: tuple[Axis, ...],
+    past_cache: frozenset[int],
+) -> Frame:
+    b = Emitter(target)
+    frame = _open_frame(nest, b, target, widths, past_cache)
     with b.branch(b.emit("icmp slt i64 %begin, %end")):  # nothing below sees an empty space
         _emit_rows(frame, rows, widths)
     _close_frame(frame)
-    items = numel(axis.size for axis in rows) * vectors
-    text = _module(frame, symbol)
-    return KernelCode(symbol, text, items, grain(nest, target, widths.main if widths else 1))
+    return frame
 
 
 def _ceil_div(size: Dim, by: int) -> Dim:
@@ -56,7 +71,13 @@ def _outer_widths(nest: LoopNest, target: Target) -> Widths | None:
     return widths if widths.main > 1 else None
 
 
-def _open_frame(nest: LoopNest, b: Emitter, target: Target, widths: Widths | None) -> Frame:
+def _open_frame(
+    nest: LoopNest,
+    b: Emitter,
+    target: Target,
+    widths: Widths | None,
+    past_cache: frozenset[int],
+) -> Frame:
     symbols = {s: Int(f"%n{k}", 0) for k, s in enumerate(nest.symbols)}
     error, dummy = b.alloca("i64"), b.alloca("i64")
     b.void(f"store i64 0, ptr {error}")
@@ -71,7 +92,8 @@ def _open_frame(nest: LoopNest, b: Emitter, target: Target, widths: Widths | Non
         if count * buffer.dtype.itemsize > _MOST_SCRATCH:
             raise CodegenError(f"scratch of {count} {buffer.dtype} is too large for a stack")
         pointers.append(b.alloca(memory_type(buffer.dtype), max(count, 1)))
-    return Frame(nest, target, b, symbols, tuple(pointers), error, dummy)
+    ahead = prefetches(nest, target, past_cache)
+    return Frame(nest, target, b, symbols, tuple(pointers), error, dummy, ahead, past_cache)
 
 
 def _emit_rows(frame: Frame, rows: tuple[Axis, ...], widths: Widths | None) -> None:
@@ -168,42 +190,77 @@ def _close_frame(frame: Frame) -> None:
     bits = b.emit(f"load i64, ptr {frame.error}")
     with b.branch(b.emit(f"icmp ne i64 {bits}, 0")):
         b.emit(f"atomicrmw or ptr %error, i64 {bits} monotonic")
+    if frame.past_cache:
+        # Stores past the cache are not ordered with those that tell other threads of them.
+        b.call("void", "llvm.x86.sse.sfence")
     b.void("ret void")
 
 
-def _module(frame: Frame, symbol: str) -> str:
-    """The exported function unpacks the arguments for the body, whose pointers never alias."""
-    b, nest = frame.b, frame.nest
-    stored = {i.buffer for s in nest.stages for i in s.body if isinstance(i, Store)}
-    params, args, unpack = [], [], []
+def _module(frames: list[Frame], symbol: str) -> str:
+    """The exported function unpacks the arguments for the body, whose pointers never alias.
+
+    The last of several bodies is for memory that starts at a cache line.
+    """
+    nest = frames[0].nest
     memory = [k for k, buffer in enumerate(nest.buffers) if buffer.role != "scratch"]
+    args = [f"ptr %b{k}" for k in memory] + [f"i64 %n{k}" for k in range(len(nest.symbols))]
+    args += ["i64 %begin", "i64 %end", "ptr %error"]
+    unpack = []
     for place, k in enumerate(memory):
-        params.append(f"ptr noalias {'' if k in stored else 'readonly '}%b{k}")
-        args.append(f"ptr %b{k}")
         unpack.append(f"  %b{k}.at = getelementptr ptr, ptr %buffers, i64 {place}")
         unpack.append(f"  %b{k} = load ptr, ptr %b{k}.at")
     for k in range(len(nest.symbols)):
-        params.append(f"i64 %n{k}")
-        args.append(f"i64 %n{k}")
         unpack.append(f"  %n{k}.at = getelementptr i64, ptr %sizes, i64 {k}")
         unpack.append(f"  %n{k} = load i64, ptr %n{k}.at")
-    params += ["i64 %begin", "i64 %end", "ptr noalias %error"]
-    args += ["i64 %begin", "i64 %end", "ptr %error"]
-    body = f"{symbol}.body"
+    calls = [f"  call fastcc void @{symbol}.body({', '.join(args)})", "  ret void"]
+    if len(frames) > 1:
+        unpack += [*_starts_at_line(sorted(frames[1].past_cache)), "past_cache:"]
+        unpack += [f"  call fastcc void @{symbol}.past_cache({', '.join(args)})", "  ret void"]
+        unpack.append("plain:")
+    definitions = {k: v for frame in frames for k, v in frame.b.definitions.items()}
+    declares = {k: v for frame in frames for k, v in frame.b.declares.items()}
     signature = "ptr %buffers, ptr %sizes, i64 %begin, i64 %end, ptr %error"
     lines = [
-        f'target triple = "{frame.target.triple}"',
+        f'target triple = "{frames[0].target.triple}"',
         f"define void @{symbol}({signature}) nounwind {{",
         *unpack,
-        f"  call fastcc void @{body}({', '.join(args)})",
-        "  ret void",
+        *calls,
         "}",
-        f"define internal fastcc void @{body}({', '.join(params)}) noinline nounwind {{",
+        *_function(frames[0], f"{symbol}.body"),
+        *(_function(frames[1], f"{symbol}.past_cache") if len(frames) > 1 else ()),
+        *definitions.values(),
+        *declares.values(),
+        "!0 = !{i32 1}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _starts_at_line(buffers: list[int]) -> list[str]:
+    """Code that goes to ``past_cache`` where all buffers start at a cache line, else to ``plain``."""
+    lines, total = [], "0"
+    for k in buffers:
+        lines.append(f"  %b{k}.int = ptrtoint ptr %b{k} to i64")
+        lines.append(f"  %b{k}.or = or i64 {total}, %b{k}.int")
+        total = f"%b{k}.or"
+    lines.append(f"  %rest = and i64 {total}, {LINE - 1}")
+    lines.append("  %at_line = icmp eq i64 %rest, 0")
+    return [*lines, "  br i1 %at_line, label %past_cache, label %plain"]
+
+
+def _function(frame: Frame, name: str) -> list[str]:
+    b, nest = frame.b, frame.nest
+    stored = {i.buffer for s in nest.stages for i in s.body if isinstance(i, Store)}
+    params = [
+        f"ptr noalias {'' if k in stored else 'readonly '}%b{k}"
+        for k, buffer in enumerate(nest.buffers)
+        if buffer.role != "scratch"
+    ]
+    params += [f"i64 %n{k}" for k in range(len(nest.symbols))]
+    params += ["i64 %begin", "i64 %end", "ptr noalias %error"]
+    return [
+        f"define internal fastcc void @{name}({', '.join(params)}) noinline nounwind {{",
         "entry:",
         *b.allocas,
         *b.scopes[0].lines,
         "}",
-        *b.definitions.values(),
-        *b.declares.values(),
     ]
-    return "\n".join(lines) + "\n"

@@ -76,11 +76,12 @@ def choose_widths(body: Iterable[Instr], axis: Axis, target: Target, reduces: bo
         while main > 1 and main // 2 >= axis.size:
             main //= 2
     main = _fit_divisors(instrs, axis, main)
-    single = target.name == "avx512" and _work(instrs) > _LONG_BODY and not reduces
+    single = target.name == "avx512" and work(instrs) > _LONG_BODY and not reduces
     return Widths(main, min(main, rest), single and main <= rest)
 
 
-def _work(instrs: list[Instr]) -> float:
+def work(instrs: Iterable[Instr]) -> float:
+    """Cycles of a body for one vector, roughly."""
     return sum(_cycles(i) for i in instrs)
 
 

@@ -56,7 +56,7 @@ def _align(frame: Frame, buffer: int) -> int:
     return frame.buffer(buffer).dtype.itemsize
 
 
-def _pointer(frame: Frame, buffer: int, index: Int) -> str:
+def element_pointer(frame: Frame, buffer: int, index: Int) -> str:
     if index.known == 0:
         return frame.pointers[buffer]
     element = _element(frame, buffer)
@@ -69,7 +69,7 @@ def _load_uniform(frame: Frame, region: Region, instr: Load, mask: Value | None)
     """One element for all lanes. Where the mask is off, a place that is safe to read stands in."""
     b, dtype = frame.b, instr.dtype
     element, align = _element(frame, instr.buffer), _align(frame, instr.buffer)
-    pointer = _pointer(frame, instr.buffer, scalar_index(frame, region, instr.index))
+    pointer = element_pointer(frame, instr.buffer, scalar_index(frame, region, instr.index))
     if mask is None:
         text = b.emit(f"load {element}, ptr {pointer}, align {align}")
         return b.value(casts.from_memory(b, text, dtype, 1), dtype, 1)
@@ -109,7 +109,7 @@ def _load_run(
     if backward:
         first = b.add(first, integer(1 - lanes))
         where = _reverse(b, where, "i1", lanes) if where else None
-    pointer = _pointer(frame, buffer, first)
+    pointer = element_pointer(frame, buffer, first)
     if where is None:
         text = b.emit(f"load {type_}, ptr {pointer}, align {align}")
     else:
@@ -122,7 +122,7 @@ def _load_run(
 
 
 def _lane_pointers(frame: Frame, buffer: int, index: Lanes, lanes: int) -> str:
-    base = _pointer(frame, buffer, index.base)
+    base = element_pointer(frame, buffer, index.base)
     offsets = f"{vector(index.element, lanes)} {index.offsets}"
     return frame.b.emit(f"getelementptr {_element(frame, buffer)}, ptr {base}, {offsets}", "p")
 
@@ -199,11 +199,25 @@ def store(frame: Frame, region: Region, instr: Store) -> None:
             )
     elif stride in (1, -1):
         first = scalar_index(frame, region, instr.index)
-        _update_run(frame, instr, first, stride == -1, text, where, lanes)
+        past_cache = stride == 1 and where is None and _fills_lines(frame, region, instr)
+        _update_run(frame, instr, first, stride == -1, text, where, lanes, past_cache)
     elif stride == 0 or (instr.mode != "set" and _may_collide(region, instr.index)):
         _update_in_order(frame, region, instr, text, dtype, where)
     else:
         _update_lanes(frame, instr, lane_index(frame, region, instr.index), text, where, lanes)
+
+
+def _fills_lines(frame: Frame, region: Region, instr: Store) -> bool:
+    """Whether to store whole vectors from multiples of their size, past the cache."""
+    if instr.buffer not in frame.past_cache or instr.mode != "set":
+        return False
+    itemsize = frame.buffer(instr.buffer).dtype.itemsize
+    if region.lanes * itemsize < frame.target.vector_bytes:
+        return False
+    unit = frame.target.vector_bytes // itemsize
+    steps = [coef for atom, coef in instr.index.terms if atom != region.axis]
+    # The first lane's position is a multiple of the lanes.
+    return all(isinstance(s, int) and s % unit == 0 for s in (*steps, instr.index.const))
 
 
 def _may_collide(region: Region, index: Index) -> bool:
@@ -219,7 +233,7 @@ def _store_scalar(
             _store_scalar(frame, region, instr, value, None)
         return
     b, dtype = frame.b, frame.buffer(instr.buffer).dtype
-    pointer = _pointer(frame, instr.buffer, scalar_index(frame, region, instr.index))
+    pointer = element_pointer(frame, instr.buffer, scalar_index(frame, region, instr.index))
     _update_one(b, instr, pointer, value.text, dtype)
 
 
@@ -254,6 +268,7 @@ def _update_run(
     value: str,
     where: str | None,
     lanes: int,
+    past_cache: bool = False,
 ) -> None:
     """Stores consecutive elements, upwards or downwards from ``first``."""
     b, dtype = frame.b, frame.buffer(instr.buffer).dtype
@@ -267,7 +282,11 @@ def _update_run(
         first = b.add(first, integer(1 - lanes))
         where = _reverse(b, where, "i1", lanes) if where else None
         value = _reverse(b, value, element, lanes)
-    pointer = _pointer(frame, instr.buffer, first)
+    pointer = element_pointer(frame, instr.buffer, first)
+    if past_cache:
+        align = frame.target.vector_bytes
+        b.void(f"store {type_} {value}, ptr {pointer}, align {align}, !nontemporal !0")
+        return
     if where is None:
         b.void(f"store {type_} {value}, ptr {pointer}, align {align}")
         return
@@ -319,7 +338,7 @@ def _update_in_order(
         b.void(
             f"store <{lanes} x i8> {b.emit(f'zext <{lanes} x i1> {where} to <{lanes} x i8>')}, ptr {mask}"
         )
-    base = _pointer(frame, instr.buffer, index.base)
+    base = element_pointer(frame, instr.buffer, index.base)
 
     def one(lane: Int) -> None:
         slot = b.emit(f"getelementptr i64, ptr {offsets}, i64 {lane.text}")

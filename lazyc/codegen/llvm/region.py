@@ -15,15 +15,27 @@ import sympy
 from lazyc.codegen.llvm.dims import emit_dim
 from lazyc.codegen.llvm.emitter import Emitter, Int, Value, vector
 from lazyc.codegen.target import Target
-from lazyc.ir.index import Axis
-from lazyc.ir.loops import BufferParam, LoopNest
+from lazyc.ir.index import Axis, Index
+from lazyc.ir.loops import BufferParam, LoopNest, Stage
 from lazyc.ir.types import Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Memory to ask for: ``buffer[index]``, in the terms of the loop that does it; ``write``: to store
+    there."""
+
+    buffer: int
+    index: Index
+    write: bool
 
 
 @dataclass(frozen=True)
 class Frame:
     """A kernel while it is written. ``pointers`` has one operand a buffer; ``error`` and ``dummy``
-    are stack slots: the error bits so far, and a place that masked-off scalar loads may read."""
+    are stack slots: the error bits so far, and a place that masked-off scalar loads may read.
+    ``prefetches``: what each stage asks for ahead of its use. ``past_cache``: buffers, each from the
+    start of a cache line, whose stores leave the cache alone."""
 
     nest: LoopNest
     target: Target
@@ -32,6 +44,8 @@ class Frame:
     pointers: tuple[str, ...]
     error: str
     dummy: str
+    prefetches: Mapping[Stage, tuple[Prefetch, ...]]
+    past_cache: frozenset[int]
 
     def dim(self, dim: Dim) -> Int:
         return emit_dim(self.b, dim, self.symbols)

@@ -12,6 +12,7 @@ from lazyc.codegen.llvm.emitter import Int, Value, constant, integer, iota, lite
 from lazyc.codegen.llvm.lanes import Widths, choose_widths
 from lazyc.codegen.llvm.reduction import Accumulator, ScanState
 from lazyc.codegen.llvm.region import Frame, Region
+from lazyc.codegen.llvm.streaming import emit_prefetches
 from lazyc.ir.index import Axis, Index
 from lazyc.ir.loops import (
     ERROR_INDEX,
@@ -247,6 +248,7 @@ def _active_lanes(frame: Frame, left: Int, lanes: int) -> str:
 def _emit_body(emission: _Emission, region: Region, values: dict[int, Value]) -> None:
     inside = replace(region, values=values)
     b = emission.frame.b
+    emit_prefetches(emission.frame, inside, emission.stage)
     for instr in emission.stage.body:
         if isinstance(instr, Store | Scan | Reduce):
             _emit_instr(emission, inside, instr)

@@ -121,3 +121,4 @@ done.80:
 declare i64 @llvm.smin.i64(i64, i64)
 declare <16 x float> @llvm.masked.load.v16f32.p0(ptr, <16 x i1>, <16 x float>)
 declare void @llvm.masked.store.v16f32.p0(<16 x float>, ptr, <16 x i1>)
+!0 = !{i32 1}

@@ -98,3 +98,4 @@ done.66:
   ret void
 }
 declare i64 @llvm.smin.i64(i64, i64)
+!0 = !{i32 1}
