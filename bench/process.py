@@ -4,7 +4,8 @@ Without ``OMP_PROC_BIND=true`` two OpenMP threads sometimes share one core for t
 process, and each parallel region then costs a scheduler slice of several milliseconds. A process
 that shows this cannot be mended; it is thrown away and another one is started.
 
-Nothing here imports torch at module level, so that the environment is still free to change.
+Import this module before torch: it notes the cores that are there to use, and the environment is
+still free to change.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# With OMP_PROC_BIND, importing torch binds this thread to one core, and children inherit that.
+_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else frozenset[int]()
 # Exit code of a child whose parallel regions are slow (EX_TEMPFAIL of sysexits.h).
 BAD_THREADS = 75
 ATTEMPTS = 6
@@ -76,6 +79,8 @@ def run_child(
     RuntimeError with the end of its error output when it fails otherwise.
     """
     command = [sys.executable, "-m", module, *args]
+    if _CPUS:
+        os.sched_setaffinity(0, _CPUS)
     for _ in range(ATTEMPTS):
         done = subprocess.run(
             command,
