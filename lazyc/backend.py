@@ -57,7 +57,8 @@ def lazyc(
 
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
-    return make_backend(compile_graph, import_failed)(gm, example_inputs)
+    restore = functools.partial(_restore, config)
+    return make_backend(compile_graph, import_failed, restore)(gm, example_inputs)
 
 
 class Session:
@@ -91,27 +92,42 @@ class Session:
 _SESSION = Session(EVENTS)
 
 
+def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | None:
+    try:
+        found = _SESSION.compiler(config).restore(capture, gm)
+    except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
+        return _failed(config, error, gm)
+    if found is None:
+        return None
+    executable, may_fail = found
+    return _rerun_on_error(executable, gm) if may_fail else executable
+
+
 def _compile_graph(
-    config: Config, graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind
+    config: Config, graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind, capture: str | None
 ) -> Boxed:
     from lazyc.compiler import may_report_errors
     from lazyc.passes.plan import Unschedulable
-    from lazyc.runtime.runner import KernelError
 
     try:
-        executable = _SESSION.compiler(config).compile(graph)
+        executable = _SESSION.compiler(config).compile(graph, capture)
     except Unschedulable as error:
         return _in_eager(gm, str(error))
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
         return _failed(config, error, gm)
-    if not may_report_errors(graph):
-        return executable
+    return _rerun_on_error(executable, gm) if may_report_errors(graph) else executable
+
+
+def _rerun_on_error(executable: Boxed, gm: torch.fx.GraphModule) -> Boxed:
+    """In eager again where a kernel reports an error, such as an index out of range: eager raises its
+    own error for it."""
+    from lazyc.runtime.runner import KernelError
 
     def call(args: list[Any]) -> Sequence[Any]:
         kept = tuple(args)
         try:
             return executable(args)
-        except KernelError:  # such as an index out of range: eager raises its own error for it
+        except KernelError:
             return gm(*kept)
 
     return call

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+import torch
+
 from lazyc.codegen.target import Target
 from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CompilerBug, NotCacheable
@@ -28,7 +30,7 @@ from lazyc.report import events as E
 from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.host import Host
-from lazyc.runtime.key import combine, key_parts
+from lazyc.runtime.key import capture_parts, combine, key_parts
 from lazyc.runtime.program import Executable
 from lazyc.runtime.serialize import KernelRef, dump_program, load_program
 
@@ -46,10 +48,14 @@ class Compiler:
         self._disk = DiskCache(config, events, self._target_key)
         self._kernels = KernelStore(target, self._disk, events)
         self._programs: dict[str, tuple[Program, dict[str, LoadedKernel]]] = {}
+        self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()
 
-    def compile(self, graph: Graph) -> Executable:
-        """The Executable of a Graph. Raises CompilerBug, or Unschedulable for what no Program says."""
+    def compile(self, graph: Graph, capture: str | None = None) -> Executable:
+        """The Executable of a Graph. Raises CompilerBug, or Unschedulable for what no Program says.
+
+        ``capture`` (``frontend.capture_key``): the key under which ``restore`` is to find it.
+        """
         number = next(_graph_numbers)
         timings = Timings()
         self._events.emit(E.CompileStarted(number, len(graph.nodes), len(graph.inputs)))
@@ -61,7 +67,29 @@ class Compiler:
             found = self._lookup(key, parts, timings)
             if found is None:
                 found = self._build(graph, key, parts, timings)
-        program, kernels = found
+            if capture is not None and key is not None:
+                self._store_capture(capture, key, may_report_errors(graph))
+        return self._finish(number, *found, timings)
+
+    def restore(self, capture: str, gm: torch.fx.GraphModule) -> tuple[Executable, bool] | None:
+        """The Executable of the Graph that was compiled with this ``capture``, and whether a kernel of
+        it may report errors; None where there was none."""
+        timings = Timings()
+        with self._lock:
+            start = time.perf_counter()
+            entry = self._load_capture(self._capture_key(capture))
+            timings.add("key", start)
+            found = self._lookup(entry[0], None, timings) if entry is not None else None
+        if entry is None or found is None:
+            return None
+        number = next(_graph_numbers)
+        inputs = sum(node.op == "placeholder" for node in gm.graph.nodes)
+        self._events.emit(E.CompileStarted(number, len(gm.graph.nodes), inputs))
+        return self._finish(number, *found, timings), entry[1]
+
+    def _finish(
+        self, number: int, program: Program, kernels: dict[str, LoadedKernel], timings: Timings
+    ) -> Executable:
         fallbacks = self._report_fallbacks(program)
         start = time.perf_counter()
         executable = Executable(program, kernels, self._host)
@@ -106,6 +134,31 @@ class Compiler:
         timings.add("load", start)
         self._programs[key] = (program, kernels)
         return program, kernels
+
+    def _capture_key(self, capture: str) -> str:
+        return combine(capture_parts(capture, self._target_key, self._config))
+
+    def _load_capture(self, key: str) -> tuple[str, bool] | None:
+        found = self._captures.get(key)
+        if found is not None:
+            self._events.emit(E.CacheHit("memory", "captures", key))
+            return found
+        self._events.emit(E.CacheMiss("memory", "captures", key))
+        entry = self._disk.load("captures", key)
+        if entry is None:
+            return None
+        program, may_fail = entry.header.get("program"), entry.header.get("may_report_errors")
+        if not isinstance(program, str) or not isinstance(may_fail, bool):
+            return None
+        self._captures[key] = program, may_fail
+        return program, may_fail
+
+    def _store_capture(self, capture: str, program: str, may_fail: bool) -> None:
+        key = self._capture_key(capture)
+        if key not in self._captures:
+            self._captures[key] = program, may_fail
+            header = {"program": program, "may_report_errors": may_fail}
+            self._disk.store("captures", key, header, {})
 
     def _store(
         self, key: str, parts: Mapping[str, str], program: Program, refs: Mapping[str, KernelRef]

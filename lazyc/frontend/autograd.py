@@ -18,6 +18,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lazyc.frontend.capture_key import capture_key, is_plain
 from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.ir.graph import Graph
@@ -25,7 +26,9 @@ from lazyc.ir.graph import Graph
 GraphKind: TypeAlias = Literal["forward", "backward", "inference"]
 # Boxed: takes the list of arguments, may empty it, returns the list of results.
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
-CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, GraphKind], Boxed]
+# The last argument is the key under which ``Restore`` is to find the result again, or None.
+CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, GraphKind, "str | None"], Boxed]
+Restore: TypeAlias = Callable[[str, torch.fx.GraphModule], "Boxed | None"]
 ImportFailed: TypeAlias = Callable[[Exception, torch.fx.GraphModule, GraphKind], Boxed]
 
 
@@ -47,37 +50,54 @@ def eager_when_unsupported(error: Exception, gm: torch.fx.GraphModule, kind: Gra
     raise error
 
 
+def _find_nothing(key: str, gm: torch.fx.GraphModule) -> None:
+    return None
+
+
 def make_backend(
-    compile_graph: CompileGraph, import_failed: ImportFailed = eager_when_unsupported
+    compile_graph: CompileGraph,
+    import_failed: ImportFailed = eager_when_unsupported,
+    restore: Restore = _find_nothing,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
-    Unsupported for what lazyc does not do, and anything else is a bug.
+    Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
+    of Dynamo's from before (``capture_key``); AOTAutograd is then left out.
     """
 
     def compile_part(
-        kind: GraphKind, gm: torch.fx.GraphModule, example_inputs: Sequence[Any]
+        kind: GraphKind,
+        capture: str | None,
+        gm: torch.fx.GraphModule,
+        example_inputs: Sequence[Any],
     ) -> Boxed:
         parameters = _parameter_inputs() if kind == "inference" else frozenset()
         try:
             graph = import_graph(gm, parameters)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))
+        context = TracingContext.try_get()
+        if context is None or context.fw_metadata is None or not is_plain(context.fw_metadata, gm):
+            capture = None
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
-            return _boxed(compile_graph(graph, gm, kind))
+            return _boxed(compile_graph(graph, gm, kind, capture))
 
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
     ) -> Callable[..., Any]:
         if any(isinstance(x, list | tuple | dict) for x in example_inputs):
             return flatten_graph_inputs(gm, example_inputs, backend)
+        capture = capture_key(gm, example_inputs)
+        known = restore(capture, gm) if capture is not None else None
+        if known is not None:
+            return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
         compiled = aot_module_simplified(
             gm,
             example_inputs,
-            fw_compiler=partial(compile_part, "forward"),
-            bw_compiler=_outside_dynamo(partial(compile_part, "backward")),
-            inference_compiler=partial(compile_part, "inference"),
+            fw_compiler=partial(compile_part, "forward", None),
+            bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
+            inference_compiler=partial(compile_part, "inference", capture),
             partition_fn=min_cut_rematerialization_partition,
             decompositions=decomposition_table(),
             keep_inference_input_mutations=True,
@@ -85,6 +105,13 @@ def make_backend(
         return torch._dynamo.disable(compiled, reason="compiled by lazyc")
 
     return backend
+
+
+def _unboxed(function: Boxed) -> Callable[..., Sequence[Any]]:
+    def call(*args: Any) -> Sequence[Any]:
+        return function(list(args))
+
+    return call
 
 
 def _boxed(function: Boxed) -> Boxed:

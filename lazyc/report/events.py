@@ -60,7 +60,7 @@ class PassFinished(Event):
     text: str = ""
 
 
-CacheKind: TypeAlias = Literal["programs", "kernels"]
+CacheKind: TypeAlias = Literal["captures", "programs", "kernels"]
 CacheLevel: TypeAlias = Literal["memory", "disk"]
 
 

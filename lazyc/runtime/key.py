@@ -70,6 +70,12 @@ def key_parts(graph: Graph, target_key: str, config: Config) -> dict[str, str]:
     return parts
 
 
+def capture_parts(capture: str, target_key: str, config: Config) -> dict[str, str]:
+    """The parts of the key of a graph as it was captured (``frontend.capture_key``)."""
+    options = config.code_key()
+    return {**_version_parts(), "target": target_key, "options": options, "capture": capture}
+
+
 def _version_parts() -> dict[str, str]:
     return {f"version of {name}": version for name, version in versions().items()}
 

@@ -36,7 +36,9 @@ def _log(kind: str, lines: list[str]) -> None:
             file.writelines(f"{os.getpid()}\t{kind}\t{line}\n" for line in lines)
 
 
-def compile_graph(graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind) -> Boxed:
+def compile_graph(
+    graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind, capture: str | None
+) -> Boxed:
     verify_graph(graph)
     print_graph(graph)
     reasons = eager_reasons(graph)

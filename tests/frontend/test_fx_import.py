@@ -26,7 +26,9 @@ class Recorder:
         self.failures: list[str] = []
         self.backend = make_backend(self._compile, self._failed)
 
-    def _compile(self, graph: Graph, gm: torch.fx.GraphModule, kind: str) -> Callable:
+    def _compile(
+        self, graph: Graph, gm: torch.fx.GraphModule, kind: str, capture: str | None
+    ) -> Callable:
         verify_graph(graph)
         self.graphs.append((kind, graph))
         return lambda args: run_graph(graph, args)
