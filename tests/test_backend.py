@@ -188,3 +188,45 @@ def test_debug_output_names_the_fallback(tmp_path: Any, monkeypatch: pytest.Monk
     text = path.read_text()
     assert "compiled in" in text
     assert "aten.sort" in text
+
+
+ALIASED = {
+    "whole and part": lambda x: (lambda y: (y, y[1:], y.t()))(x.exp()),
+    "two parts": lambda x: (lambda y: (y[1:], y[:3]))(x.exp()),
+    "split": lambda x: x.exp().split(2, dim=1),
+    "expanded": lambda x: (lambda y: (y.expand(3, 4, 6), y + 1))(x.exp()),
+    "a clone is apart": lambda x: (lambda y: (y, y.clone(), y.clone()))(x.exp()),
+    "computed twice": lambda x: (x.exp(), x.exp()),
+    "view of a product": lambda x: (lambda y: (y.view(2, 8), y))(x @ x.t()),
+    "view of an eager result": lambda x: (lambda y: (y, y[1:]))(x.sort().values),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ALIASED)
+def test_results_share_memory_as_in_eager(name: str, dynamic: bool) -> None:
+    """Each result in turn is written to; the others change as they do in eager."""
+    function, x = ALIASED[name], torch.randn(4, 6)
+    for k in range(len(function(x))):
+        found, wanted = torch.compile(function, backend="lazyc", dynamic=dynamic)(x), function(x)
+        assert [t.stride() for t in found] == [t.stride() for t in wanted]
+        for results in (found, wanted):
+            results[k][(0,) * results[k].ndim] = 100.0
+        torch.testing.assert_close(found, wanted)
+
+
+def test_saved_views_share_memory_with_results() -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x.exp()
+        a, b = y.split(3, dim=1)
+        return y, a * b, y.t()
+
+    x = torch.randn(4, 6, requires_grad=True)
+    found, wanted = compiled(function)(x), function(x)
+    torch.testing.assert_close(found, wanted)
+    seeds = [torch.randn_like(t) for t in wanted]
+    for results in (found, wanted):
+        torch.autograd.backward(results, seeds)
+        torch.testing.assert_close(x.grad, x.grad.clone())
+    expected = torch.autograd.grad(function(x), x, seeds)[0]
+    torch.testing.assert_close(x.grad, 2 * expected)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch._functorch import config as functorch_config
 from torch._functorch._aot_autograd.schemas import OutputType, ViewAndMutationMeta
 from torch.overrides import _get_current_function_mode_stack
@@ -82,7 +83,7 @@ def _state() -> str:
     if (
         _get_current_dispatch_mode_stack()
         or _get_current_function_mode_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or peek_interpreter_stack() is not None
     ):
         raise _NoKey
     autocast = [
@@ -98,7 +99,7 @@ def _state() -> str:
         torch.get_default_dtype(),
         torch.get_default_device(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.get_float32_matmul_precision(),
         torch.backends.mkldnn.enabled,
         (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
@@ -164,7 +165,7 @@ def _function(target: Any) -> str:
         if name.split(".")[0].split("::")[0] in _NAMESPACES:
             return name
         raise _NoKey
-    module, name = getattr(target, "__module__", None), getattr(target, "__name__", "")
+    module, name = str(getattr(target, "__module__", "")), getattr(target, "__name__", "")
     builtin = isinstance(target, types.BuiltinFunctionType) and module in _BUILTIN_MODULES
     python = (
         isinstance(target, types.FunctionType)

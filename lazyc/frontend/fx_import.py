@@ -41,6 +41,8 @@ from lazyc.ir.types import (
     TensorType,
     dtype_from_torch,
     free_symbols,
+    is_nonneg,
+    storage_extent,
 )
 
 __all__ = ["Unsupported", "import_graph"]
@@ -298,9 +300,10 @@ class _Importer:
             for fx, made in self.inputs
             if isinstance(fx.meta["val"], torch.Tensor) and _has_storage(fx.meta["val"])
         }
-        results = node.args[0]
-        for result in results if isinstance(results, list | tuple) else (results,):  # type: ignore[union-attr]
-            self.graph.outputs.append(self._output(result, storages))
+        given = node.args[0]
+        results: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        self.graph.outputs = [self._output(result, storages) for result in results]
+        self._share_memory(results)
 
     def _output(self, result: Any, storages: dict[Any, tuple[torch.fx.Node, Node]]) -> Output:
         value = self._value(result)
@@ -323,6 +326,52 @@ class _Importer:
         assert place is not None
         (shift,) = dims((val.storage_offset() - owner.meta["val"].storage_offset(),))
         return Output(value, strides, place.attrs.index, shift)
+
+    def _share_memory(self, results: list[Any]) -> None:
+        """Makes results that eager returns as views of one tensor, or expanded, views here too."""
+        groups: dict[Any, list[int]] = {}
+        for k, output in enumerate(self.graph.outputs):
+            if isinstance(output.value, Node) and output.strides is not None:
+                val = results[k].meta["val"]
+                if output.alias_of is None and _has_storage(val):
+                    groups.setdefault(StorageWeakRef(val.untyped_storage()), []).append(k)
+        for number, (storage, group) in enumerate(groups.items()):
+            vals = [results[k].meta["val"] for k in group]
+            if len(group) == 1 and not _is_expanded(vals[0]):
+                continue
+            base = self._maker(storage, vals[0].dtype)
+            if base is not None and all(self._is_inside(base.meta["val"], val) for val in vals):
+                value, strides = self._value(base), value_strides(base.meta["val"])
+                for k, val in zip(group, vals, strict=True):
+                    (offset,) = dims((val.storage_offset(),))
+                    shape, steps = dims(val.shape), dims(val.stride())
+                    output = Output(value, strides, None, offset, number, shape, steps)
+                    self.graph.outputs[k] = output
+            elif len(group) > 1:
+                raise Unsupported("results share memory in a way that lazyc has no words for")
+
+    def _is_inside(self, base: torch.Tensor, val: torch.Tensor) -> bool:
+        """Whether a view stays inside ``base``, as each does that was not made by address."""
+        last = (
+            storage_extent(dims(val.shape), dims(val.stride())) + dims((val.storage_offset(),))[0]
+        )
+        left = storage_extent(dims(base.shape), dims(base.stride())) - last
+        if isinstance(left, int):
+            return left >= 0
+        targets = {str(node.target) for node in self.gm.graph.nodes}
+        return "aten.as_strided.default" not in targets or is_nonneg(left)
+
+    def _maker(self, storage: Any, dtype: torch.dtype) -> torch.fx.Node | None:
+        """The call that made a storage, where its result is that memory from the start."""
+        for fx in self.gm.graph.nodes:
+            val = fx.meta.get("val")
+            if not isinstance(val, torch.Tensor) or not _has_storage(val):
+                continue
+            if StorageWeakRef(val.untyped_storage()) == storage:
+                plain = val.dtype is dtype and not _is_expanded(val) and opaque_reason(val) is None
+                known = plain and isinstance(self.env.get(fx), Node)
+                return fx if known and dims((val.storage_offset(),)) == (0,) else None
+        return None
 
     def _check_symbols(self) -> None:
         """Finds the argument that each symbol comes from; SymInt arguments were bound before."""
@@ -356,6 +405,12 @@ def _tensors(val: Any) -> Iterator[torch.Tensor]:
 
 def _has_storage(val: torch.Tensor) -> bool:
     return val.layout is torch.strided
+
+
+def _is_expanded(val: torch.Tensor) -> bool:
+    """Whether elements share memory."""
+    sizes = zip(dims(val.shape), dims(val.stride()), strict=True)
+    return any(stride == 0 and size != 1 for size, stride in sizes) and 0 not in val.shape
 
 
 def _operand_layouts(node: torch.fx.Node) -> Iterator[Layout]:

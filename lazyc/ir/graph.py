@@ -65,12 +65,19 @@ class Output:
     ``value`` is a Node, or None / a Dim for results that are no tensors. ``strides`` are those that
     the caller expects (None for an opaque value). ``alias_of`` names the input (by index) whose
     memory the result must share: eager returned that input, or a view of it at ``offset``.
+
+    ``memory`` is set for results that are views: those with one number share the memory of one new
+    tensor, ``value`` with ``strides``, and each is its elements with ``view_shape`` and
+    ``view_strides`` from ``offset`` on. Results without a number have memory of their own.
     """
 
     value: Node | Dim | None
     strides: Shape | None = None
     alias_of: int | None = None
     offset: Dim = 0
+    memory: int | None = None
+    view_shape: Shape = ()
+    view_strides: Shape = ()
 
 
 @dataclass(slots=True)

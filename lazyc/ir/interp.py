@@ -39,7 +39,8 @@ def run_graph(graph: Graph, args: Sequence[Any]) -> list[Any]:
     """
     symbols = symbol_values(graph, args)
     values = evaluate_nodes(graph, args, symbols)
-    results = [_output(o, values, args, symbols) for o in graph.outputs]
+    memories: dict[int, torch.Tensor] = {}
+    results = [_output(o, values, args, symbols, memories) for o in graph.outputs]
     # All new values are known by now, so no write is seen by a read of another input's old value.
     written = [(t, values[v].clone()) for t, v in graph.mutations]
     for target, value in written:
@@ -86,7 +87,11 @@ def restride(x: torch.Tensor, strides: Shape) -> torch.Tensor:
 
 
 def _output(
-    output: Output, values: dict[Node, Any], args: Sequence[Any], symbols: SymbolValues
+    output: Output,
+    values: dict[Node, Any],
+    args: Sequence[Any],
+    symbols: SymbolValues,
+    memories: dict[int, torch.Tensor],
 ) -> Any:
     if output.value is None:
         return None
@@ -101,7 +106,13 @@ def _output(
         return source.as_strided(value.shape, concrete_shape(output.strides, symbols), offset)
     if output.strides is None:
         return value
-    return _fresh(value, concrete_shape(output.strides, symbols))
+    strides = concrete_shape(output.strides, symbols)
+    if output.memory is None:
+        return _fresh(value, strides)
+    if output.memory not in memories:
+        memories[output.memory] = _fresh(value, strides)
+    shape, strides = (concrete_shape(x, symbols) for x in (output.view_shape, output.view_strides))
+    return memories[output.memory].as_strided(shape, strides, concrete(output.offset, symbols))
 
 
 def _fresh(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:

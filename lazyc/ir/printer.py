@@ -131,6 +131,10 @@ def output_text(output: Output) -> str:
         parts.append(f"strides={value_text(output.strides)}")
     if output.alias_of is not None:
         parts.append(f"alias_of={output.alias_of} offset={dim_text(output.offset)}")
+    if output.memory is not None:
+        parts.append(f"memory={output.memory} view_shape={value_text(output.view_shape)}")
+        parts.append(f"view_strides={value_text(output.view_strides)}")
+        parts.append(f"offset={dim_text(output.offset)}")
     return " ".join(parts)
 
 

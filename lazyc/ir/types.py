@@ -146,6 +146,16 @@ def numel(shape: Iterable[Dim]) -> Dim:
     return math.prod(shape, start=1)
 
 
+def storage_extent(shape: Shape, strides: Shape) -> Dim:
+    """Elements of memory from the first to the last element of a strided tensor, 0 if it is empty."""
+    if 0 in shape:
+        return 0
+    total: Dim = 1
+    for size, stride in zip(shape, strides, strict=True):
+        total = total + (size - 1) * stride
+    return total
+
+
 def contiguous_strides(shape: Shape) -> tuple[Dim, ...]:
     """Row-major strides in elements; a dim of size 0 counts as 1, as torch does."""
     strides: list[Dim] = []

@@ -9,7 +9,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output
 from lazyc.ir.ops import OPS, IRError, Trait
 from lazyc.ir.printer import node_text
-from lazyc.ir.types import OpaqueType, SymbolSource, TensorType, free_symbols
+from lazyc.ir.types import OpaqueType, SymbolSource, TensorType, free_symbols, storage_extent
 
 
 def verify_graph(graph: Graph) -> None:
@@ -132,6 +132,25 @@ def _check_output(graph: Graph, output: Output, known: set[Node], taken: set[int
         raise IRError(f"output %{value.id} : {value.type} has strides {output.strides}")
     if output.alias_of is not None and output.alias_of not in taken:
         raise IRError(f"output %{value.id} is an alias of argument {output.alias_of}: not there")
+    if output.memory is not None:
+        _check_view(output, value)
+
+
+def _check_view(output: Output, value: Node) -> None:
+    where = f"output %{value.id}, a view in memory {output.memory},"
+    if output.alias_of is not None or not isinstance(value.type, TensorType):
+        raise IRError(f"{where} is an alias of an argument too, or no tensor")
+    shape, strides = output.view_shape, output.view_strides
+    if len(shape) != len(strides):
+        raise IRError(f"{where} has shape {shape} and strides {strides}")
+    assert output.strides is not None
+    end = storage_extent(value.shape, output.strides)
+    reach = storage_extent(shape, strides)
+    numbers = (output.offset, end, reach)
+    if all(isinstance(n, int) for n in numbers) and not (
+        reach == 0 or 0 <= output.offset <= end - reach  # type: ignore[operator]
+    ):
+        raise IRError(f"{where} reaches out of it")
 
 
 def _check_mutations(graph: Graph, known: set[Node]) -> None:

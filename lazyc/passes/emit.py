@@ -266,10 +266,12 @@ class _Emitter:
         place = self.plan.results.get(number)
         if place is None:
             return P.ProgramOutput(self.memory[value].id)
+        buffer = self.targets[place] if isinstance(place, Target) else self.memory[place.base]
+        if output.memory is not None:
+            return P.ProgramOutput(buffer.id, output.view_shape, output.view_strides, output.offset)
         if isinstance(place, Target):
-            buffer = self.targets[place]
             return P.ProgramOutput(buffer.id, buffer.shape, buffer.strides)
-        return P.ProgramOutput(self.memory[place.base].id, place.shape, place.strides)
+        return P.ProgramOutput(buffer.id, place.shape, place.strides)
 
     def _parameters(self, steps: list[P.Step]) -> tuple[int, ...]:
         """The inputs that kept buffers and packed products are made from."""

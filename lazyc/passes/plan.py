@@ -7,6 +7,7 @@ memory already there is passed as that view; another one gets memory of its own,
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output
@@ -26,6 +27,10 @@ class Unschedulable(Exception):
     """The Graph holds something that no Program can express; the reason says what."""
 
 
+# Who gets memory: one output, or the outputs that are views in one memory.
+Claim: TypeAlias = tuple[Literal["output", "memory"], int]
+
+
 @dataclass
 class Plan:
     """``factors``: the operands of each matmul. ``arguments``: for (eager node, argument) the view to
@@ -38,12 +43,12 @@ class Plan:
     strides: dict[Node, Shape]
     factors: dict[Node, tuple[MatrixView, ...]] = field(default_factory=dict)
     arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
-    copies: dict[tuple[Node, Shape], Target] = field(default_factory=dict)
+    copies: dict[tuple[Node, Shape, Claim | None], Target] = field(default_factory=dict)
     results: dict[int, StridedView | Target] = field(default_factory=dict)
 
     def copy(self, node: Node, strides: Shape) -> Target:
-        """The copy of a value to these strides."""
-        return self.copies.setdefault((node, strides), Target(None, strides))
+        """The copy of a value to these strides, for reading."""
+        return self.copies.setdefault((node, strides, None), Target(None, strides))
 
     def hands_out(self, node: Node) -> bool:
         """Whether the caller gets the memory of a value."""
@@ -142,41 +147,60 @@ def _eager_arguments(plan: Plan) -> set[Node]:
 
 
 def _outputs(plan: Plan) -> set[Node]:
-    """A value's memory is handed out once; a second, different view of it is a copy."""
-    missing: set[Node] = set()
-    taken: dict[Node, Shape] = {}
-    views: list[int] = []
+    """A value's memory is handed out once; for whoever else wants it there is a copy."""
+    claims: dict[Claim, tuple[Node, Shape]] = {}
+    holders: dict[Claim, list[int]] = {}
     for number, output in enumerate(plan.graph.outputs):
         node, strides = output.value, output.strides
         if not isinstance(node, Node) or output.alias_of is not None:
             continue
         if strides is None or not isinstance(node.type, TensorType):
             continue
-        if node not in plan.realized:
-            views.append(number)
-        elif node.op in ("input", "tensor_constant") or not same_strides(
-            node.shape, taken.get(node, plan.strides[node]), strides
-        ):
-            plan.results[number] = plan.copy(node, strides)
-        else:
-            taken[node] = strides
-            plan.results[number] = StridedView(node, node.shape, strides, 0)
-    for number in views:
-        output = plan.graph.outputs[number]
-        node, strides = output.value, output.strides
-        assert isinstance(node, Node) and strides is not None
-        view = strided_view(node, plan.realized, plan.strides)
-        if (
-            view is not None
-            and view.base not in taken
-            and _can_hand_out(view)
-            and same_strides(node.shape, view.strides, strides)
-        ):
-            taken[view.base] = view.strides
-            plan.results[number] = StridedView(view.base, view.shape, strides, 0)
-        else:
-            missing.add(node)
+        claim = ("output", number) if output.memory is None else ("memory", output.memory)
+        claims[claim] = node, strides
+        holders.setdefault(claim, []).append(number)
+    missing: set[Node] = set()
+    taken: set[Node] = set()
+    for whole in (True, False):
+        for claim, (node, strides) in claims.items():
+            if (node in plan.realized) != whole:
+                continue
+            place = (_claim_node if whole else _claim_view)(plan, claim, node, strides, taken)
+            if place is None:
+                missing.add(node)
+                continue
+            for number in holders[claim]:
+                plan.results[number] = place
     return missing
+
+
+def _claim_node(
+    plan: Plan, claim: Claim, node: Node, strides: Shape, taken: set[Node]
+) -> StridedView | Target:
+    if (
+        node in taken
+        or node.op in ("input", "tensor_constant")
+        or not same_strides(node.shape, plan.strides[node], strides)
+    ):
+        return plan.copies.setdefault((node, strides, claim), Target(None, strides))
+    taken.add(node)
+    return StridedView(node, node.shape, strides, 0)
+
+
+def _claim_view(
+    plan: Plan, claim: Claim, node: Node, strides: Shape, taken: set[Node]
+) -> StridedView | None:
+    """All of another value's memory; None where that does not do and the value needs its own."""
+    view = strided_view(node, plan.realized, plan.strides)
+    if (
+        view is None
+        or view.base in taken
+        or not _can_hand_out(view)
+        or not same_strides(node.shape, view.strides, strides)
+    ):
+        return None
+    taken.add(view.base)
+    return StridedView(view.base, view.shape, strides, 0)
 
 
 def _can_hand_out(view: StridedView) -> bool:

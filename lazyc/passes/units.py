@@ -39,7 +39,7 @@ def make_units(plan: Plan) -> UnitGraph:
         else:
             root = make_root(node, plan.realized)
             owner[node] = roots[root] = add(kernel_of(root), [node], root.accesses)
-    for (node, _), target in plan.copies.items():
+    for (node, _, _), target in plan.copies.items():
         root = make_root(node, plan.realized, target)
         roots[root] = add(kernel_of(root), [node], root.accesses)
     for node, value in plan.graph.mutations:

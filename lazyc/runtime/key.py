@@ -121,6 +121,7 @@ class _Writer:
                 self.text(o.strides),
                 self.text(o.alias_of),
                 self.text(o.offset),
+                *(map(self.text, (o.memory, o.view_shape, o.view_strides))),
             )
             for o in graph.outputs
         ]

@@ -89,7 +89,7 @@ def run_program(program: P.Program, args: Sequence[torch.Tensor]) -> list[Any]:
         else:
             raise AssertionError(step)
     return [
-        storage[o.buffer].as_strided(o.shape, o.strides) if o.buffer >= 0 else o.value
+        storage[o.buffer].as_strided(o.shape, o.strides, o.offset) if o.buffer >= 0 else o.value
         for o in program.outputs
     ]
 

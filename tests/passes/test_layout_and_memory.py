@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lazyc.ir import attrs as A
 from lazyc.ir import program as P
+from lazyc.ir.graph import Output
+from lazyc.ir.ops import IRError
+from lazyc.ir.parser import parse_graph
+from lazyc.ir.printer import print_graph
+from lazyc.ir.types import contiguous_strides
+from lazyc.ir.verify import verify_graph
 from lazyc.passes.schedule import schedule
 from tests.passes.build import Make, check, kernels, run_program
 
@@ -53,6 +60,36 @@ def test_same_value_with_two_layouts_is_copied() -> None:
     e = b.emit("exp", b.input(4, 6))
     graph = b.outputs(e, e, strides=[(6, 1), (1, 4)])
     check(graph, torch.randn(4, 6))
+
+
+def shared(value, number: int, shape: tuple, strides: tuple, offset: int = 0) -> Output:
+    return Output(value, contiguous_strides(value.shape), None, offset, number, shape, strides)
+
+
+def test_views_share_memory() -> None:
+    b = Make()
+    e = b.emit("exp", b.input(4, 6))
+    graph = b.outputs()
+    graph.outputs = [
+        shared(e, 0, (4, 6), (6, 1)), shared(e, 0, (6, 3), (1, 6), 6), shared(e, 1, (24,), (1,)),
+        Output(e, (6, 1)), Output(e, (6, 1)),
+    ]  # fmt: skip
+    text = print_graph(graph)
+    assert print_graph(parse_graph(text)) == text
+    program = check(graph, torch.randn(4, 6))
+    assert len({o.buffer for o in program.outputs}) == 4
+    results = run_program(program, [torch.zeros(4, 6)])
+    results[0].fill_(7.0)
+    assert [t.min().item() for t in results] == [7, 7, 1, 1, 1]
+
+
+def test_a_view_that_reaches_out_of_its_memory_is_refused() -> None:
+    b = Make()
+    e = b.emit("exp", b.input(4, 6))
+    graph = b.outputs()
+    graph.outputs = [shared(e, 0, (4, 6), (6, 1), 1)]
+    with pytest.raises(IRError, match="reaches out"):
+        verify_graph(graph)
 
 
 def test_an_input_handed_out_is_a_copy() -> None:

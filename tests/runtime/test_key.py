@@ -42,6 +42,9 @@ class Made:
     constant: torch.Tensor = dataclasses.field(default_factory=lambda: torch.ones(3))
     out_strides: tuple[Any, ...] = (3, 1)
     alias_of: int | None = None
+    memory: int | None = None
+    view_shape: tuple[int, ...] = ()
+    view_strides: tuple[int, ...] = ()
     offset: Any = 0
     output: str = "result"
     mutate: str = ""
@@ -71,7 +74,9 @@ def make(**changes: Any) -> Graph:
         graph.add(m.extra, [result], provenance=p)
     result = graph.add("mul", [result, ones], provenance=p)
     value = {"result": result, "x": x, "none": None, "size": m.rows}[m.output]
-    graph.outputs.append(Output(value, m.out_strides, m.alias_of, m.offset))
+    graph.outputs.append(
+        Output(value, m.out_strides, m.alias_of, m.offset, m.memory, m.view_shape, m.view_strides)
+    )
     if m.mutate:
         graph.mutations.append(({"x": x, "y": y}[m.mutate], result))
     graph.symbols.extend(m.symbols)
@@ -117,6 +122,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "output alias": {"alias_of": 0},
     "output alias of another": {"alias_of": 1},
     "output offset": {"alias_of": 0, "offset": 1},
+    "output memory": {"memory": 0},
+    "output view": {"memory": 0, "view_shape": (2,), "view_strides": (1,)},
+    "output view strides": {"memory": 0, "view_shape": (2,), "view_strides": (2,)},
     "output value": {"output": "x"},
     "output none": {"output": "none"},
     "output size": {"output": "size"},
@@ -274,7 +282,7 @@ def test_every_graph_field_is_known_to_the_key() -> None:
     written = {"nodes", "outputs", "mutations", "constants", "symbols"}
     assert {f.name for f in dataclasses.fields(Graph)} == written | {"provenance", "_interned"}
     assert {f.name for f in dataclasses.fields(Output)} == {
-        "value", "strides", "alias_of", "offset",
+        "value", "strides", "alias_of", "offset", "memory", "view_shape", "view_strides",
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(A.InputAttrs)} == {
         "index", "name", "type", "strides", "is_parameter", "alignment",

@@ -75,8 +75,10 @@ def _accesses(stage: Stage, axis: Axis, large: set[int]) -> Iterator[Load | Stor
 
 
 def _ahead(nest: LoopNest, stage: Stage, large: set[int]) -> Iterator[Prefetch]:
+    if stage.axes:
+        return
     axis = nest.axes[-1]
-    for access in _accesses(stage, axis, large) if not stage.axes else ():
+    for access in _accesses(stage, axis, large):
         size = nest.buffers[access.buffer].dtype.itemsize
         if isinstance(axis.size, int) and axis.size * size >= _SHORTEST_RUN:
             yield Prefetch(access.buffer, access.index + _AHEAD // size, isinstance(access, Store))
@@ -85,7 +87,7 @@ def _ahead(nest: LoopNest, stage: Stage, large: set[int]) -> Iterator[Prefetch]:
 def _next_rows(nest: LoopNest, large: set[int]) -> dict[Stage, tuple[Prefetch, ...]]:
     """Every large buffer's next row, where all rows are gone through by loops of one length."""
     loops = [stage for stage in nest.stages if stage.axes]
-    if not loops or any(len(s.axes) > 1 or s.axes[0].size != loops[0].axes[0].size for s in loops):
+    if len({s.axes[-1].size for s in loops}) != 1 or any(len(s.axes) > 1 for s in loops):
         return {}
     carrier = max(loops, key=lambda s: work(s.body))
     found: dict[int, Prefetch] = {}
