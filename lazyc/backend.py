@@ -58,7 +58,7 @@ def lazyc(
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
     restore = functools.partial(_restore, config)
-    return make_backend(compile_graph, import_failed, restore)(gm, example_inputs)
+    return make_backend(compile_graph, import_failed, restore, _left_to_eager)(gm, example_inputs)
 
 
 class Session:
@@ -141,6 +141,10 @@ def _import_failed(
     if isinstance(error, Unsupported):
         return _in_eager(gm, str(error))
     return _failed(config, error, gm)
+
+
+def _left_to_eager(op: str, reason: str, line: str) -> None:
+    EVENTS.emit(E.Fallback(op, reason, line))
 
 
 def _in_eager(gm: torch.fx.GraphModule, reason: str) -> Boxed:

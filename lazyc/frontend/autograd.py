@@ -19,6 +19,7 @@ from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lazyc.frontend.capture_key import capture_key, is_plain
+from lazyc.frontend.cut import cut, data_calls, depends_on_data, join
 from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.ir.graph import Graph
@@ -29,6 +30,7 @@ Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 # The last argument is the key under which ``Restore`` is to find the result again, or None.
 CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, GraphKind, "str | None"], Boxed]
 Restore: TypeAlias = Callable[[str, torch.fx.GraphModule], "Boxed | None"]
+LeftToEager: TypeAlias = Callable[[str, str, str], None]
 ImportFailed: TypeAlias = Callable[[Exception, torch.fx.GraphModule, GraphKind], Boxed]
 
 
@@ -50,6 +52,10 @@ def eager_when_unsupported(error: Exception, gm: torch.fx.GraphModule, kind: Gra
     raise error
 
 
+def _say_nothing(op: str, reason: str, line: str) -> None:
+    pass
+
+
 def _find_nothing(key: str, gm: torch.fx.GraphModule) -> None:
     return None
 
@@ -58,12 +64,14 @@ def make_backend(
     compile_graph: CompileGraph,
     import_failed: ImportFailed = eager_when_unsupported,
     restore: Restore = _find_nothing,
+    left_to_eager: LeftToEager = _say_nothing,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
-    of Dynamo's from before (``capture_key``); AOTAutograd is then left out.
+    of Dynamo's from before (``capture_key``); AOTAutograd is then left out. ``left_to_eager`` is told
+    the calls that a graph is cut at (``cut``): operator, reason, line of the user.
     """
 
     def compile_part(
@@ -73,6 +81,8 @@ def make_backend(
         example_inputs: Sequence[Any],
     ) -> Boxed:
         parameters = _parameter_inputs() if kind == "inference" else frozenset()
+        if depends_on_data(gm):
+            return _boxed(compile_pieces(kind, gm, parameters))
         try:
             graph = import_graph(gm, parameters)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
@@ -82,6 +92,31 @@ def make_backend(
             capture = None
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
             return _boxed(compile_graph(graph, gm, kind, capture))
+
+    def compile_pieces(
+        kind: GraphKind, gm: torch.fx.GraphModule, parameters: frozenset[int]
+    ) -> Boxed:
+        try:
+            pieces = cut(gm)
+        except Exception as error:  # noqa: BLE001
+            return import_failed(error, gm, kind)
+        for op, line in data_calls(gm):
+            left_to_eager(op, "sizes that depend on data", line)
+        weights = {
+            n for k, n in enumerate(gm.graph.find_nodes(op="placeholder")) if k in parameters
+        }
+        functions = []
+        for piece in pieces:
+            module = piece.module(gm)
+            lasting = frozenset(k for k, n in enumerate(piece.inputs) if n in weights)
+            try:
+                graph = import_graph(module, lasting)
+            except Exception as error:  # noqa: BLE001
+                functions.append(import_failed(error, module, kind))
+                continue
+            with _disable_current_modes():
+                functions.append(compile_graph(graph, module, kind, None))
+        return join(gm, pieces, functions)
 
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any

@@ -10,17 +10,14 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from lazyc.ir.types import (
-    Dim,
     OpaqueType,
     Shape,
     TensorType,
     ValueType,
     as_dim,
     dtype_from_torch,
-    free_symbols,
 )
 
 
@@ -29,28 +26,16 @@ class Unsupported(Exception):
 
 
 def dims(sizes: Iterable[Any]) -> Shape:
-    """Sizes or strides of a fake tensor. Raises Unsupported for data-dependent ones."""
-    found = tuple(d if type(d) is int else as_dim(d) for d in sizes)
-    check_backed(found)
-    return found
-
-
-def check_backed(values: Iterable[Dim]) -> None:
-    """Raises Unsupported when a dim depends on data (an unbacked symbol)."""
-    for symbol in free_symbols(values):
-        if symbol_is_type(symbol, (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT)):
-            raise Unsupported(f"size {symbol} depends on data")
+    """Sizes or strides of a fake tensor."""
+    return tuple(d if type(d) is int else as_dim(d) for d in sizes)
 
 
 def sym_value(value: Any) -> Any:
     """A Python number or its symbolic counterpart as a number, or as a sympy expression."""
     if isinstance(value, torch.SymInt):
-        dim = as_dim(value)
-        check_backed((dim,))
-        return dim
+        return as_dim(value)
     if isinstance(value, torch.SymFloat | torch.SymBool):
         expr = value.node.expr
-        check_backed((expr,))
         if isinstance(expr, sympy.Float | sympy.Integer):
             return float(expr)
         if expr in (sympy.true, sympy.false):
