@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from lazyc import collector
 from lazyc.config import Config
 from lazyc.errors import CompilerBug, CompilerBugWarning, LazycWarning, UnsupportedVersion
 from lazyc.report import events as E
@@ -58,7 +59,9 @@ def lazyc(
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
     restore = functools.partial(_restore, config)
-    return make_backend(compile_graph, import_failed, restore, _left_to_eager)(gm, example_inputs)
+    backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
+    with collector.paused():
+        return backend(gm, example_inputs)
 
 
 class Session:
