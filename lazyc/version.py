@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -52,8 +53,12 @@ def check_versions() -> None:
     low, below = _TORCH
     if torch is None or not low <= _major_minor(torch) < below:
         raise UnsupportedVersion("torch", torch, f"{low[0]}.{low[1]} or {below[0]}.{below[1] - 1}")
-    if installed("llvmlite") is None:
-        raise UnsupportedVersion("llvmlite", None, "0.44 or later")
+    try:
+        importlib.import_module("llvmlite.binding")
+    except ImportError as error:
+        found = installed("llvmlite")
+        broken = f"{found} (import fails: {error})" if found else None
+        raise UnsupportedVersion("llvmlite", broken, "0.44 or later") from error
 
 
 def _major_minor(version: str) -> tuple[int, int]:

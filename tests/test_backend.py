@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -230,3 +231,11 @@ def test_saved_views_share_memory_with_results() -> None:
         torch.testing.assert_close(x.grad, x.grad.clone())
     expected = torch.autograd.grad(function(x), x, seeds)[0]
     torch.testing.assert_close(x.grad, 2 * expected)
+
+
+def test_an_llvmlite_that_does_not_import_runs_in_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    x = torch.randn(4)
+    with pytest.warns(LazycWarning, match=r"llvmlite .*import fails"):
+        found = compiled(torch.sinh, strict=False)(x)
+    torch.testing.assert_close(found, torch.sinh(x))

@@ -139,7 +139,11 @@ class DiskCache:
             self._disable(str(error), reads=True)
             return
         except OSError as error:
-            what = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+            what = (
+                "the disk is full"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else error.strerror
+            )
             self._disable(f"cannot write to {self._root}: {what or error}", reads=False)
             return
         with self._lock:
@@ -220,10 +224,13 @@ class DiskCache:
             return None
 
     def _write_retrying(self, kind: E.CacheKind, key: str, data: bytes) -> None:
-        for _ in range(_CREATE_TRIES):
-            with suppress(FileNotFoundError):
+        for left in reversed(range(_CREATE_TRIES)):
+            try:
                 self._write(kind, key, data)
                 return
+            except FileNotFoundError:
+                if not left:
+                    raise
 
     def _write(self, kind: E.CacheKind, key: str, data: bytes) -> None:
         temporary = f"{key}.{os.urandom(8).hex()}.tmp"
