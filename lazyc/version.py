@@ -13,6 +13,7 @@ from lazyc.errors import UnsupportedVersion
 VERSION = "0.1.0"
 
 _TORCH = ((2, 13), (2, 15))  # at least, below
+_LLVMLITE = "0.44 or later"
 
 
 @cache
@@ -53,12 +54,15 @@ def check_versions() -> None:
     low, below = _TORCH
     if torch is None or not low <= _major_minor(torch) < below:
         raise UnsupportedVersion("torch", torch, f"{low[0]}.{low[1]} or {below[0]}.{below[1] - 1}")
+    found = installed("llvmlite")
+    if found is None:
+        raise UnsupportedVersion("llvmlite", None, _LLVMLITE)
     try:
         importlib.import_module("llvmlite.binding")
     except ImportError as error:
-        found = installed("llvmlite")
-        broken = f"{found} (import fails: {error})" if found else None
-        raise UnsupportedVersion("llvmlite", broken, "0.44 or later") from error
+        raise UnsupportedVersion(
+            "llvmlite", f"{found} (import fails: {error})", _LLVMLITE
+        ) from error
 
 
 def _major_minor(version: str) -> tuple[int, int]:
