@@ -25,7 +25,7 @@ from lazyc.ir.program import (
     SeedStep,
     Step,
 )
-from lazyc.ir.types import Dim, DType, Shape, free_symbols
+from lazyc.ir.types import Dim, DType, Shape, free_symbols, storage_extent
 
 _DENSE = ("temp", "output")  # memory that the runtime allocates
 _GIVEN = ("input", "constant")  # defined from the start
@@ -237,12 +237,9 @@ def _filled(nest: LoopNest) -> set[int]:
 
 def _extent(shape: Shape, strides: Shape, offset: Dim) -> Dim | None:
     """Elements of memory up to the last one of a strided view; None where it is not known."""
-    if 0 in shape:
-        return 0
-    dims = (*shape, *strides, offset)
-    if not all(isinstance(d, int) for d in dims):
-        return None
-    return offset + 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
+    extent = storage_extent(shape, strides)
+    known = isinstance(extent, int) and isinstance(offset, int)
+    return (offset + extent if extent else 0) if known else None
 
 
 def _in_sizes(numel: Dim, nest: LoopNest, sizes: tuple[Dim, ...]) -> Dim:

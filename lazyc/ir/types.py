@@ -9,10 +9,10 @@ never need stride rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import sympy
 import torch
@@ -146,7 +146,11 @@ def numel(shape: Iterable[Dim]) -> Dim:
     return math.prod(shape, start=1)
 
 
-def storage_extent(shape: Shape, strides: Shape) -> Dim:
+@overload
+def storage_extent(shape: Sequence[int], strides: Sequence[int]) -> int: ...
+@overload
+def storage_extent(shape: Sequence[Dim], strides: Sequence[Dim]) -> Dim: ...
+def storage_extent(shape: Sequence[Dim], strides: Sequence[Dim]) -> Dim:
     """Elements of memory from the first to the last element of a strided tensor, 0 if it is empty."""
     if 0 in shape:
         return 0

@@ -22,12 +22,12 @@ from lazyc.ir.program import (
     SeedStep,
     Step,
 )
-from lazyc.ir.types import Dim, DType
+from lazyc.ir.types import Dim, DType, storage_extent
 from lazyc.runtime.driver import ENV_SLOTS, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.memory import Interval, plan_arena
-from lazyc.runtime.sizes import Sizes, storage_elements
+from lazyc.runtime.sizes import Sizes
 
 ARENA_SLOT = ENV_SLOTS
 # Below this much memory traffic (bytes) plus arithmetic (FLOPs / 16) a segment takes a few
@@ -148,7 +148,7 @@ def _layout(buffer: Buffer, sizes: Sizes) -> Layout | None:
         return None
     shape, strides = sizes.all(buffer.shape), sizes.all(buffer.strides)
     dtype = buffer.dtype.torch
-    return Layout(dtype, shape, strides, storage_elements(shape, strides) * dtype.itemsize)
+    return Layout(dtype, shape, strides, storage_extent(shape, strides) * dtype.itemsize)
 
 
 def _cut(program: Program, sizes: Sizes, blas: Blas) -> list[Segment]:

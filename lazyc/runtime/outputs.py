@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from lazyc.ir.types import storage_extent
 from lazyc.runtime.memory import HUGE_PAGE, advise_huge_pages
-from lazyc.runtime.sizes import storage_elements
 
 _PROBES = 4  # blocks looked at before a new one is made
 _TRIM_EVERY = 256  # allocations between two looks for old blocks
@@ -135,7 +135,7 @@ class OutputPool:
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
     ) -> Callable[[], torch.Tensor]:
         """A function that makes an uninitialised CPU tensor of this layout at each call."""
-        nbytes = storage_elements(shape, strides) * dtype.itemsize
+        nbytes = storage_extent(shape, strides) * dtype.itemsize
         if nbytes < self.min_bytes or self._idle is None or nbytes > self.max_bytes:
             return partial(empty_strided_cpu, shape, strides, dtype)
         with self._lock:

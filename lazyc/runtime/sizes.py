@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import sympy
 
@@ -43,10 +43,3 @@ class Sizes:
             return concrete(expr, self.values)
         parts = [self(a) for a in expr.args]
         return sum(parts) if isinstance(expr, sympy.Add) else math.prod(parts)
-
-
-def storage_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements of memory from the first to the last element of a strided tensor, 0 if it is empty."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))

@@ -33,11 +33,11 @@ from lazyc.ir.program import (
     Program,
     ProgramOutput,
 )
+from lazyc.ir.types import storage_extent
 from lazyc.runtime.binding import Plan
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import GemmCall, pack, packed_bytes
-from lazyc.runtime.sizes import storage_elements
 
 _SAMPLES = 16  # words looked at in each parameter, each call
 _TURNS = 4  # sets of positions, used by turns
@@ -213,7 +213,7 @@ class _Guard:
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor of less than a word (with those between its elements, if strided)."""
-    extent = storage_elements(tensor.shape, tensor.stride()) * tensor.element_size()
+    extent = storage_extent(tensor.shape, tensor.stride()) * tensor.element_size()
     return ctypes.string_at(tensor.data_ptr(), extent)
 
 
@@ -222,7 +222,7 @@ def _sample_table(parameters: Sequence[torch.Tensor], turn: int) -> ctypes.Array
     words: list[tuple[int, int]] = []
     for number, parameter in enumerate(parameters):
         # A strided parameter is sampled between its elements too; a change there costs a renewal.
-        extent = storage_elements(parameter.shape, parameter.stride()) * parameter.element_size()
+        extent = storage_extent(parameter.shape, parameter.stride()) * parameter.element_size()
         if extent < _WORD:
             continue
         positions = random.Random(number * _TURNS + turn)
