@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -54,14 +55,20 @@ def lazyc(
             raise
         warnings.warn(str(error), LazycWarning, stacklevel=2)
         return gm.forward
-    from lazyc.frontend.autograd import make_backend  # needs a torch that check_versions accepts
+    # These need a torch that check_versions accepts.
+    from lazyc.frontend.autograd import make_backend
+    from lazyc.frontend.recompiles import recompile
 
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
     restore = functools.partial(_restore, config)
     backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
     with collector.paused():
-        return backend(gm, example_inputs)
+        compiled = backend(gm, example_inputs)
+    if EVENTS.listening and (again := recompile(gm)) is not None:
+        spent = time.time() - again.started
+        EVENTS.emit(E.Recompiled(again.line, again.changed, again.fix, again.count, spent))
+    return compiled
 
 
 class Session:
@@ -97,7 +104,8 @@ _SESSION = Session(EVENTS)
 
 def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | None:
     try:
-        found = _SESSION.compiler(config).restore(capture, gm)
+        inputs = len(gm.graph.find_nodes(op="placeholder"))
+        found = _SESSION.compiler(config).restore(capture, len(gm.graph.nodes), inputs)
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
         return _failed(config, error, gm)
     if found is None:

@@ -10,8 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 
-import torch
-
 from lazyc.codegen.target import Target
 from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CompilerBug, NotCacheable
@@ -71,9 +69,10 @@ class Compiler:
                 self._store_capture(capture, key, may_report_errors(graph))
         return self._finish(number, *found, timings)
 
-    def restore(self, capture: str, gm: torch.fx.GraphModule) -> tuple[Executable, bool] | None:
+    def restore(self, capture: str, nodes: int, inputs: int) -> tuple[Executable, bool] | None:
         """The Executable of the Graph that was compiled with this ``capture``, and whether a kernel of
-        it may report errors; None where there was none."""
+        it may report errors; None where there was none. (``nodes`` and ``inputs`` are for reports.)
+        """
         timings = Timings()
         with self._lock:
             start = time.perf_counter()
@@ -83,8 +82,7 @@ class Compiler:
         if entry is None or found is None:
             return None
         number = next(_graph_numbers)
-        inputs = sum(node.op == "placeholder" for node in gm.graph.nodes)
-        self._events.emit(E.CompileStarted(number, len(gm.graph.nodes), inputs))
+        self._events.emit(E.CompileStarted(number, nodes, inputs))
         return self._finish(number, *found, timings), entry[1]
 
     def _finish(

@@ -115,6 +115,20 @@ class KernelCompiled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Recompiled(Event):
+    """A function was compiled again, ``count`` times by now, because of what ``changed`` since.
+
+    ``seconds``: from Dynamo's start with it to code that is ready. ``fix`` is what would avoid it.
+    """
+
+    line: str
+    changed: str
+    fix: str
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fallback(Event):
     """Operator ``op`` at the user's ``line`` runs in eager, because of ``reason``."""
 

@@ -21,6 +21,7 @@ class _Totals:
     rejected: int = 0
     evicted: int = 0
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (op, reason)
+    recompiles: Counter[str] = field(default_factory=Counter)  # by what changed
     bugs: Counter[str] = field(default_factory=Counter)  # by stage
     packed: int = 0
     packed_bytes: int = 0
@@ -61,6 +62,7 @@ class Metrics:
                     {"op": op, "reason": reason, "count": count}
                     for (op, reason), count in t.fallbacks.most_common()
                 ],
+                "recompiles": dict(t.recompiles.most_common()),
                 "compiler_bugs": dict(sorted(t.bugs.items())),
                 "weights_packed": t.packed,
                 "weights_packed_bytes": t.packed_bytes,
@@ -89,6 +91,8 @@ def _count(t: _Totals, event: E.Event) -> None:
             t.evicted += event.entries
         case E.Fallback():
             t.fallbacks[event.op, event.reason] += 1
+        case E.Recompiled():
+            t.recompiles[f"{event.line} {event.changed}".strip()] += 1
         case E.CompilerBugFound():
             t.bugs[event.stage] += 1
         case E.WeightsPacked():
@@ -118,6 +122,9 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights packed", f"{s['weights_packed']} ({mib:.1f} MiB)"))
     rows.append(("fallbacks to eager", str(sum(f["count"] for f in s["fallbacks"]))))
     rows += [(f"  {f['op']}: {f['reason']}", str(f["count"])) for f in s["fallbacks"]]
+    if s["recompiles"]:
+        rows.append(("compiled again", str(sum(s["recompiles"].values()))))
+        rows += [(f"  {what}", str(count)) for what, count in s["recompiles"].items()]
     rows += [(f"compiler bugs in {stage}", str(n)) for stage, n in s["compiler_bugs"].items()]
     return rows
 

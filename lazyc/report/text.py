@@ -11,6 +11,7 @@ from lazyc.report import events as E
 _LEVELS: dict[type[E.Event], int] = {
     E.CompileFinished: 1,
     E.Fallback: 1,
+    E.Recompiled: 1,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -62,6 +63,10 @@ def format_event(event: E.Event, level: int) -> str:
         case E.Fallback():
             at = f" at {event.line}" if event.line else ""
             return f"eager: {event.op}{at}: {event.reason}"
+        case E.Recompiled():
+            cost, at = f"{1e3 * event.seconds:.0f} ms", f" {event.line}" if event.line else ""
+            line = f"recompile {event.count}{at}: {event.changed} ({cost})"
+            return f"{line}\n  to avoid it: {event.fix}" if event.fix else line
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():

@@ -24,6 +24,7 @@ SAMPLES: list[E.Event] = [
     E.CacheEvicted(2, 4096),
     E.CacheDisabled("read-only"),
     E.KernelCompiled("ef" * 32, 0.02, "add model.py:3"),
+    E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "", 1, 0.5),
     E.Fallback("aten.sort.default", "no lowering", "model.py:7"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
@@ -77,13 +78,20 @@ def test_metrics_count_what_was_emitted() -> None:
         "cache_rejected": 1,
         "cache_evicted": 2,
         "fallbacks": [{"op": "aten.sort.default", "reason": "no lowering", "count": 1}],
+        "recompiles": {"model.py:9 x: size of dim 0, 2 -> 3": 1},
         "compiler_bugs": {"fuse": 1},
         "weights_packed": 4,
         "weights_packed_bytes": 1 << 20,
     }
     json.dumps(snapshot)
     report = metrics.report()
-    for text in ("6 / 18", "1.500", "aten.sort.default: no lowering", "compiler bugs in fuse"):
+    for text in (
+        "6 / 18",
+        "1.500",
+        "aten.sort.default: no lowering",
+        "compiler bugs in fuse",
+        "2 -> 3",
+    ):
         assert text in report
     metrics.reset()
     assert metrics.snapshot()["graphs_compiled"] == 0
@@ -109,7 +117,8 @@ def test_debug_levels() -> None:
     shown = {level: [e for e in SAMPLES if format_event(e, level)] for level in range(4)}
     assert shown[0] == []
     assert [type(e).__name__ for e in shown[1]] == [
-        "CompileFinished", "CacheRejected", "CacheDisabled", "Fallback", "CompilerBugFound",
+        "CompileFinished", "CacheRejected", "CacheDisabled", "Recompiled", "Fallback",
+        "CompilerBugFound",
     ]  # fmt: skip
     assert shown[2] == shown[3] == SAMPLES
     assert "%0 = input" not in format_event(SAMPLES[2], 2)
