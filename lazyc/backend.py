@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -22,6 +23,7 @@ from lazyc.errors import CompilerBug, CompilerBugWarning, LazycWarning, Unsuppor
 from lazyc.report import events as E
 from lazyc.report.metrics import Metrics
 from lazyc.report.text import printer
+from lazyc.report.trace import TraceWriter
 from lazyc.version import check_versions
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Session:
         self._events = events
         self._compilers: dict[Config, Compiler] = {}
         self._printing: set[tuple[int, str]] = set()
+        self._tracing: set[str] = set()
         self._lock = threading.Lock()
 
     def compiler(self, config: Config) -> Compiler:
@@ -93,6 +96,9 @@ class Session:
                 if config.debug and output not in self._printing:
                     self._printing.add(output)
                     self._events.subscribe(printer(config))
+                if config.trace and config.trace not in self._tracing:
+                    self._tracing.add(config.trace)
+                    self._events.subscribe(TraceWriter(Path(config.trace)))
                 host = create_host(config.output_pool_mb << 20)
                 target = host_target(config.target or None)
                 found = self._compilers[config] = Compiler(config, target, host, self._events)

@@ -15,9 +15,12 @@ from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CompilerBug, NotCacheable
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.nest_text import print_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.printer import print_graph
 from lazyc.ir.program import EagerStep, Program
+from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.verify import verify_graph
 from lazyc.kernels import KernelStore, Timings
@@ -64,7 +67,7 @@ class Compiler:
             timings.add("key", start)
             found = self._lookup(key, parts, timings)
             if found is None:
-                found = self._build(graph, key, parts, timings)
+                found = self._build(number, graph, key, parts, timings)
             if capture is not None and key is not None:
                 self._store_capture(capture, key, may_report_errors(graph))
         return self._finish(number, *found, timings)
@@ -109,7 +112,7 @@ class Compiler:
     def _lookup(
         self, key: str | None, parts: Mapping[str, str] | None, timings: Timings
     ) -> tuple[Program, dict[str, LoadedKernel]] | None:
-        if key is None:
+        if key is None or self._config.trace:
             return None
         found = self._programs.get(key)
         if found is not None:
@@ -172,13 +175,18 @@ class Compiler:
 
     def _build(
         self,
+        number: int,
         graph: Graph,
         key: str | None,
         parts: Mapping[str, str] | None,
         timings: Timings,
     ) -> tuple[Program, dict[str, LoadedKernel]]:
-        graph = self._run_passes(graph, timings)
+        graph = self._run_passes(number, graph, timings)
         program = self._schedule(graph, timings)
+        if self._config.trace:
+            self._events.emit(E.Artifact(number, "program.txt", print_program(program)))
+            for name, nest in program.nests.items():
+                self._trace_kernel(number, name, nest)
         try:
             kernels, refs = self._kernels.make(program.nests, timings)
         except Exception as error:
@@ -190,8 +198,16 @@ class Compiler:
             timings.add("store", start)
         return program, kernels
 
-    def _run_passes(self, graph: Graph, timings: Timings) -> Graph:
+    def _trace_kernel(self, number: int, name: str, nest: LoopNest) -> None:
+        stem = f"kernel-{name[:16]}"
+        self._events.emit(E.Artifact(number, f"{stem}.nest", print_nest(nest)))
+        code = self._kernels.generate(nest, stem.replace("-", "_"))
+        self._events.emit(E.Artifact(number, f"{stem}.ll", code.text))
+
+    def _run_passes(self, number: int, graph: Graph, timings: Timings) -> Graph:
         start = time.perf_counter()
+        if self._config.trace:
+            self._events.emit(E.Artifact(number, "00-captured.txt", print_graph(graph)))
         try:
             if self._config.verify:
                 verify_graph(graph)
@@ -201,7 +217,10 @@ class Compiler:
             assert cause is not None
             raise CompilerBug(f"pass {failure.name}", cause) from cause
         before = len(graph.nodes)
-        for result in results:
+        for k, result in enumerate(results, 1):
+            if self._config.trace:
+                name = f"{k:02}-{result.name}.txt"
+                self._events.emit(E.Artifact(number, name, print_graph(result.graph)))
             if self._events.listening:
                 text = print_graph(result.graph) if self._config.debug >= 3 else ""
                 after = len(result.graph.nodes)

@@ -151,6 +151,11 @@ class Config:
         "", "LAZYC_DEBUG_FILE",
         "File that debug output is appended to; empty: stderr.",
     )  # fmt: skip
+    trace: str = _option(
+        "", "LAZYC_TRACE",
+        "Folder for every event, the IR after each pass, and the code of each kernel. Programs are then"
+        " compiled anew, not taken from the cache.",
+    )  # fmt: skip
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:

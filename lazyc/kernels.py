@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lazyc.codegen import llvm
+from lazyc.codegen.base import KernelCode
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
@@ -87,6 +88,10 @@ class KernelStore:
             self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
         self._link(ref, object_code, timings)
         return ref
+
+    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+        """The code of a kernel as text, for reading."""
+        return llvm.generate(nest, symbol, self._target)
 
     def restore(
         self, refs: Mapping[str, KernelRef], objects: Mapping[str, bytes], timings: Timings

@@ -156,6 +156,15 @@ class WeightsPacked(Event):
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Artifact(Event):
+    """A text of compilation number ``graph`` (IR, code) under a file name; only with ``LAZYC_TRACE``."""
+
+    graph: int
+    name: str
+    text: str
+
+
 Listener: TypeAlias = Callable[[Event], None]
 
 

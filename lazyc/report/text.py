@@ -22,6 +22,7 @@ _LEVELS: dict[type[E.Event], int] = {
     E.CacheEvicted: 2,
     E.KernelCompiled: 2,
     E.WeightsPacked: 2,
+    E.Artifact: 4,  # has a file of its own
 }
 
 
