@@ -2,7 +2,8 @@
 
     torch.compile(model, backend="lazyc")
 
-``lazyc.metrics`` counts what happened: ``report()`` as text, ``snapshot()`` as a dict, ``reset()``.
+``lazyc.metrics`` counts what happened: ``report()`` as text, ``snapshot()`` as a dict,
+``prometheus()`` as Prometheus text, ``reset()``.
 """
 
 from __future__ import annotations

@@ -72,6 +72,12 @@ class Metrics:
         """The snapshot as a table for people."""
         return _render(self.snapshot())
 
+    def prometheus(self) -> str:
+        """The snapshot in Prometheus' text format. Raises ImportError without ``prometheus_client``."""
+        from lazyc.report.prometheus import exposition
+
+        return exposition(self.snapshot())
+
 
 def _count(t: _Totals, event: E.Event) -> None:
     match event:

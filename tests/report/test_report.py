@@ -99,6 +99,24 @@ def test_metrics_count_what_was_emitted() -> None:
     assert snapshot["graphs_compiled"] == 2, "a snapshot does not change afterwards"
 
 
+def test_prometheus_text() -> None:
+    metrics = Metrics()
+    for event in SAMPLES:
+        metrics.listen(event)
+    lines = metrics.prometheus().splitlines()
+    assert "lazyc_graphs_compiled_total 1.0" in lines
+    assert 'lazyc_compile_seconds_total{stage="codegen"} 0.5' in lines
+    assert 'lazyc_cache_hits_total{kind="kernels",level="disk"} 1.0' in lines
+    assert 'lazyc_fallbacks_total{op="aten.sort.default",reason="no lowering"} 1.0' in lines
+    assert "# TYPE lazyc_recompiles_total counter" in lines
+
+
+def test_every_metric_is_in_the_prometheus_text() -> None:
+    metrics = Metrics()
+    text = metrics.prometheus()
+    assert all(f"# HELP lazyc_{name}_total " in text for name in metrics.snapshot())
+
+
 def test_metrics_count_from_many_threads() -> None:
     metrics = Metrics()
 

@@ -1,0 +1,62 @@
+"""Metrics in Prometheus' text format (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_PLAIN = {
+    "graphs_compiled": "Graphs compiled.",
+    "kernels_made": "Kernels generated and compiled.",
+    "kernels_reused": "Kernels that were there already.",
+    "cache_rejected": "Files of the disk cache that did not verify.",
+    "cache_evicted": "Files removed to keep the disk cache within its limit.",
+    "weights_packed": "Weights repacked for the matrix product.",
+    "weights_packed_bytes": "Bytes of repacked weights.",
+}
+_BY_LABEL = {
+    "compile_seconds": ("stage", "Seconds of compilation."),
+    "recompiles": ("reason", "Functions compiled again."),
+    "compiler_bugs": ("stage", "Bugs inside lazyc; the graph ran in eager."),
+}
+
+
+def exposition(snapshot: Mapping[str, Any]) -> str:
+    """A snapshot (``Metrics.snapshot``) as text. Raises ImportError without ``prometheus_client``."""
+    try:
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.registry import Collector
+    except ImportError as error:
+        raise ImportError("metrics.prometheus() needs `pip install prometheus_client`") from error
+
+    class Snapshot(Collector):
+        def collect(self) -> Iterator[Any]:
+            return _families(snapshot)
+
+    registry = CollectorRegistry()
+    registry.register(Snapshot())
+    return generate_latest(registry).decode()
+
+
+def _families(snapshot: Mapping[str, Any]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    for name, text in _PLAIN.items():
+        yield CounterMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
+    for name, (label, text) in _BY_LABEL.items():
+        family = CounterMetricFamily(f"lazyc_{name}", text, labels=[label])
+        for value, count in snapshot[name].items():
+            family.add_metric([value], count)
+        yield family
+    for name in ("cache_hits", "cache_misses"):
+        what = name.removeprefix("cache_")
+        family = CounterMetricFamily(f"lazyc_{name}", f"Cache {what}.", labels=["level", "kind"])
+        for key, count in snapshot[name].items():
+            family.add_metric(key.split(" "), count)
+        yield family
+    family = CounterMetricFamily(
+        "lazyc_fallbacks", "Operators left to eager.", labels=["op", "reason"]
+    )
+    for row in snapshot["fallbacks"]:
+        family.add_metric([row["op"], row["reason"]], row["count"])
+    yield family
