@@ -239,3 +239,18 @@ def test_an_llvmlite_that_does_not_import_runs_in_eager(monkeypatch: pytest.Monk
     with pytest.warns(LazycWarning, match=r"llvmlite .*import fails"):
         found = compiled(torch.sinh, strict=False)(x)
     torch.testing.assert_close(found, torch.sinh(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_values_between_the_passes_over_a_row(dtype: torch.dtype) -> None:
+    """They wait in scratch memory in float32, unrounded."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = torch.exp(torch.tanh(x) * 3)
+        return y / y.sum(-1, keepdim=True)
+
+    x = torch.randn(12, 100, dtype=dtype)
+    found = compiled(function, strict=True, verify=True)(x)
+    torch.testing.assert_close(found, function(x.double()).to(dtype))
+    counts = lazyc.metrics.snapshot()
+    assert (counts["kernels_made"] + counts["kernels_reused"], counts["fallbacks"]) == (1, [])

@@ -169,7 +169,7 @@ class _Writer:
         self.body = Body(self._locate, self._known)
         self.params: dict[int | Node, tuple[int, DType, Dim]] = {}
         self._done: dict[Node, tuple[int, Position | None]] = {}  # value id; position (None: any)
-        self._stores: list[tuple[Location, int, DType]] = []  # written when the group is complete
+        self._stores: list[tuple[Location, int]] = []  # written when the group is complete
         self._by_node = {r.node: r for r in context.kernel.roots if r.into is None}
         shapes = [sizes(r.domain, context.kernel.splits[r].outer) for r in context.kernel.roots]
         self.outer = _axes("p", loop_axes.refine(shapes, sorted(context.outer_cuts)))
@@ -191,7 +191,7 @@ class _Writer:
     def _write_group(self, axes: tuple[Axis, ...], group: tuple[Root, ...]) -> None:
         outer_flat, inner_flat = _flat_of(self.outer), _flat_of(axes)
         self.body.open_stage(axes)
-        after: list[tuple[Location, int, DType]] = []
+        after: list[tuple[Location, int]] = []
         for root in group:
             split = self.c.kernel.splits[root]
             position: list[Index] = [Index(0)] * len(root.domain)
@@ -215,7 +215,7 @@ class _Writer:
         if root.into is not None:
             buffer = self.c.target[root.into]
             value = self.body.value(node, at)
-            self._stores.append((self._place(buffer, at), value, _dtype(buffer)))
+            self._stores.append((self._place(buffer, at), value))
             return
         is_loop = _inner_numel(self.c.kernel, root) != 1
         if node.spec.has(Trait.SCAN):
@@ -225,10 +225,9 @@ class _Writer:
         else:
             value = self.body.expression(node, at)
         if node in self.c.memory:
-            place = self._place(self.c.memory[node], at)
-            self._stores.append((place, value, node.dtype))
+            self._stores.append((self._place(self.c.memory[node], at), value))
         elif node in self.c.scratch:
-            self._stores.append(((self._scratch(node), inner_flat), value, node.dtype.compute))
+            self._stores.append((self._in_scratch(node, inner_flat), value))
         self._done[node] = (value, at if is_loop else None)
 
     def _write_reduction(
@@ -237,7 +236,7 @@ class _Writer:
         at: Position,
         axes: tuple[Axis, ...],
         inner_flat: Index,
-        after: list[tuple[Location, int, DType]],
+        after: list[tuple[Location, int]],
     ) -> None:
         node = root.node
         value = self.body.value(node.inputs[0], at)
@@ -250,7 +249,7 @@ class _Writer:
         self._done[node] = (result, None)
         if node in self.c.memory:
             outer = tuple(at[d] for d in self.c.kernel.splits[root].outer)
-            after.append((self._place(self.c.memory[node], outer), result, node.dtype))
+            after.append((self._place(self.c.memory[node], outer), result))
 
     def record_cuts(self) -> bool:
         """Notes the axis splits that would remove divisions; True when there are new ones."""
@@ -284,19 +283,22 @@ class _Writer:
         if node in self.c.scratch:
             root = self._by_node[node]
             inner = flat(position, root.domain, self.c.kernel.splits[root].inner)
-            return self._scratch(node), inner
+            return self._in_scratch(node, inner)
         return None
 
     def _place(self, buffer: Buffer, position: Position) -> Location:
         if buffer.id not in self.params:
             self.params[buffer.id] = (len(self.params), _dtype(buffer), buffer_extent(buffer))
-        return self.params[buffer.id][0], linearize(position, buffer.strides)
+        number, dtype, _ = self.params[buffer.id]
+        return number, linearize(position, buffer.strides), dtype
 
-    def _scratch(self, node: Node) -> int:
+    def _in_scratch(self, node: Node, inner: Index) -> Location:
+        """Scratch holds what arithmetic gave, without rounding to a half type."""
         if node not in self.params:
             extent = scratch_size(self.c.kernel, node)
             self.params[node] = (len(self.params), node.dtype.compute, extent)
-        return self.params[node][0]
+        number, dtype, _ = self.params[node]
+        return number, inner, dtype
 
 
 def _axes(prefix: str, axis_sizes: Shape) -> tuple[Axis, ...]:

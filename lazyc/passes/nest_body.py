@@ -20,7 +20,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType, contiguous_strides, is_nonneg
 from lazyc.passes.index_maps import InRange, Position, reads
 
-Location = tuple[int, Index]  # buffer param, element
+Location = tuple[int, Index, DType]  # buffer param, element, its type in memory
 Locate = Callable[[Node, Position], Location | None]
 Known = Callable[[Node, Position], int | None]
 
@@ -117,18 +117,18 @@ class Body:
     def cast(self, value: int, dtype: DType) -> int:
         return value if self.dtypes[value] is dtype else self.compute("cast", dtype, value)
 
-    def load(self, dtype: DType, at: Location, mask: int | None) -> int:
+    def load(self, at: Location, mask: int | None) -> int:
         """An element in the type that arithmetic uses."""
-        buffer, index = at
+        buffer, index, dtype = at
         key = ("load", buffer, index, mask)
         value = self._emit(
             lambda id: L.Load(id, dtype, buffer, index, mask), key, dtype, (mask,), index
         )
         return self.cast(value, dtype.compute)
 
-    def store(self, at: Location, value: int, dtype: DType, mode: Any = "set") -> None:
+    def store(self, at: Location, value: int, mode: Any = "set") -> None:
         """Writes in the stage itself, never hoisted; a stored element is loaded afresh after."""
-        buffer, index = at
+        buffer, index, dtype = at
         self._stage.body.append(L.Store(buffer, index, self.cast(value, dtype), mode))
 
     def reduce(self, kind: L.ReduceKind, value: int, position: Index | None) -> int:
@@ -159,9 +159,7 @@ class Body:
             if found is None:
                 at = self.locate(node, position)
                 found = (
-                    self.load(node.dtype, at, mask)
-                    if at is not None
-                    else self.expression(node, position, mask)
+                    self.load(at, mask) if at is not None else self.expression(node, position, mask)
                 )
             self._values[key] = found
         return found

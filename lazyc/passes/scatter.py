@@ -30,7 +30,8 @@ def lower_scatter(
         if buffer.id not in params:
             assert buffer.dtype is not None
             params[buffer.id] = (len(params), buffer.dtype, buffer_extent(buffer))
-        return params[buffer.id][0], linearize(position, buffer.strides)
+        number, dtype, _ = params[buffer.id]
+        return number, linearize(position, buffer.strides), dtype
 
     def locate(read: Node, position: Position) -> Location | None:
         return place(memory[read], position) if read in realized else None
@@ -48,7 +49,7 @@ def lower_scatter(
         for i, d in zip(indices, node.shape, strict=True)
     )
     value = body.value(update, position)
-    body.store(place(memory[node], at), value, node.dtype, node.attrs.mode)
+    body.store(place(memory[node], at), value, node.attrs.mode)
     stages = body.finish()
     outer, stages, vectorize = loop_axes.choose_vector_axis(outer, stages)
     nest, keys, symbols = finish_nest(outer, stages, params, vectorize, comment)
