@@ -46,6 +46,23 @@ class Case:
         flat, spec = tree_flatten(((sample.input, *sample.args), sample.kwargs))
         return Case(flat, spec, sample.output_process_fn_grad or (lambda out: out))
 
+    def neighbour(self, seed: int) -> Case:
+        """The same with float inputs that are one rounding error larger or smaller, or equal."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def moved(x: Any) -> Any:
+            y = clone(x)
+            if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+                return y
+            if x.layout is not torch.strided:
+                return y
+            step = torch.randint(-1, 2, x.shape, generator=generator) * torch.finfo(x.dtype).eps
+            y = y.detach()
+            y.copy_(y.double() * (1 + step))
+            return y.requires_grad_(x.requires_grad)
+
+        return Case([moved(x) for x in self.flat], self.spec, self.differentiable)
+
     def inputs(self, dtype: torch.dtype | None = None) -> list[Any]:
         return [clone(x, dtype) for x in self.flat]
 

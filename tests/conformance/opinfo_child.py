@@ -12,9 +12,10 @@ import torch
 import torch._dynamo as dynamo
 
 from tests.conformance.opinfo_case import SEED, Case
-from tests.conformance.opinfo_judge import FLOAT_DTYPES, Judge
+from tests.conformance.opinfo_judge import FLOAT_DTYPES, Judge, Neighbours
 
 # Ops whose values nobody defines.
+NEIGHBOURS = 6  # inputs beside a sample that eager's error is measured on
 UNINITIALISED = re.compile(
     r"^(empty|new_empty|empty_like|empty_strided|empty_permuted|new_empty_strided)"
 )
@@ -215,11 +216,14 @@ def _sample(
     def reference(part: int) -> Callable[[], Any] | None:
         return None if undefined else lambda: exact.part(part) if exact else None
 
-    why = judge.differ("out", out, found, reference(0))
-    why = why or judge.differ("input", inputs, found_inputs, reference(2))
+    def neighbours(part: int) -> Neighbours:
+        return lambda: exact.neighbours(part) if exact else ()
+
+    why = judge.differ("out", out, found, reference(0), neighbours(0))
+    why = why or judge.differ("input", inputs, found_inputs, reference(2), neighbours(2))
     why_grad = ""
     if grads is not None:
-        why_grad = judge.differ("grad", grads, found_grads, reference(1))
+        why_grad = judge.differ("grad", grads, found_grads, reference(1), neighbours(1))
         tally.backward_ok += not why_grad
     tally.float64 += judge.float64_verdicts
     if why or why_grad:
@@ -242,6 +246,13 @@ class _Float64:
             inputs = self.case.inputs(torch.float64)
             self._done = self.case.run(self.function, inputs, self.backward)
         return self._done[index]
+
+    def neighbours(self, index: int) -> Iterator[tuple[Any, Any]]:
+        """(eager, float64) on inputs that differ in the last bit."""
+        for seed in range(NEIGHBOURS):
+            case = self.case.neighbour(seed)
+            eager = case.run(self.function, case.inputs(), self.backward)[index]
+            yield eager, case.run(self.function, case.inputs(torch.float64), self.backward)[index]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

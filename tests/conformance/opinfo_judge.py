@@ -3,12 +3,16 @@
 Values pass when ``torch.testing.assert_close`` (default tolerances) accepts them, or else when the
 judge of Inductor's own accuracy checks does (``torch._dynamo.utils.same``): error against a float64
 run of eager at most about twice eager's own error.
+
+Half types have so few bits that eager is exact on some samples by luck, above all where the result
+is one number. There the error may also be three times eager's largest on neighbouring inputs, which
+differ in the last bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +21,8 @@ from torch._dynamo.utils import same
 from torch.utils._pytree import tree_flatten
 
 What = Literal["out", "input", "grad"]
+# (eager's results, float64 results) on neighbouring inputs
+Neighbours = Callable[[], Iterable[tuple[Any, Any]]]
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,7 +41,12 @@ class Judge:
     float64_verdicts: int = field(default=0)
 
     def differ(
-        self, what: What, eager: Any, compiled: Any, reference: Callable[[], Any] | None
+        self,
+        what: What,
+        eager: Any,
+        compiled: Any,
+        reference: Callable[[], Any] | None,
+        neighbours: Neighbours = tuple,
     ) -> str:
         """Why the two results differ; "" when they agree.
 
@@ -46,7 +57,7 @@ class Judge:
         if len(ours) != len(theirs):
             return f"{what}: {len(ours)} leaves, eager {len(theirs)}"
         for i, (expected, found) in enumerate(zip(theirs, ours, strict=True)):
-            why = self._leaf(what, i, expected, found, reference)
+            why = self._leaf(what, i, expected, found, reference, neighbours)
             if why:
                 return f"{what}[{i}]{why}"
         return ""
@@ -58,6 +69,7 @@ class Judge:
         expected: Any,
         found: Any,
         reference: Callable[[], Any] | None,
+        neighbours: Neighbours,
     ) -> str:
         if isinstance(expected, torch.Tensor) != isinstance(found, torch.Tensor):
             tensor = expected if isinstance(expected, torch.Tensor) else found
@@ -71,7 +83,7 @@ class Judge:
         why = self._metadata(what, expected, found)
         if why or reference is None:
             return why
-        return self._values(place, expected, found, reference)
+        return self._values(place, expected, found, reference, neighbours)
 
     def _metadata(self, what: What, expected: torch.Tensor, found: torch.Tensor) -> str:
         names = ["dtype", "shape", "device", "layout"] + (
@@ -86,13 +98,19 @@ class Judge:
         return ""
 
     def _values(
-        self, place: int, expected: torch.Tensor, found: torch.Tensor, reference: Callable[[], Any]
+        self,
+        place: int,
+        expected: torch.Tensor,
+        found: torch.Tensor,
+        reference: Callable[[], Any],
+        neighbours: Neighbours,
     ) -> str:
         try:
             torch.testing.assert_close(found.detach(), expected.detach(), equal_nan=True)
         except AssertionError as difference:
-            if expected.is_floating_point() and self._float64_agrees(
-                place, expected, found, reference
+            if expected.is_floating_point() and (
+                self._float64_agrees(place, expected, found, reference)
+                or self._is_typical(place, found, reference, neighbours)
             ):
                 self.float64_verdicts += 1
                 return ""
@@ -116,3 +134,22 @@ class Judge:
             equal_nan=True,
             log_error=lambda *_, **__: None,
         )
+
+    def _is_typical(
+        self, place: int, found: torch.Tensor, reference: Callable[[], Any], neighbours: Neighbours
+    ) -> bool:
+        if self.dtype.itemsize > 2 or self.dtype not in FLOAT_DTYPES:
+            return False
+
+        def error(result: torch.Tensor, exact: torch.Tensor) -> float:
+            return float((dense(result).double() - dense(exact)).square().mean().sqrt())
+
+        try:
+            ours = error(found, tree_flatten(reference())[0][place])
+            theirs = [
+                error(tree_flatten(eager)[0][place], tree_flatten(exact)[0][place])
+                for eager, exact in neighbours()
+            ]
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            return False
+        return ours <= 3 * max(theirs, default=0.0)
