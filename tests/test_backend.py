@@ -254,3 +254,19 @@ def test_half_values_between_the_passes_over_a_row(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, function(x.double()).to(dtype))
     counts = lazyc.metrics.snapshot()
     assert (counts["kernels_made"] + counts["kernels_reused"], counts["fallbacks"]) == (1, [])
+
+
+def test_an_eager_result_of_another_shape_than_traced() -> None:
+    """``_embedding_bag`` of half types returns an empty tensor where its trace says otherwise."""
+    weight = torch.randn(10, 4, dtype=torch.bfloat16, requires_grad=True)
+    index, offsets = torch.tensor([1, 2, 4, 5, 4, 3, 2, 9]), torch.tensor([0, 4])
+
+    def function(weight: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding_bag(index, weight, offsets) * 2
+
+    found, wanted = compiled(function)(weight), function(weight)
+    torch.testing.assert_close(found, wanted)
+    seed = torch.ones_like(wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, weight, seed), torch.autograd.grad(wanted, weight, seed)
+    )

@@ -172,7 +172,9 @@ class MixedRunner(Runner):
             given = _with_copies(values, copied) if copied else values
             for (buffer, layout, slot), result in zip(outputs, call(given), strict=True):
                 if layout is not None:
-                    result = _own(result, layout, state.arena, [values[b] for b in apart])
+                    result = _own(
+                        result, layout, state.arena, [values[b] for b in apart], slot >= 0
+                    )
                     if slot >= 0:
                         state.env.words[slot] = result.data_ptr()
                 values[buffer] = result
@@ -259,13 +261,23 @@ def _is_alias(result: torch.Tensor, value: Any) -> bool:
 
 
 def _own(
-    result: torch.Tensor, layout: Layout, arena: Arena | None, apart: Sequence[Any]
+    result: torch.Tensor,
+    layout: Layout,
+    arena: Arena | None,
+    apart: Sequence[Any],
+    is_addressed: bool,
 ) -> torch.Tensor:
     """An eager result in the layout that the Program expects, sharing no memory with the arena or
-    with the values ``apart``."""
+    with the values ``apart``.
+
+    Some operators return another shape than they say when they are traced (``_embedding_bag`` for
+    half types). Such a result is passed on as it is, unless native code reads it (``is_addressed``).
+    """
     if result.is_neg():
         result = result.resolve_neg()
     shares = arena is not None and arena.contains(result.data_ptr())
     if shares or any(_is_alias(result, value) for value in apart):
         result = result.clone()
+    if not is_addressed and result.shape != layout.shape:
+        return result
     return in_layout(result, layout.dtype, layout.shape, layout.strides)
