@@ -323,9 +323,18 @@ def test_eager_result_of_other_strides_is_copied():
     assert turned.is_contiguous() and torch.equal(turned, x.t()) and torch.equal(doubled, 2 * x.t())
 
 
-def test_eager_result_of_another_shape_is_an_error():
+def test_eager_result_of_another_shape_is_passed_on():
     b = [*xy(1), toy.buffer(1, "eager", (5, 7))]
     executable = build((0,), b, [eager("aten.t.default", [BufferRef(0)], [1])], [toy.whole(b[1])])
+    x = rand()
+    (found,) = executable([x])
+    assert torch.equal(found, x.t())
+
+
+def test_eager_result_of_another_shape_is_no_argument_of_a_kernel():
+    b = [*xy(1), toy.buffer(1, "eager", SHAPE), toy.buffer(2, "output", SHAPE)]
+    steps = [eager("aten.t.default", [BufferRef(0)], [1]), KernelStep("add", (0, 1, 2), ())]
+    executable = build((0,), b, steps, [toy.whole(b[2])], ["add"])
     with pytest.raises(RuntimeError, match="compiled for"):
         executable([rand()])
 
