@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from bench.first_call import FirstCall
 from bench.quick import Line, Verdict
@@ -13,37 +14,36 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def _cells(
+    line: Line, backends: Sequence[str], cell: Callable[[Line, dict[str, Any]], str]
+) -> list[str]:
+    """The title, and a cell for each backend; "-" where it failed."""
+    rows = [line.row(name) for name in backends]
+    return [line.title, *("-" if row is None else cell(line, row) for row in rows)]
+
+
 def speed(lines: Sequence[Line], backends: Sequence[str], found: Sequence[Verdict]) -> str:
     """Milliseconds (least / median) and speed-ups over eager, with lazyc's targets."""
     targets = {v.title: f"{v.target}, {'met' if v.passed else 'missed'}" for v in found}
-    rows = []
-    for line in lines:
-        cells = [line.title]
-        for name in backends:
-            row = line.row(name)
-            if row is None:
-                cells.append("-")
-                continue
-            ratio = "" if name == "eager" else f" ({line.ratio(name):.2f}x)"
-            cells.append(f"{1e3 * row['minimum']:.1f} / {1e3 * row['median']:.1f}{ratio}")
-        rows.append([*cells, targets.get(line.title, "")])
+
+    def cell(line: Line, row: dict[str, Any]) -> str:
+        name = row["backend"]
+        ratio = "" if name == "eager" else f" ({line.ratio(name):.2f}x)"
+        return f"{1e3 * row['minimum']:.1f} / {1e3 * row['median']:.1f}{ratio}"
+
+    rows = [[*_cells(x, backends, cell), targets.get(x.title, "")] for x in lines]
     return _table(["ms, least / median", *backends, "target"], rows)
 
 
 def accuracy(lines: Sequence[Line], backends: Sequence[str]) -> str:
     """Errors against float64 and peak memory of the same runs."""
-    rows = []
-    for line in lines:
-        cells = [line.title]
-        for name in backends:
-            row = line.row(name)
-            if row is None:
-                cells.append("-")
-                continue
-            peak = row["peak_bytes"]
-            memory = "" if peak is None else f", {peak / 2**20:.0f} MiB"
-            cells.append(f"{row['error']:.1e}{memory}")
-        rows.append(cells)
+
+    def cell(line: Line, row: dict[str, Any]) -> str:
+        peak = row["peak_bytes"]
+        memory = "" if peak is None else f", {peak / 2**20:.0f} MiB"
+        return f"{row['error']:.1e}{memory}"
+
+    rows = [_cells(line, backends, cell) for line in lines]
     return _table(["error, memory added", *backends], rows)
 
 

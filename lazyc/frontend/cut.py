@@ -88,11 +88,9 @@ def cut(gm: torch.fx.GraphModule) -> list[Piece]:
             piece.calls.append(node)
         else:
             piece.nodes.append(node)
-    if any(n in in_python and place[n] == len(pieces) - 1 for w in writes for n in _made(w)):
+    if writes and pieces[-1].calls:  # they read old values too
         pieces.append(Piece())
-    for node in writes:
-        place[node] = len(pieces) - 1
-        pieces[-1].nodes.append(node)
+    pieces[-1].nodes += writes
     _connect(gm, pieces)
     return pieces
 

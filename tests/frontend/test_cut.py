@@ -100,6 +100,17 @@ def test_writes_to_inputs_come_last() -> None:
     torch.testing.assert_close(a, b)
 
 
+def test_calls_read_inputs_before_they_are_written_to() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        places = x.nonzero()
+        x.sub_(1)
+        return places
+
+    a, b = (torch.tensor([0.0, 1.0, 2.0, 0.0]) for _ in range(2))
+    torch.testing.assert_close(compiled(function)(a), function(b))
+    torch.testing.assert_close(a, b)
+
+
 def test_weights_are_kept() -> None:
     model = torch.nn.Linear(8, 8).requires_grad_(False)
 
