@@ -22,6 +22,7 @@ from lazyc.frontend.capture_key import capture_key, is_plain
 from lazyc.frontend.cut import cut, data_calls, depends_on_data, join
 from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.fx_import import Unsupported, import_graph
+from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 
 GraphKind: TypeAlias = Literal["forward", "backward", "inference"]
@@ -81,9 +82,10 @@ def make_backend(
         example_inputs: Sequence[Any],
     ) -> Boxed:
         parameters = _parameter_inputs() if kind == "inference" else frozenset()
-        if depends_on_data(gm):
-            return _boxed(compile_pieces(kind, gm, parameters))
         try:
+            gm = read_storage_from_bases(gm)
+            if depends_on_data(gm):
+                return _boxed(compile_pieces(kind, gm, parameters))
             graph = import_graph(gm, parameters)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))

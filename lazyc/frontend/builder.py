@@ -57,11 +57,12 @@ def broadcast_shapes(shapes: Iterable[Shape]) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where eager keeps a tensor argument in its storage: sizes, strides and offset in elements."""
+    """Where eager keeps a tensor in its storage: sizes, strides and offset in elements. The offset of
+    an argument of the graph is None: it may change from call to call."""
 
     shape: Shape
     strides: Shape
-    offset: Dim
+    offset: Dim | None
 
 
 class Builder:

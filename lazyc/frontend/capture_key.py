@@ -51,11 +51,16 @@ class _NoKey(Exception):
 
 def capture_key(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> str | None:
     """SHA-256 of a Dynamo graph with its inputs and the state it is traced in; None: it has no key."""
+    text = describe(gm, example_inputs)
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> str | None:
+    """What the key is made of: a line for the state, each input and each node."""
     try:
-        lines = [_state(), *_inputs(gm, example_inputs), *_nodes(gm.graph)]
+        return "\n".join([_state(), *_inputs(gm, example_inputs), *_nodes(gm.graph)])
     except _NoKey:
         return None
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def is_plain(metadata: ViewAndMutationMeta, gm: torch.fx.GraphModule) -> bool:
@@ -91,6 +96,9 @@ def _state() -> str:
         for device in torch._C._autocast_supported_devices()
         if torch.is_autocast_enabled(device)
     ]
+    config = functorch_config.save_config_portable(ignore_private_configs=False)
+    if any(callable(value) for value in config.values()):
+        raise _NoKey
     cuda = torch.backends.cuda
     values = (
         torch.is_grad_enabled(),
@@ -104,7 +112,8 @@ def _state() -> str:
         torch.backends.mkldnn.enabled,
         (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
         torch._C._get_cudnn_enabled(),
-        hashlib.sha256(functorch_config.save_config()).hexdigest(),
+        # Sorted: the order of torch's own dump depends on what was set before.
+        sorted(config.items()),
     )
     return repr(values)
 

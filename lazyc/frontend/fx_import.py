@@ -31,6 +31,7 @@ from lazyc.frontend.fx_types import (
 )
 from lazyc.frontend.lowering import NotLowered, lowering_table
 from lazyc.frontend.results import describe_call, is_symbolic, matched_result, result_types
+from lazyc.frontend.storage import reads_storage
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, Provenance
 from lazyc.ir.ops import IRError
@@ -209,11 +210,29 @@ class _Importer:
                 reason = f"sizes that are not known to agree: {error}"
             else:
                 return matched_result(self.builder, name, node, result)
+        if reads_storage(node.target):
+            self._own_storage(node)
         return self._eager(
             EagerCall(
                 node.target, node.args, node.kwargs, node.meta.get("val"), reason, self._value
             )
         )
+
+    def _own_storage(self, node: torch.fx.Node) -> None:
+        """Has torch copy what an eager ``node`` takes, unless it is an argument of the graph: only
+        results of torch have a storage that starts where they do."""
+        base = node.args[0]
+        assert isinstance(base, torch.fx.Node)
+        if base.op == "placeholder":
+            return
+        with self.gm.graph.inserting_before(node):
+            copy = self.gm.graph.call_function(torch.ops.aten.clone.default, (base,))
+        copy.meta["val"] = torch.empty_like(base.meta["val"])
+        reason = "copied for a call that reads its storage"
+        self.env[copy] = self._eager(
+            EagerCall(copy.target, copy.args, {}, copy.meta["val"], reason, self._value)
+        )
+        node.replace_input_with(base, copy)
 
     def _arguments(self, node: torch.fx.Node) -> tuple[list[Any], dict[str, Any]]:
         """Positional arguments by position and keyword-only ones by name, as in the schema."""
@@ -420,5 +439,5 @@ def _operand_layouts(node: torch.fx.Node) -> Iterator[Layout]:
     for arg in flat:
         val = arg.meta.get("val")
         if isinstance(val, torch.Tensor):
-            (offset,) = dims((val.storage_offset(),))
+            offset = None if arg.op == "placeholder" else dims((val.storage_offset(),))[0]
             yield Layout(dims(val.shape), dims(val.stride()), offset)

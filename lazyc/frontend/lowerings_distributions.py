@@ -71,6 +71,8 @@ def native_dropout(b: Builder, x: Node, p: float, train: bool | None) -> tuple[N
 
 @lowers("aten.native_dropout_backward.default")
 def native_dropout_backward(b: Builder, grad: Node, mask: Node, scale: float) -> Node:
+    if not grad.dtype.is_float:  # the result has the default type then
+        raise NotLowered(f"dropout of {grad.dtype}")
     kept = b.mul(b.compute(grad), b.cast(mask, grad.dtype.compute))
     return b.cast(b.mul(kept, scale), grad.dtype)
 

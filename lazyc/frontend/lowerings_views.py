@@ -204,7 +204,12 @@ def _as_strided(
         for k, step in zip(order, dense, strict=True)
     ):
         raise NotLowered("as_strided of a tensor that is not dense")
-    start = 0 if offset is None else offset - layout.offset
+    if offset is None:
+        start: Dim = 0
+    elif layout.offset is None:
+        raise NotLowered("as_strided at a place in the storage of an argument")
+    else:
+        start = offset - layout.offset
     attrs = A.StridedAttrs(shape, strides, start)
     if any(d == 0 for d in shape):
         return b.constant(0, x.dtype, shape, x.tensor.device)

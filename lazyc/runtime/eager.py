@@ -97,8 +97,6 @@ class EagerCall:
     ) -> None:
         self.step = step
         self._target = resolve_target(step.target)
-        if any(a.name == "storage_offset" for a in self._target._schema.arguments):
-            reference = _with_own_storage(reference)
         self._args = [_compile_template(a, sizes, reference) for a in step.args]
         self._kwargs = [(k, *_compile_template(v, sizes, reference)) for k, v in step.kwargs]
         self._log = log
@@ -115,25 +113,6 @@ class EagerCall:
             result = self._target(*args, **kwargs)
             self._stats.seconds += time.perf_counter() - start
         return result if self.step.is_tuple else (result,)
-
-
-def _with_own_storage(reference: Callable[[BufferRef], Fill]) -> Callable[[BufferRef], Fill]:
-    """``reference`` for operators such as as_strided, that look at a tensor's storage from its
-    start: a view of the arena is copied first."""
-
-    def own(ref: BufferRef) -> Fill:
-        fill = reference(ref)
-
-        def call(values: Sequence[Any]) -> Any:
-            tensor = fill(values)
-            if tensor.storage_offset() == 0:
-                return tensor
-            copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            return copy.copy_(tensor)
-
-        return call
-
-    return own
 
 
 def in_layout(

@@ -20,13 +20,28 @@ def clone(x: Any, dtype: torch.dtype | None = None) -> Any:
     if not isinstance(x, torch.Tensor):
         return x
     y = x.detach()
-    if dtype is not None and y.is_floating_point():
+    if _is_part(y):
+        y = _with_storage(y, dtype if dtype is not None and y.is_floating_point() else y.dtype)
+    elif dtype is not None and y.is_floating_point():
         y = y.to(dtype)
     elif y.layout is torch.strided and not (y.is_conj() or y.is_neg()) and y.numel():
         y = dynamo.utils.clone_input(y).detach()
     else:
         y = y.clone()
     return y.requires_grad_(x.requires_grad)
+
+
+def _is_part(x: torch.Tensor) -> bool:
+    """Whether there is more in the storage than ``x`` shows."""
+    if x.layout is not torch.strided or x.is_conj() or x.is_neg() or x.is_quantized:
+        return False
+    return 0 < x.numel() * x.element_size() < x.untyped_storage().nbytes()
+
+
+def _with_storage(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x`` in a copy of its whole storage, which as_strided may look at."""
+    memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).clone().to(dtype)
+    return memory.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:

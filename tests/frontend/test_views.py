@@ -35,7 +35,8 @@ VIEWS = {
     "unfold": lambda x: aten.unfold.default(x, 2, 2, 1),
     "alias": lambda x: aten.alias.default(x),
     "view as int": lambda x: aten.view.dtype(x, torch.int32),
-    "as_strided": lambda x: aten.as_strided.default(x, [3, 2], [1, 4], 2),
+    "as_strided": lambda x: aten.as_strided.default(aten.clone.default(x), [3, 2], [1, 4], 2),
+    "as_strided from the start": lambda x: aten.as_strided.default(x, [3, 2], [1, 4]),
     "as_strided of a transpose": lambda x: aten.as_strided.default(
         aten.clone.default(aten.permute.default(x, [2, 0, 1])), [4, 3], [1, 2], 1
     ),
