@@ -1,7 +1,9 @@
 """Pauses Python's cycle collector.
 
 A compilation makes hundreds of thousands of objects that live on, beside the millions that torch and
-the model already have. The collector looks through all of them each time, which takes a tenth of a first call.
+the model already have. The collector looks through all of them each time, which takes a tenth of a
+first call. What was made during a pause then counts as old: else the first thing to happen after it
+is a look through everything.
 """
 
 from __future__ import annotations
@@ -31,4 +33,12 @@ def paused() -> Iterator[None]:
         with _lock:
             _pauses -= 1
             if _pauses == 0 and _resume:
+                _count_as_old()
                 gc.enable()
+
+
+def _count_as_old() -> None:
+    """Puts all objects into the oldest generation, unless the process keeps some frozen."""
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+        gc.unfreeze()
