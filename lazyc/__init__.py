@@ -3,7 +3,8 @@
     torch.compile(model, backend="lazyc")
 
 ``lazyc.metrics`` counts what happened: ``report()`` as text, ``snapshot()`` as a dict,
-``prometheus()`` as Prometheus text, ``reset()``.
+``prometheus()`` as Prometheus text, ``reset()``. ``lazyc.mark_step()`` runs what was recorded with the
+option ``lazy``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from lazyc.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from lazyc.backend import mark_step
     from lazyc.report.metrics import Metrics
 
     metrics: Metrics
 
-__all__ = ["__version__", "metrics"]
+__all__ = ["__version__", "mark_step", "metrics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from lazyc.backend import METRICS
 
         return METRICS
+    if name == "mark_step":
+        from lazyc.backend import mark_step
+
+        return mark_step
     raise AttributeError(f"module 'lazyc' has no attribute {name!r}")

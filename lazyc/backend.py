@@ -8,6 +8,7 @@ from the environment and from ``torch.compile(options={...})``.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 import warnings
@@ -28,8 +29,9 @@ from lazyc.version import check_versions
 
 if TYPE_CHECKING:
     from lazyc.compiler import Compiler
-    from lazyc.frontend.autograd import GraphKind
+    from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
+    from lazyc.lazy.recorder import Recorder
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
@@ -63,8 +65,14 @@ def lazyc(
 
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
-    restore = functools.partial(_restore, config)
-    backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
+    if config.lazy:
+        from lazyc.lazy.regions import make_lazy_backend
+
+        recorder = _SESSION.recorder(config)
+        backend = make_lazy_backend(compile_graph, import_failed, _left_to_eager, recorder, EVENTS)
+    else:
+        restore = functools.partial(_restore, config)
+        backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
     with collector.paused():
         compiled = backend(gm, example_inputs)
     if EVENTS.listening and (again := recompile(gm)) is not None:
@@ -79,6 +87,7 @@ class Session:
     def __init__(self, events: E.EventStream) -> None:
         self._events = events
         self._compilers: dict[Config, Compiler] = {}
+        self._recorders: dict[Config, Recorder] = {}
         self._printing: set[tuple[int, str]] = set()
         self._tracing: set[str] = set()
         self._lock = threading.Lock()
@@ -104,48 +113,93 @@ class Session:
                 found = self._compilers[config] = Compiler(config, target, host, self._events)
             return found
 
+    def recorder(self, config: Config) -> Recorder:
+        """The Recorder for a Config, made on first use."""
+        from lazyc.lazy.recorder import Recorder
+
+        with self._lock:
+            found = self._recorders.get(config)
+            if found is None:
+                found = self._recorders[config] = Recorder(
+                    functools.partial(_compile_joined, config),
+                    self._events,
+                    config.lazy_max_operators,
+                    config.lazy_max_mb << 20,
+                )
+            return found
+
+    def flush(self, cause: str) -> None:
+        """Runs all that waits in any Recorder, because of a lazy.barriers.Cause."""
+        from lazyc.lazy.barriers import Cause
+
+        for recorder in list(self._recorders.values()):
+            recorder.flush_all(Cause(cause))
+
 
 _SESSION = Session(EVENTS)
+# A child process has none of the threads that native code of its parent ran on.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))
+
+
+def mark_step() -> None:
+    """Runs all recorded work that somebody can still ask for."""
+    _SESSION.flush("mark_step")
 
 
 def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | None:
+    from lazyc.frontend.autograd import run_in_eager
+
     try:
         inputs = len(gm.graph.find_nodes(op="placeholder"))
         found = _SESSION.compiler(config).restore(capture, len(gm.graph.nodes), inputs)
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
-        return _failed(config, error, gm)
+        _report(config, error)
+        return run_in_eager(gm)
     if found is None:
         return None
     executable, may_fail = found
-    return _rerun_on_error(executable, gm) if may_fail else executable
+    return _rerun_on_error(executable, run_in_eager(gm)) if may_fail else executable
 
 
-def _compile_graph(
-    config: Config, graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind, capture: str | None
-) -> Boxed:
+def _compile_graph(config: Config, graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
+    from lazyc.frontend.autograd import run_in_eager
+
+    return _compile(config, graph, run_in_eager(gm), part.capture)
+
+
+def _compile_joined(config: Config, graph: Graph, in_eager: Boxed) -> Boxed:
+    with collector.paused():
+        return _compile(config, graph, in_eager, None)
+
+
+def _compile(config: Config, graph: Graph, in_eager: Boxed, capture: str | None) -> Boxed:
+    """What runs a Graph: a compiled program, or ``in_eager`` where there can be none."""
     from lazyc.compiler import may_report_errors
     from lazyc.passes.plan import Unschedulable
 
     try:
         executable = _SESSION.compiler(config).compile(graph, capture)
     except Unschedulable as error:
-        return _in_eager(gm, str(error))
+        EVENTS.emit(E.Fallback("graph", str(error)))
+        return in_eager
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
-        return _failed(config, error, gm)
-    return _rerun_on_error(executable, gm) if may_report_errors(graph) else executable
+        _report(config, error)
+        return in_eager
+    return _rerun_on_error(executable, in_eager) if may_report_errors(graph) else executable
 
 
-def _rerun_on_error(executable: Boxed, gm: torch.fx.GraphModule) -> Boxed:
+def _rerun_on_error(executable: Boxed, in_eager: Boxed) -> Boxed:
     """In eager again where a kernel reports an error, such as an index out of range: eager raises its
     own error for it."""
     from lazyc.runtime.runner import KernelError
 
     def call(args: list[Any]) -> Sequence[Any]:
-        kept = tuple(args)
+        kept = list(args)
         try:
             return executable(args)
         except KernelError:
-            return gm(*kept)
+            return in_eager(kept)
 
     return call
 
@@ -153,30 +207,24 @@ def _rerun_on_error(executable: Boxed, gm: torch.fx.GraphModule) -> Boxed:
 def _import_failed(
     config: Config, error: Exception, gm: torch.fx.GraphModule, kind: GraphKind
 ) -> Boxed:
+    from lazyc.frontend.autograd import run_in_eager
     from lazyc.frontend.fx_import import Unsupported
 
     if isinstance(error, Unsupported):
-        return _in_eager(gm, str(error))
-    return _failed(config, error, gm)
+        EVENTS.emit(E.Fallback("graph", str(error)))
+    else:
+        _report(config, error)
+    return run_in_eager(gm)
 
 
 def _left_to_eager(op: str, reason: str, line: str) -> None:
     EVENTS.emit(E.Fallback(op, reason, line))
 
 
-def _in_eager(gm: torch.fx.GraphModule, reason: str) -> Boxed:
-    from lazyc.frontend.autograd import run_in_eager
-
-    EVENTS.emit(E.Fallback("graph", reason))
-    return run_in_eager(gm)
-
-
-def _failed(config: Config, error: Exception, gm: torch.fx.GraphModule) -> Boxed:
-    from lazyc.frontend.autograd import run_in_eager
-
+def _report(config: Config, error: Exception) -> None:
+    """Warns of a bug; raises CompilerBug where the Config is strict."""
     bug = error if isinstance(error, CompilerBug) else CompilerBug("compilation", error)
     if config.strict:
         raise bug from bug.cause
     EVENTS.emit(E.CompilerBugFound(bug.stage, bug.op, bug.line, str(bug)))
     warnings.warn(str(bug), CompilerBugWarning, stacklevel=2)
-    return run_in_eager(gm)

@@ -123,6 +123,21 @@ class Config:
         " weight is repacked. Costs memory: one more copy of those weights.",
         affects_code=True,
     )  # fmt: skip
+    lazy: bool = _option(
+        False, "LAZYC_LAZY",
+        "Compiled regions of a function that graph breaks cut return tensors that wait; when a value is"
+        " read, all regions that it needs run as one program. Inference only.",
+    )  # fmt: skip
+    lazy_max_operators: int = _option(
+        10000, "LAZYC_LAZY_MAX_OPERATORS",
+        "Most operators that may wait with `lazy`; beyond it what waits is run.",
+        minimum=1,
+    )  # fmt: skip
+    lazy_max_mb: int = _option(
+        4096, "LAZYC_LAZY_MAX_MB",
+        "Most MiB of results that may wait with `lazy`; beyond it what waits is run.",
+        minimum=1,
+    )  # fmt: skip
     output_pool_mb: int = _option(
         512, "LAZYC_OUTPUT_POOL_MB",
         "Most memory in MiB kept warm for the outputs of later calls; 0 keeps none.",

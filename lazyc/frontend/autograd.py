@@ -8,6 +8,7 @@ compiler.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
@@ -28,11 +29,23 @@ from lazyc.ir.graph import Graph
 GraphKind: TypeAlias = Literal["forward", "backward", "inference"]
 # Boxed: takes the list of arguments, may empty it, returns the list of results.
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
-# The last argument is the key under which ``Restore`` is to find the result again, or None.
-CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, GraphKind, "str | None"], Boxed]
+CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, "Part"], Boxed]
 Restore: TypeAlias = Callable[[str, torch.fx.GraphModule], "Boxed | None"]
 LeftToEager: TypeAlias = Callable[[str, str, str], None]
 ImportFailed: TypeAlias = Callable[[Exception, torch.fx.GraphModule, GraphKind], Boxed]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one graph of AOTAutograd's is.
+
+    ``is_plain``: AOTAutograd adds nothing around it, the compiled function takes and returns what the
+    captured one does. ``capture``: the key under which ``Restore`` is to find it again, or None.
+    """
+
+    kind: GraphKind
+    is_plain: bool = False
+    capture: str | None = None
 
 
 def run_in_eager(gm: torch.fx.GraphModule) -> Boxed:
@@ -90,10 +103,10 @@ def make_backend(
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))
         context = TracingContext.try_get()
-        if context is None or context.fw_metadata is None or not is_plain(context.fw_metadata, gm):
-            capture = None
+        metadata = None if context is None else context.fw_metadata
+        plain = kind == "inference" and metadata is not None and is_plain(metadata, gm)
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
-            return _boxed(compile_graph(graph, gm, kind, capture))
+            return _boxed(compile_graph(graph, gm, Part(kind, plain, capture if plain else None)))
 
     def compile_pieces(
         kind: GraphKind, gm: torch.fx.GraphModule, parameters: frozenset[int]
@@ -117,7 +130,7 @@ def make_backend(
                 functions.append(import_failed(error, module, kind))
                 continue
             with _disable_current_modes():
-                functions.append(compile_graph(graph, module, kind, None))
+                functions.append(compile_graph(graph, module, Part(kind)))
         return join(gm, pieces, functions)
 
     def backend(

@@ -138,6 +138,40 @@ class Fallback(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Flushed(Event):
+    """Recorded work ran: ``regions`` of it with ``operators``, as one program.
+
+    ``cause`` is one of lazy.barriers.Cause, ``what`` the call that needed a value, at the user's
+    ``line``. ``results`` values were wanted; ``compiled`` tells whether the program was new.
+    """
+
+    cause: str
+    what: str
+    line: str
+    regions: int
+    operators: int
+    results: int
+    compiled: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NeverComputed(Event):
+    """Recorded work (``operators``, recorded at ``line``) was dropped: nobody asked for its results."""
+
+    line: str
+    operators: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotLazy(Event):
+    """A compiled region at the user's ``line`` runs at once when it is called, because of ``reason``."""
+
+    line: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CompilerBugFound(Event):
     """A bug inside lazyc; the graph runs in eager. Fields as in errors.CompilerBug."""
 

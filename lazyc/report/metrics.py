@@ -25,6 +25,10 @@ class _Totals:
     bugs: Counter[str] = field(default_factory=Counter)  # by stage
     packed: int = 0
     packed_bytes: int = 0
+    flushes: Counter[str] = field(default_factory=Counter)  # by cause
+    flushed: int = 0  # operators
+    never_computed: int = 0
+    not_lazy: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (line, reason)
 
 
 class Metrics:
@@ -34,7 +38,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an event may come from a destructor, while counting
         self._totals = _Totals()
 
     def reset(self) -> None:
@@ -66,6 +70,13 @@ class Metrics:
                 "compiler_bugs": dict(sorted(t.bugs.items())),
                 "weights_packed": t.packed,
                 "weights_packed_bytes": t.packed_bytes,
+                "flushes": dict(t.flushes.most_common()),
+                "operators_flushed": t.flushed,
+                "operators_never_computed": t.never_computed,
+                "regions_not_lazy": [
+                    {"line": line, "reason": reason, "count": count}
+                    for (line, reason), count in t.not_lazy.most_common()
+                ],
             }
 
     def report(self) -> str:
@@ -104,6 +115,13 @@ def _count(t: _Totals, event: E.Event) -> None:
         case E.WeightsPacked():
             t.packed += event.count
             t.packed_bytes += event.bytes
+        case E.Flushed():
+            t.flushes[event.cause] += 1
+            t.flushed += event.operators
+        case E.NeverComputed():
+            t.never_computed += event.operators
+        case E.NotLazy():
+            t.not_lazy[event.line, event.reason] += 1
         case _:
             pass  # events that are not counted
 
@@ -131,6 +149,13 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     if s["recompiles"]:
         rows.append(("compiled again", str(sum(s["recompiles"].values()))))
         rows += [(f"  {what}", str(count)) for what, count in s["recompiles"].items()]
+    if s["flushes"]:
+        rows.append(("flushes of lazy regions", str(sum(s["flushes"].values()))))
+        rows += [(f"  {cause}", str(count)) for cause, count in s["flushes"].items()]
+    if s["operators_never_computed"]:
+        rows.append(("recorded, never computed", str(s["operators_never_computed"])))
+    for row in s["regions_not_lazy"]:
+        rows.append((f"run at once, {row['line']}: {row['reason']}", str(row["count"])))
     rows += [(f"compiler bugs in {stage}", str(n)) for stage, n in s["compiler_bugs"].items()]
     return rows
 

@@ -13,10 +13,13 @@ _PLAIN = {
     "cache_evicted": "Files removed to keep the disk cache within its limit.",
     "weights_packed": "Weights repacked for the matrix product.",
     "weights_packed_bytes": "Bytes of repacked weights.",
+    "operators_flushed": "Recorded operators that ran.",
+    "operators_never_computed": "Recorded operators whose results nobody asked for.",
 }
 _BY_LABEL = {
     "compile_seconds": ("stage", "Seconds of compilation."),
     "recompiles": ("reason", "Functions compiled again."),
+    "flushes": ("cause", "Runs of recorded work."),
     "compiler_bugs": ("stage", "Bugs inside lazyc; the graph ran in eager."),
 }
 
@@ -54,9 +57,11 @@ def _families(snapshot: Mapping[str, Any]) -> Iterator[Any]:
         for key, count in snapshot[name].items():
             family.add_metric(key.split(" "), count)
         yield family
-    family = CounterMetricFamily(
-        "lazyc_fallbacks", "Operators left to eager.", labels=["op", "reason"]
-    )
-    for row in snapshot["fallbacks"]:
-        family.add_metric([row["op"], row["reason"]], row["count"])
-    yield family
+    for name, text, labels in (
+        ("fallbacks", "Operators left to eager.", ["op", "reason"]),
+        ("regions_not_lazy", "Regions that run when they are called.", ["line", "reason"]),
+    ):
+        family = CounterMetricFamily(f"lazyc_{name}", text, labels=labels)
+        for row in snapshot[name]:
+            family.add_metric([row[label] for label in labels], row["count"])
+        yield family

@@ -12,6 +12,9 @@ _LEVELS: dict[type[E.Event], int] = {
     E.CompileFinished: 1,
     E.Fallback: 1,
     E.Recompiled: 1,
+    E.Flushed: 1,
+    E.NotLazy: 1,
+    E.NeverComputed: 2,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -68,6 +71,20 @@ def format_event(event: E.Event, level: int) -> str:
             cost, at = f"{1e3 * event.seconds:.0f} ms", f" {event.line}" if event.line else ""
             line = f"recompile {event.count}{at}: {event.changed} ({cost})"
             return f"{line}\n  to avoid it: {event.fix}" if event.fix else line
+        case E.Flushed():
+            at = f" at {event.line}" if event.line else ""
+            what = f" ({event.what})" if event.what else ""
+            new = ", compiled" if event.compiled else ""
+            return (
+                f"flush{at}: {event.cause}{what}: {event.regions} regions, {event.operators} "
+                f"operators, {event.results} results{new} ({1e3 * event.seconds:.1f} ms)"
+            )
+        case E.NeverComputed():
+            at = f" at {event.line}" if event.line else ""
+            return f"never computed: {event.operators} operators recorded{at}"
+        case E.NotLazy():
+            at = f" at {event.line}" if event.line else ""
+            return f"not lazy: the region{at} runs at once: {event.reason}"
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._dynamo import register_backend
 
-from lazyc.frontend.autograd import Boxed, GraphKind, make_backend, run_in_eager
+from lazyc.frontend.autograd import Boxed, GraphKind, Part, make_backend, run_in_eager
 from lazyc.frontend.fx_import import Unsupported
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph
@@ -36,13 +36,11 @@ def _log(kind: str, lines: list[str]) -> None:
             file.writelines(f"{os.getpid()}\t{kind}\t{line}\n" for line in lines)
 
 
-def compile_graph(
-    graph: Graph, gm: torch.fx.GraphModule, kind: GraphKind, capture: str | None
-) -> Boxed:
+def compile_graph(graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
     verify_graph(graph)
     print_graph(graph)
     reasons = eager_reasons(graph)
-    _log(kind, [f"{target}\t{reason}" for target, reason in reasons] or ["-\tlowered"])
+    _log(part.kind, [f"{target}\t{reason}" for target, reason in reasons] or ["-\tlowered"])
 
     def call(args: list[Any]) -> Sequence[Any]:
         return run_graph(graph, args)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazyc.frontend.autograd import make_backend, run_in_eager
+from lazyc.frontend.autograd import Part, make_backend, run_in_eager
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.interp import run_graph
@@ -26,11 +26,9 @@ class Recorder:
         self.failures: list[str] = []
         self.backend = make_backend(self._compile, self._failed)
 
-    def _compile(
-        self, graph: Graph, gm: torch.fx.GraphModule, kind: str, capture: str | None
-    ) -> Callable:
+    def _compile(self, graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Callable:
         verify_graph(graph)
-        self.graphs.append((kind, graph))
+        self.graphs.append((part.kind, graph))
         return lambda args: run_graph(graph, args)
 
     def _failed(self, error: Exception, gm: torch.fx.GraphModule, kind: str) -> Callable:

@@ -26,6 +26,9 @@ SAMPLES: list[E.Event] = [
     E.KernelCompiled("ef" * 32, 0.02, "add model.py:3"),
     E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "", 1, 0.5),
     E.Fallback("aten.sort.default", "no lowering", "model.py:7"),
+    E.Flushed("value_read", "print", "model.py:11", 3, 12, 1, True, 0.25),
+    E.NeverComputed("model.py:12", 5),
+    E.NotLazy("model.py:13", "it needs gradients"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
     E.Artifact(1, "program.txt", "step"),
@@ -83,6 +86,10 @@ def test_metrics_count_what_was_emitted() -> None:
         "compiler_bugs": {"fuse": 1},
         "weights_packed": 4,
         "weights_packed_bytes": 1 << 20,
+        "flushes": {"value_read": 1},
+        "operators_flushed": 12,
+        "operators_never_computed": 5,
+        "regions_not_lazy": [{"line": "model.py:13", "reason": "it needs gradients", "count": 1}],
     }
     json.dumps(snapshot)
     report = metrics.report()
@@ -92,6 +99,9 @@ def test_metrics_count_what_was_emitted() -> None:
         "aten.sort.default: no lowering",
         "compiler bugs in fuse",
         "2 -> 3",
+        "value_read",
+        "recorded, never computed",
+        "run at once, model.py:13: it needs gradients",
     ):
         assert text in report
     metrics.reset()
@@ -137,7 +147,7 @@ def test_debug_levels() -> None:
     assert shown[0] == []
     assert [type(e).__name__ for e in shown[1]] == [
         "CompileFinished", "CacheRejected", "CacheDisabled", "Recompiled", "Fallback",
-        "CompilerBugFound",
+        "Flushed", "NotLazy", "CompilerBugFound",
     ]  # fmt: skip
     printed = [e for e in SAMPLES if not isinstance(e, E.Artifact)]
     assert shown[2] == shown[3] == printed
@@ -145,6 +155,11 @@ def test_debug_levels() -> None:
     assert "%0 = input" in format_event(SAMPLES[2], 3)
     fallback = format_event(E.Fallback("aten.sort.default", "no lowering", "model.py:7"), 1)
     assert fallback == "eager: aten.sort.default at model.py:7: no lowering"
+    flushed = next(e for e in SAMPLES if isinstance(e, E.Flushed))
+    assert format_event(flushed, 1) == (
+        "flush at model.py:11: value_read (print): 3 regions, 12 operators, 1 results, compiled"
+        " (250.0 ms)"
+    )
 
 
 def test_printer_writes_to_stderr_or_file(

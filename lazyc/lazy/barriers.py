@@ -1,0 +1,66 @@
+"""Why recording stops: the causes of a flush, and the user's line that brought it about."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+
+import torch
+
+from lazyc.ir import attrs as A
+from lazyc.ir.graph import Graph, Node
+from lazyc.ir.types import TensorType
+
+_OWN_FOLDERS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep
+    for file in (torch.__file__, os.path.dirname(__file__))
+)
+
+
+class Cause(Enum):
+    """What makes pending work run. The value is the name that reports print."""
+
+    MARK_STEP = "mark_step"
+    REGION_END = "region_end"  # a region that cannot be recorded takes pending values
+    VALUE_READ = "value_read"  # print, item, bool, numpy, tolist, saving, an eager operator
+    SIZE_CAP = "size_cap"
+    MEMORY_CAP = "memory_cap"
+    FORK = "fork"
+
+
+def barrier(graph: Graph) -> str:
+    """Why a region cannot wait, in words; "" for one that may be recorded and run later.
+
+    A region that waits must give the same results whenever it runs: it draws no random numbers, has
+    no effects, writes to none of its arguments, and shares no memory with them.
+    """
+    if graph.mutations:
+        return "it writes to its arguments"
+    if graph.symbols:
+        return "it has sizes that change"
+    for node in graph.nodes:
+        if node.op == "seed" or (isinstance(node.attrs, A.EagerAttrs) and node.attrs.serial >= 0):
+            return "it draws random numbers or has effects"
+    for output in graph.outputs:
+        if not isinstance(output.value, Node) or not isinstance(output.value.type, TensorType):
+            return "it returns what is no tensor"
+        if output.alias_of is not None or output.memory is not None:
+            return "its results share memory"
+        if output.value.tensor.device != "cpu":
+            return f"its results are on {output.value.tensor.device}"
+    for node in graph.inputs:
+        if not isinstance(node.type, TensorType):
+            return "it takes what is no tensor"
+    return "" if graph.outputs else "it returns nothing"
+
+
+def user_line() -> str:
+    """The innermost frame outside torch and lazyc as "model.py:12"; "" when there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_OWN_FOLDERS) and not file.startswith("<"):
+            return f"{os.path.basename(file)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""

@@ -1,0 +1,281 @@
+"""The Recorder: remembers what was asked for, and runs it when somebody needs a value.
+
+A *step* is a fragment with its arguments; a *value* is one result of a step. References go from a
+value to the step that will compute it and from a step to the values that it takes, never back, so
+what nobody can ask for any more is dropped with its last reference, without having run.
+
+Arguments are remembered as they are at the time of recording: a copy-on-write clone of each keeps
+what it holds if somebody writes to it later (torch's ``_lazy_clone``, no copy unless that happens).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from lazyc.ir.graph import Graph
+from lazyc.lazy.barriers import Cause, user_line
+from lazyc.lazy.join import Fragment, Part, Source, Spec, join, run_in_eager
+from lazyc.report import events as E
+
+Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
+# (graph, the same in eager) -> what runs it
+CompileWhole: TypeAlias = Callable[[Graph, Boxed], Boxed]
+
+_MOST_PROGRAMS = 256  # joined programs kept; the ones used longest ago go first
+_address = torch._C._data_address  # type: ignore[attr-defined]
+_lazy_clone = torch.ops.aten._lazy_clone.default
+
+
+class NotRecordable(Exception):
+    """An argument cannot be remembered as it is: its memory belongs to somebody else."""
+
+
+class Snapshot:
+    """A tensor as it is now, whatever is written to it later."""
+
+    __slots__ = ("_copy", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self._copy: torch.Tensor | None = None
+        self.take()
+
+    def take(self) -> None:
+        try:
+            self._copy = _lazy_clone(self.tensor)
+        except RuntimeError as error:  # memory of numpy, or shared with another process
+            raise NotRecordable("memory that torch does not own") from error
+
+    def settle(self) -> torch.Tensor:
+        """The tensor, or, where it was written to, its copy from before. The clone is given up: while
+        there is one, asking the tensor for its address copies it."""
+        if self._copy is not None:
+            if _address(self._copy) != _address(self.tensor):
+                self.tensor = self._copy
+            self._copy = None
+        return self.tensor
+
+
+class Value:
+    """A result that is not computed yet, or (``tensor``) was while recorded steps still wait for it.
+
+    ``handles`` are the tensors of the user that stand for it.
+    """
+
+    __slots__ = ("__weakref__", "handles", "result", "spec", "step", "tensor")
+
+    def __init__(self, spec: Spec, step: Step, result: int) -> None:
+        self.spec = spec
+        self.step: Step | None = step
+        self.result = result
+        self.tensor: Snapshot | None = None
+        self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Step:
+    """A fragment to run with ``args``."""
+
+    __slots__ = ("__weakref__", "args", "fragment", "line", "number", "recorder", "results")
+
+    def __init__(
+        self,
+        number: int,
+        fragment: Fragment,
+        args: list[Value | Snapshot],
+        line: str,
+        recorder: Recorder,
+    ) -> None:
+        self.number = number
+        self.fragment = fragment
+        self.args = args
+        self.line = line
+        self.recorder: Recorder | None = recorder
+        self.results: list[weakref.ref[Value]] = []
+
+    def __del__(self) -> None:
+        if self.recorder is not None:  # never ran
+            self.recorder.forget(self, ran=False)
+
+
+class Recorder:
+    """Records fragments and runs them together. ``max_size`` and ``max_bytes`` cap what may wait: nodes,
+    and bytes of results. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        compile_whole: CompileWhole,
+        events: E.EventStream,
+        max_size: int,
+        max_bytes: int,
+    ) -> None:
+        self._compile = compile_whole
+        self._events = events
+        self._max_size = max_size
+        self._max_bytes = max_bytes
+        self._lock = threading.RLock()
+        self._waiting: weakref.WeakValueDictionary[int, Step] = weakref.WeakValueDictionary()
+        self._programs: OrderedDict[Any, Boxed] = OrderedDict()
+        self._count = 0
+        self._size = 0
+        self._bytes = 0
+
+    def record(
+        self,
+        fragment: Fragment,
+        args: Sequence[Value | torch.Tensor],
+    ) -> list[Value]:
+        """The results of a fragment, to be computed later. Raises NotRecordable."""
+        with self._lock:
+            taken = [a if isinstance(a, Value) else Snapshot(a) for a in args]
+            line = user_line() if self._events.listening else ""
+            self._count += 1
+            step = Step(self._count, fragment, taken, line, self)
+            values = [Value(spec, step, k) for k, spec in enumerate(fragment.results)]
+            step.results = [weakref.ref(v) for v in values]
+            self._waiting[step.number] = step
+            self._size += fragment.size
+            self._bytes += sum(s.nbytes for s in fragment.results)
+            return values
+
+    def keep_within_caps(self) -> None:
+        """Runs what waits if it is more than may wait."""
+        if self._size > self._max_size:
+            self.flush_all(Cause.SIZE_CAP, f"more than {self._max_size} operators wait")
+        elif self._bytes > self._max_bytes:
+            limit = f"results of more than {self._max_bytes >> 20} MiB wait"
+            self.flush_all(Cause.MEMORY_CAP, limit)
+
+    def forget(self, step: Step, ran: bool) -> None:
+        """``step`` no longer waits."""
+        with self._lock:
+            step.recorder = None
+            self._size -= step.fragment.size
+            self._bytes -= sum(s.nbytes for s in step.fragment.results)
+        if not ran:
+            self._events.emit(E.NeverComputed(step.line, step.fragment.size))
+
+    def flush_all(self, cause: Cause, what: str = "") -> None:
+        """Runs all that waits and that somebody can still ask for."""
+        with self._lock:
+            steps = list(self._waiting.values())
+            values = [v for s in steps for ref in s.results if (v := ref()) is not None]
+            self.flush([v for v in values if v.handles], cause, what)
+
+    def flush(self, values: Iterable[Value], cause: Cause, what: str = "") -> None:
+        """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""
+        with self._lock:
+            wanted = [v for v in values if v.step is not None]
+            if not wanted:
+                return
+            start = time.perf_counter()
+            steps = _needed(wanted)
+            inside = {s.number for s in steps}
+            others = [s for s in self._waiting.values() if s.number not in inside]
+            later = {a for s in others for a in s.args if isinstance(a, Value)}
+            kept = [
+                (k, r, v)
+                for k, step in enumerate(steps)
+                for r, ref in enumerate(step.results)
+                if (v := ref()) is not None and (v.handles or v in later or v in wanted)
+            ]
+            made = self._run(steps, [(k, r) for k, r, _ in kept], others)
+            for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
+                value.step = None
+                for handle in value.handles:
+                    handle.settle(tensor)
+                if value in later:
+                    value.tensor = Snapshot(tensor)
+            for step in steps:
+                self._waiting.pop(step.number, None)
+                self.forget(step, ran=True)
+            if self._events.listening:
+                size = sum(s.fragment.size for s in steps)
+                seconds = time.perf_counter() - start
+                self._events.emit(
+                    E.Flushed(
+                        cause.value, what, user_line(), len(steps), size, len(kept), made.is_new,
+                        seconds,
+                    )
+                )  # fmt: skip
+
+    def _run(
+        self, steps: Sequence[Step], results: list[tuple[int, int]], others: Sequence[Step]
+    ) -> _Made:
+        """Runs ``steps`` while the steps ``others`` go on waiting."""
+        numbers = {s.number: k for k, s in enumerate(steps)}
+        tensors: list[torch.Tensor] = []
+        known: dict[int, int] = {}
+
+        def source(arg: Value | Snapshot) -> Source:
+            if isinstance(arg, Value):
+                if arg.step is not None:
+                    return numbers[arg.step.number], arg.result
+                assert arg.tensor is not None
+                arg = arg.tensor
+            tensor = arg.settle()
+            if id(tensor) not in known:
+                known[id(tensor)] = len(tensors)
+                tensors.append(tensor)
+            return known[id(tensor)]
+
+        parts = tuple(Part(s.fragment, tuple(map(source, s.args))) for s in steps)
+        shared = [
+            a for s in others for a in s.args if isinstance(a, Snapshot) and id(a.tensor) in known
+        ]
+        for snapshot in shared:
+            snapshot.settle()
+        own: list[Snapshot] = []
+        try:
+            program, is_new = self._program(parts, results)
+            return _Made(list(program(tensors)), is_new)
+        except BaseException:
+            own = [a for s in steps for a in s.args if isinstance(a, Snapshot)]
+            raise
+        finally:
+            for snapshot in (*shared, *own):
+                snapshot.take()
+
+    def _program(
+        self, parts: tuple[Part, ...], results: list[tuple[int, int]]
+    ) -> tuple[Boxed, bool]:
+        """What runs ``parts``, and whether it was made now."""
+        key = tuple((p.fragment.number, p.sources) for p in parts), tuple(results)
+        program = self._programs.get(key)
+        if program is not None:
+            self._programs.move_to_end(key)
+            return program, False
+
+        def in_eager(args: list[Any]) -> Sequence[Any]:
+            return run_in_eager(parts, results, args)
+
+        program = self._programs[key] = self._compile(join(parts, results), in_eager)
+        if len(self._programs) > _MOST_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program, True
+
+
+class _Made:
+    __slots__ = ("is_new", "tensors")
+
+    def __init__(self, tensors: list[torch.Tensor], is_new: bool) -> None:
+        self.tensors = tensors
+        self.is_new = is_new
+
+
+def _needed(values: Collection[Value]) -> list[Step]:
+    """The steps that compute ``values``, with all that they wait for, in the order of recording."""
+    found: dict[int, Step] = {}
+    todo = [v.step for v in values if v.step is not None]
+    while todo:
+        step = todo.pop()
+        if step.number not in found:
+            found[step.number] = step
+            todo += [a.step for a in step.args if isinstance(a, Value) and a.step is not None]
+    return [found[k] for k in sorted(found)]
