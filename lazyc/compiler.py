@@ -19,7 +19,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.printer import print_graph
-from lazyc.ir.program import EagerStep, Program
+from lazyc.ir.program import EagerStep, KernelStep, Program
 from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.verify import verify_graph
@@ -97,7 +97,14 @@ class Compiler:
         timings.add("bind", start)
         seconds = tuple(timings.seconds.items())
         self._events.emit(
-            E.CompileFinished(number, seconds, timings.made, timings.reused, fallbacks)
+            E.CompileFinished(
+                number,
+                seconds,
+                timings.made,
+                timings.reused,
+                fallbacks,
+                sum(isinstance(s, KernelStep) for s in program.steps),
+            )
         )
         return executable
 

@@ -364,7 +364,8 @@ class _Importer:
                 for k, val in zip(group, vals, strict=True):
                     (offset,) = dims((val.storage_offset(),))
                     shape, steps = dims(val.shape), dims(val.stride())
-                    output = Output(value, strides, None, offset, number, shape, steps)
+                    view = self._value(results[k])
+                    output = Output(value, strides, None, offset, number, shape, steps, view)
                     self.graph.outputs[k] = output
             elif len(group) > 1:
                 raise Unsupported("results share memory in a way that lazyc has no words for")

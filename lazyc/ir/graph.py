@@ -68,7 +68,8 @@ class Output:
 
     ``memory`` is set for results that are views: those with one number share the memory of one new
     tensor, ``value`` with ``strides``, and each is its elements with ``view_shape`` and
-    ``view_strides`` from ``offset`` on. Results without a number have memory of their own.
+    ``view_strides`` from ``offset`` on. Results without a number have memory of their own. ``view`` is
+    then the result itself, for who reads it inside of another graph; passes drop it.
     """
 
     value: Node | Dim | None
@@ -78,6 +79,7 @@ class Output:
     memory: int | None = None
     view_shape: Shape = ()
     view_strides: Shape = ()
+    view: Node | None = None
 
 
 @dataclass(slots=True)

@@ -45,8 +45,8 @@ def barrier(graph: Graph) -> str:
     for output in graph.outputs:
         if not isinstance(output.value, Node) or not isinstance(output.value.type, TensorType):
             return "it returns what is no tensor"
-        if output.alias_of is not None or output.memory is not None:
-            return "its results share memory"
+        if output.alias_of is not None:
+            return "its results share memory with its arguments"
         if output.value.tensor.device != "cpu":
             return f"its results are on {output.value.tensor.device}"
     for node in graph.inputs:

@@ -7,7 +7,7 @@ if it had never been cut.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,10 +16,10 @@ import torch
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output
 from lazyc.ir.ops import IRError
-from lazyc.ir.types import TensorType
 
 # Where a fragment's argument comes from: the number of an argument of the whole, or (part, result).
 Source: TypeAlias = int | tuple[int, int]
+Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 _numbers = itertools.count()
 
 
@@ -39,27 +39,32 @@ class Spec:
 @dataclass(frozen=True, eq=False)
 class Fragment:
     """A Graph without symbols that may be run later. ``in_eager`` is the same as a boxed function of
-    torch. ``number`` is unique in this process."""
+    torch, made of ``operators`` calls. ``number`` is unique in this process."""
 
     number: int
     graph: Graph
-    in_eager: Any
+    in_eager: Boxed
+    operators: int
     results: tuple[Spec, ...]
 
     @staticmethod
-    def of(graph: Graph, in_eager: Any) -> Fragment:
-        return Fragment(next(_numbers), graph, in_eager, tuple(_spec(o) for o in graph.outputs))
+    def of(graph: Graph, in_eager: Boxed, operators: int) -> Fragment:
+        results = tuple(_spec(o) for o in graph.outputs)
+        return Fragment(next(_numbers), graph, in_eager, operators, results)
 
     @property
-    def size(self) -> int:
-        """Nodes that compute something."""
-        return sum(n.op != "input" for n in self.graph.nodes)
+    def nbytes(self) -> int:
+        """Bytes of the results."""
+        return sum(s.nbytes for s in self.results)
 
 
 def _spec(output: Output) -> Spec:
     assert isinstance(output.value, Node) and output.strides is not None
     kind = output.value.tensor
-    return Spec(_static(kind.shape), _static(output.strides), kind.dtype.torch)
+    shape, strides = kind.shape, output.strides
+    if output.memory is not None:
+        shape, strides = output.view_shape, output.view_strides
+    return Spec(_static(shape), _static(strides), kind.dtype.torch)
 
 
 def _static(dims: Sequence[Any]) -> tuple[int, ...]:
@@ -81,14 +86,29 @@ def join(parts: Sequence[Part], results: Sequence[tuple[int, int]]) -> Graph:
     Raises IRError where a value does not have the type that its reader was compiled for.
     """
     whole = Graph()
-    made: list[list[Node]] = []
+    made: list[dict[Node, Node]] = []
     arguments = _arguments(whole, parts)
+
+    def value(source: Source) -> Node:
+        if isinstance(source, int):
+            return arguments[source]
+        part, result = source
+        output = parts[part].fragment.graph.outputs[result]
+        node = output.value if output.view is None else output.view
+        assert isinstance(node, Node)
+        return made[part][node]
+
     for part in parts:
-        given = [arguments[s] if isinstance(s, int) else made[s[0]][s[1]] for s in part.sources]
+        given = [value(source) for source in part.sources]
         made.append(_append(whole, part.fragment.graph, given))
+    groups: dict[tuple[int, int], int] = {}  # results that share memory, by part and number there
     for k, r in results:
         output = parts[k].fragment.graph.outputs[r]
-        whole.outputs.append(Output(made[k][r], output.strides))
+        assert isinstance(output.value, Node)
+        shared = output.memory
+        if shared is not None:
+            shared = groups.setdefault((k, shared), len(groups))
+        whole.outputs.append(replace(output, value=made[k][output.value], memory=shared, view=None))
     return whole
 
 
@@ -114,8 +134,8 @@ def _arguments(whole: Graph, parts: Sequence[Part]) -> dict[int, Node]:
     return arguments
 
 
-def _append(whole: Graph, graph: Graph, given: Sequence[Node]) -> list[Node]:
-    """Adds a fragment's nodes, with ``given`` for its inputs; what its outputs are then."""
+def _append(whole: Graph, graph: Graph, given: Sequence[Node]) -> dict[Node, Node]:
+    """Adds a fragment's nodes, with ``given`` for its inputs; what each node has become."""
     new: dict[Node, Node] = {}
     for node, value in zip(graph.inputs, given, strict=True):
         if node.type != value.type:
@@ -132,9 +152,7 @@ def _append(whole: Graph, graph: Graph, given: Sequence[Node]) -> list[Node]:
         inputs = [new[n] for n in node.inputs]
         kind = node.type if node.op == "project" else None
         new[node] = whole.add(node.op, inputs, attrs, graph.provenance.get(node), kind)
-    outputs = [o.value for o in graph.outputs]
-    assert all(isinstance(o, Node) and isinstance(o.type, TensorType) for o in outputs)
-    return [new[o] for o in outputs]  # type: ignore[index]
+    return new
 
 
 def run_in_eager(

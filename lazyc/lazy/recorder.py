@@ -21,10 +21,9 @@ import torch
 
 from lazyc.ir.graph import Graph
 from lazyc.lazy.barriers import Cause, user_line
-from lazyc.lazy.join import Fragment, Part, Source, Spec, join, run_in_eager
+from lazyc.lazy.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.report import events as E
 
-Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 # (graph, the same in eager) -> what runs it
 CompileWhole: TypeAlias = Callable[[Graph, Boxed], Boxed]
 
@@ -105,25 +104,25 @@ class Step:
 
 
 class Recorder:
-    """Records fragments and runs them together. ``max_size`` and ``max_bytes`` cap what may wait: nodes,
+    """Records fragments and runs them together. ``max_operators`` and ``max_bytes`` cap what may
     and bytes of results. All methods may be called from any thread."""
 
     def __init__(
         self,
         compile_whole: CompileWhole,
         events: E.EventStream,
-        max_size: int,
+        max_operators: int,
         max_bytes: int,
     ) -> None:
         self._compile = compile_whole
         self._events = events
-        self._max_size = max_size
+        self._max_operators = max_operators
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
         self._waiting: weakref.WeakValueDictionary[int, Step] = weakref.WeakValueDictionary()
         self._programs: OrderedDict[Any, Boxed] = OrderedDict()
         self._count = 0
-        self._size = 0
+        self._operators = 0
         self._bytes = 0
 
     def record(
@@ -140,14 +139,14 @@ class Recorder:
             values = [Value(spec, step, k) for k, spec in enumerate(fragment.results)]
             step.results = [weakref.ref(v) for v in values]
             self._waiting[step.number] = step
-            self._size += fragment.size
-            self._bytes += sum(s.nbytes for s in fragment.results)
+            self._operators += fragment.operators
+            self._bytes += fragment.nbytes
             return values
 
     def keep_within_caps(self) -> None:
         """Runs what waits if it is more than may wait."""
-        if self._size > self._max_size:
-            self.flush_all(Cause.SIZE_CAP, f"more than {self._max_size} operators wait")
+        if self._operators > self._max_operators:
+            self.flush_all(Cause.SIZE_CAP, f"more than {self._max_operators} operators wait")
         elif self._bytes > self._max_bytes:
             limit = f"results of more than {self._max_bytes >> 20} MiB wait"
             self.flush_all(Cause.MEMORY_CAP, limit)
@@ -156,10 +155,10 @@ class Recorder:
         """``step`` no longer waits."""
         with self._lock:
             step.recorder = None
-            self._size -= step.fragment.size
-            self._bytes -= sum(s.nbytes for s in step.fragment.results)
+            self._operators -= step.fragment.operators
+            self._bytes -= step.fragment.nbytes
         if not ran:
-            self._events.emit(E.NeverComputed(step.line, step.fragment.size))
+            self._events.emit(E.NeverComputed(step.line, step.fragment.operators))
 
     def flush_all(self, cause: Cause, what: str = "") -> None:
         """Runs all that waits and that somebody can still ask for."""
@@ -196,11 +195,11 @@ class Recorder:
                 self._waiting.pop(step.number, None)
                 self.forget(step, ran=True)
             if self._events.listening:
-                size = sum(s.fragment.size for s in steps)
+                operators = sum(s.fragment.operators for s in steps)
                 seconds = time.perf_counter() - start
                 self._events.emit(
                     E.Flushed(
-                        cause.value, what, user_line(), len(steps), size, len(kept), made.is_new,
+                        cause.value, what, user_line(), len(steps), operators, len(kept), made.is_new,
                         seconds,
                     )
                 )  # fmt: skip

@@ -7,6 +7,7 @@ it runs when it is called.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,7 +84,9 @@ class _Region:
             self.reason = barrier(graph)
         if self.reason:
             return self._compile(graph, gm, part)
-        self.fragment = Fragment.of(graph, run_in_eager(gm))
+        calls = [n for n in gm.graph.nodes if n.op == "call_function"]
+        operators = sum(n.target is not operator.getitem for n in calls)
+        self.fragment = Fragment.of(graph, run_in_eager(gm), operators)
         return _on_first_call(lambda: self._compile(graph, gm, part))
 
 

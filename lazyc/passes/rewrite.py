@@ -71,7 +71,8 @@ def rewrite(graph: Graph, rules: Mapping[str, Sequence[Rule]]) -> Graph:
             found = result.add(node.op, inputs, node.attrs, rewriter.provenance, type)
         new[node] = found
     result.outputs = [
-        replace(o, value=new[o.value]) if isinstance(o.value, Node) else o for o in graph.outputs
+        replace(o, value=new[o.value], view=None) if isinstance(o.value, Node) else o
+        for o in graph.outputs
     ]
     result.mutations = [(new[target], new[value]) for target, value in graph.mutations]
     return result

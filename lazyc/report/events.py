@@ -35,6 +35,7 @@ class CompileFinished(Event):
 
     ``kernels_made`` were generated and compiled now, ``kernels_reused`` were already there (an
     equal kernel in this graph, this process or on disk); ``fallbacks`` are operators left to eager.
+    ``kernel_calls`` are the kernels that one run calls.
     """
 
     graph: int
@@ -42,6 +43,7 @@ class CompileFinished(Event):
     kernels_made: int = 0
     kernels_reused: int = 0
     fallbacks: int = 0
+    kernel_calls: int = 0
 
     @property
     def total(self) -> float:

@@ -15,6 +15,7 @@ class _Totals:
     graphs: int = 0
     kernels_made: int = 0
     kernels_reused: int = 0
+    kernel_calls: int = 0
     seconds: Counter[str] = field(default_factory=Counter)  # by stage
     hits: Counter[str] = field(default_factory=Counter)  # by "level kind"
     misses: Counter[str] = field(default_factory=Counter)
@@ -57,6 +58,7 @@ class Metrics:
                 "graphs_compiled": t.graphs,
                 "kernels_made": t.kernels_made,
                 "kernels_reused": t.kernels_reused,
+                "kernel_calls": t.kernel_calls,
                 "compile_seconds": dict(t.seconds),
                 "cache_hits": dict(sorted(t.hits.items())),
                 "cache_misses": dict(sorted(t.misses.items())),
@@ -96,6 +98,7 @@ def _count(t: _Totals, event: E.Event) -> None:
             t.graphs += 1
             t.kernels_made += event.kernels_made
             t.kernels_reused += event.kernels_reused
+            t.kernel_calls += event.kernel_calls
             for stage, seconds in event.seconds:
                 t.seconds[stage] += seconds  # type: ignore[assignment]  # a Counter of floats
         case E.CacheHit():
@@ -131,6 +134,7 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("graphs compiled", str(s["graphs_compiled"])),
         ("kernels made / reused", f"{s['kernels_made']} / {s['kernels_reused']}"),
+        ("kernels that the graphs call", str(s["kernel_calls"])),
         ("compile seconds", f"{sum(seconds.values()):.3f}"),
         *((f"  {stage}", f"{value:.3f}") for stage, value in seconds.items()),
     ]

@@ -15,7 +15,7 @@ from lazyc.report.text import format_event, printer
 
 SAMPLES: list[E.Event] = [
     E.CompileStarted(1, 10, 2),
-    E.CompileFinished(1, (("passes", 0.25), ("codegen", 0.5)), 3, 9, 1),
+    E.CompileFinished(1, (("passes", 0.25), ("codegen", 0.5)), 3, 9, 1, 12),
     E.PassFinished("fuse", 0.01, 10, 4, "%0 = input"),
     E.CacheHit("memory", "programs", "ab" * 32),
     E.CacheHit("disk", "kernels", "ab" * 32),
@@ -76,6 +76,7 @@ def test_metrics_count_what_was_emitted() -> None:
         "graphs_compiled": 2,
         "kernels_made": 6,
         "kernels_reused": 18,
+        "kernel_calls": 24,
         "compile_seconds": {"passes": 0.5, "codegen": 1.0},
         "cache_hits": {"disk kernels": 1, "memory programs": 1},
         "cache_misses": {"disk programs": 1},

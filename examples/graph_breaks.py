@@ -1,0 +1,145 @@
+"""What graph breaks cost, and what recording across them gives back.
+
+python examples/graph_breaks.py [size of the chain's matrices, 4096 if not given]
+
+A memory-bound chain and a transformer block, each cut into four regions by three prints, run in
+eager, compiled without and with the option lazy, and compiled from a version without the prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+if os.environ.get("OMP_PROC_BIND") != "true" and __name__ == "__main__":
+    # Else two threads sometimes share one core, and times say nothing. Before torch is imported.
+    os.environ["OMP_PROC_BIND"] = "true"
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+import lazyc
+
+ROUNDS = 15
+BREAKS = 3
+Say = Callable[[str], None]
+
+
+def silent(text: str) -> None:
+    """In place of print: Dynamo traces through it, so there is no graph break."""
+
+
+def chain(x: torch.Tensor, y: torch.Tensor, say: Say) -> torch.Tensor:
+    """Pointwise work on matrices of one size."""
+    a = F.gelu(x * y + x)
+    say("gate")
+    b = a * torch.sigmoid(y)
+    say("subtract")
+    c = b - 0.5 * torch.tanh(x)
+    say("divide")
+    return c / (1 + c.abs())
+
+
+class Block(torch.nn.Module):
+    """A transformer block; x: (batch, length, width)."""
+
+    def __init__(self, width: int = 256, heads: int = 8) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(2))
+        self.qkv = torch.nn.Linear(width, 3 * width)
+        self.proj = torch.nn.Linear(width, width)
+        self.up = torch.nn.Linear(width, 4 * width)
+        self.down = torch.nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor, say: Say) -> torch.Tensor:
+        split = [t.unflatten(-1, (self.heads, -1)) for t in self.qkv(self.norms[0](x)).chunk(3, -1)]
+        q, k, v = (t.transpose(1, 2) for t in split)
+        say("attention")
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        say("projection")
+        x = x + self.proj(y.transpose(1, 2).flatten(-2))
+        say("feed-forward")
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of a call; kernels and flushes of one call."""
+
+    name: str
+    seconds: float
+    kernels: int
+    flushes: int
+
+
+def measure(
+    name: str, fn: Callable[..., torch.Tensor], args: tuple, say: Say, expected: torch.Tensor
+) -> Row:
+    """The least time of a call with its result computed."""
+
+    def call() -> torch.Tensor:
+        result = fn(*args, say)
+        lazyc.mark_step()
+        return result
+
+    lazyc.metrics.reset()
+    result = call()
+    kernels = lazyc.metrics.snapshot()["kernel_calls"]
+    torch.testing.assert_close(result + 0, expected)
+    times = []
+    lazyc.metrics.reset()
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - start)
+    flushes = sum(lazyc.metrics.snapshot()["flushes"].values()) // ROUNDS
+    del result
+    return Row(name, min(times), kernels, flushes)
+
+
+def compare(fn: Callable[..., torch.Tensor], args: tuple) -> list[Row]:
+    """The four ways to run ``fn``; the results must agree."""
+    lazy = torch.compile(fn, backend="lazyc", options={"lazy": True})
+    plain = torch.compile(fn, backend="lazyc")
+    whole = torch.compile(fn, backend="lazyc")
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        expected = fn(*args, print)
+        return [
+            measure("eager", fn, args, print, expected),
+            measure("compiled", plain, args, print, expected),
+            measure("compiled, lazy", lazy, args, print, expected),
+            measure("compiled, no prints", whole, args, silent, expected),
+        ]
+
+
+def show(title: str, rows: list[Row]) -> None:
+    uncut = rows[-1].seconds
+    table = Table(title=title)
+    for column in ("", "ms", "times as fast as eager", "us per break", "kernels", "flushes"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        cost = f"{1e6 * (row.seconds - uncut) / BREAKS:.0f}" if row is not rows[-1] else ""
+        table.add_row(
+            row.name, f"{1e3 * row.seconds:.2f}", f"{rows[0].seconds / row.seconds:.2f}", cost,
+            str(row.kernels), str(row.flushes),
+        )  # fmt: skip
+    Console().print(table)
+
+
+@torch.no_grad()
+def main(size: int) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(size, size), torch.randn(size, size)
+    show(f"lazyc: chain on {size} x {size}", compare(chain, matrices))
+    show("lazyc: transformer block, (1, 64, 256)", compare(Block(), (torch.randn(1, 64, 256),)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4096)

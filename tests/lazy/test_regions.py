@@ -1,0 +1,430 @@
+"""Functions that graph breaks cut, with the option lazy: one program, eager's values, and why it ran."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lazyc
+from lazyc.backend import EVENTS
+from lazyc.lazy.tensor import LazyTensor
+from lazyc.report import events as E
+
+graph_break = torch._dynamo.graph_break
+
+
+def lazily(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return torch.compile(fn, backend="lazyc", options={"lazy": True, **options})
+
+
+@pytest.fixture
+def events() -> Iterator[list[E.Event]]:
+    """Every event of the test, from an empty Recorder on."""
+    gc.collect()
+    lazyc.mark_step()
+    seen: list[E.Event] = []
+    stop = EVENTS.subscribe(seen.append)
+    yield seen
+    stop()
+
+
+def flushes(events: list[E.Event]) -> list[tuple[str, str, int]]:
+    return [(e.cause, e.what, e.regions) for e in events if isinstance(e, E.Flushed)]
+
+
+def cut(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    a = x * y + 1
+    graph_break()
+    b = torch.relu(a) @ y
+    graph_break()
+    c = b.softmax(-1)
+    graph_break()
+    return c.sum(-1) * 2
+
+
+def uncut(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (torch.relu(x * y + 1) @ y).softmax(-1).sum(-1) * 2
+
+
+def inputs(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, n), torch.randn(n, n)
+
+
+def kernels() -> int:
+    """Kernels that one run of each graph compiled since the reset calls."""
+    return lazyc.metrics.snapshot()["kernel_calls"]
+
+
+@torch.no_grad()
+def test_a_cut_function_is_one_program_with_the_kernels_of_the_uncut_one(
+    events: list[E.Event],
+) -> None:
+    x, y = inputs()
+    lazyc.metrics.reset()
+    wanted = torch.compile(uncut, backend="lazyc")(x, y)
+    whole = kernels()
+    lazyc.metrics.reset()
+    result = lazily(cut)(x, y)
+    assert isinstance(result, LazyTensor) and kernels() == 0
+    torch.testing.assert_close(result + 0, wanted)
+    assert kernels() == whole > 0
+    assert flushes(events) == [("value_read", "aten.add.Tensor", 4)]
+    assert lazyc.metrics.snapshot()["graphs_compiled"] == 1
+
+
+@torch.no_grad()
+def test_the_second_call_compiles_nothing(events: list[E.Event]) -> None:
+    fn = lazily(cut)
+    for _ in range(3):
+        x, y = inputs()
+        torch.testing.assert_close(fn(x, y).clone(), uncut(x, y))
+    compiled = [e.compiled for e in events if isinstance(e, E.Flushed)]
+    assert compiled == [True, False, False]
+
+
+def test_the_line_is_that_of_the_user(events: list[E.Event]) -> None:
+    with torch.no_grad():
+        result = lazily(cut)(*inputs())
+    result.sum().item()
+    (flush,) = [e for e in events if isinstance(e, E.Flushed)]
+    assert flush.line.startswith("test_regions.py:")
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(16)
+        self.qkv = torch.nn.Linear(16, 48)
+        self.out = torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        graph_break()
+        y = F.scaled_dot_product_attention(q, k, v)
+        graph_break()
+        return x + F.gelu(self.out(y))
+
+
+@torch.no_grad()
+def test_a_module_and_weights_that_change() -> None:
+    block = Block()
+    fn, x = lazily(block), torch.randn(2, 5, 16)
+    for _ in range(3):
+        torch.testing.assert_close(fn(x).clone(), block(x))
+        block.out.weight.add_(0.5)
+
+
+# --- what reads a value ---------------------------------------------------------------------------
+
+READS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "print": lambda t: f"{t}",
+    "repr": repr,
+    "item": lambda t: t[0].item(),
+    "bool": lambda t: bool(t[0] > 0),
+    "numpy": lambda t: t.numpy().tolist(),
+    "asarray": lambda t: np.asarray(t).tolist(),
+    "dlpack": lambda t: np.from_dlpack(t).tolist(),
+    "tolist": lambda t: t.tolist(),
+    "iteration": lambda t: [float(v) for v in t],
+    "operator": lambda t: (t + 1).tolist(),
+    "deepcopy": lambda t: copy.deepcopy(t).tolist(),
+    "pickle": lambda t: pickle.loads(pickle.dumps(t)).tolist(),
+    "cat": lambda t: torch.cat([t, t]).tolist(),
+    "allclose": lambda t: torch.allclose(t, t),
+    "double": lambda t: t.to(torch.float64).tolist(),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+@torch.no_grad()
+def test_every_read_gets_the_value(read: str, events: list[E.Event]) -> None:
+    x, y = inputs()
+    waiting, wanted = lazily(cut)(x, y), torch.compile(uncut, backend="lazyc")(x, y)
+    assert READS[read](waiting) == READS[read](wanted)
+    assert [cause for cause, _, _ in flushes(events)] == ["value_read"]
+
+
+@torch.no_grad()
+def test_saving(events: list[E.Event]) -> None:
+    x, y = inputs()
+    file = io.BytesIO()
+    torch.save({"result": lazily(cut)(x, y)}, file)
+    file.seek(0)
+    loaded = torch.load(file)["result"]
+    torch.testing.assert_close(loaded, uncut(x, y))
+    assert type(loaded) is torch.Tensor
+    assert flushes(events) == [("value_read", "saving", 4)]
+
+
+def two(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    a = x.exp()
+    graph_break()
+    return a * 2, x.sin()
+
+
+@torch.no_grad()
+def test_a_read_runs_only_what_it_needs(events: list[E.Event]) -> None:
+    x = torch.randn(8)
+    first, second = lazily(lambda x: x.exp() * 2), lazily(lambda x: x.sin())
+    a, b = first(x), second(x)
+    torch.testing.assert_close(b.clone(), x.sin())
+    assert flushes(events) == [("value_read", "aten.clone.default", 1)]
+    torch.testing.assert_close(a.clone(), x.exp() * 2)
+
+
+@torch.no_grad()
+def test_nobody_reads_nothing_runs(events: list[E.Event]) -> None:
+    x = torch.randn(8)
+    result = lazily(lambda x: x.exp() * 2)(x)
+    kept = weakref.ref(x)
+    del result, x
+    assert not flushes(events)
+    assert [e.operators for e in events if isinstance(e, E.NeverComputed)] == [2]
+    assert kept() is None, "what is dropped keeps no argument alive"
+
+
+@torch.no_grad()
+def test_mark_step_runs_what_can_still_be_asked_for(events: list[E.Event]) -> None:
+    fn = lazily(lambda x: x.exp() * 2)
+    x = torch.randn(8)
+    dropped, kept = fn(x), fn(x + 1)
+    del dropped
+    lazyc.mark_step()
+    assert flushes(events) == [("mark_step", "", 1)]
+    torch.testing.assert_close(kept.clone(), (x + 1).exp() * 2)
+    assert len(flushes(events)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [({"lazy_max_operators": 5}, "size_cap"), ({"lazy_max_mb": 1}, "memory_cap")],
+)
+@torch.no_grad()
+def test_what_may_wait_is_capped(
+    options: dict[str, int], cause: str, events: list[E.Event]
+) -> None:
+    fn = lazily(lambda x: x.exp() * 2, **options)
+    x = torch.randn(300, 300)
+    results = [fn(x) for _ in range(4)]
+    assert [c for c, _, _ in flushes(events)] == [cause]
+    for result in results:
+        torch.testing.assert_close(result.clone(), x.exp() * 2)
+
+
+# --- writes while something waits -----------------------------------------------------------------
+
+
+@torch._dynamo.disable
+def write(x: torch.Tensor) -> None:
+    x.add_(1)
+
+
+@torch.no_grad()
+def test_an_argument_is_taken_as_it_was() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        a = x * 2
+        write(x)
+        return a + x
+
+    x = torch.randn(8)
+    mine = x.clone()
+    torch.testing.assert_close(lazily(fn)(mine).clone(), fn(x))
+    torch.testing.assert_close(mine, x)
+
+
+@torch.no_grad()
+def test_a_write_after_the_call_is_not_seen() -> None:
+    x, wanted = torch.randn(8), None
+    fn = lazily(lambda x: x.exp())
+    wanted, waiting = x.exp(), fn(x)
+    x.zero_()
+    torch.testing.assert_close(waiting.clone(), wanted)
+    assert not x.any()
+
+
+@torch.no_grad()
+def test_writes_to_results_leave_what_was_recorded_alone() -> None:
+    x = torch.randn(8)
+    first, second = lazily(lambda x: x.exp()), lazily(lambda x: x + 1)
+    y = first(x)
+    z = second(y)
+    assert y.mul_(3) is y
+    torch.testing.assert_close(y.clone(), x.exp() * 3)
+    torch.testing.assert_close(z.clone(), x.exp() + 1)
+    y = first(x)
+    z = second(y)
+    y[2:].zero_()  # through a view
+    torch.testing.assert_close(z.clone(), x.exp() + 1)
+    torch.testing.assert_close(y.clone(), torch.cat([x.exp()[:2], torch.zeros(6)]))
+
+
+@torch.no_grad()
+def test_a_result_read_early_is_shared_by_what_waits(events: list[E.Event]) -> None:
+    x = torch.randn(8)
+    first, second = lazily(lambda x: x.exp()), lazily(lambda x: x + 1)
+    y = first(x)
+    z = second(y)
+    y.sum()
+    z.sum()
+    torch.testing.assert_close(z.clone(), x.exp() + 1)
+    assert [regions for _, _, regions in flushes(events)] == [1, 1]
+
+
+@torch.no_grad()
+def test_an_argument_is_not_copied() -> None:
+    x = torch.randn(1000)
+    address = x.data_ptr()
+    lazily(cut_chain := lambda x: x.exp() + 1)(x).clone()
+    assert x.data_ptr() == address
+    del cut_chain
+
+
+@torch.no_grad()
+def test_memory_of_numpy_is_not_waited_for(events: list[E.Event]) -> None:
+    array = np.ones(8, np.float32)
+    x = torch.from_numpy(array)
+    result = lazily(lambda x: x * 3)(x)
+    array[:] = 5
+    assert torch.equal(result, torch.full((8,), 3.0))
+    assert not flushes(events)
+
+
+# --- regions that run at once ---------------------------------------------------------------------
+
+
+def reasons(events: list[E.Event]) -> set[str]:
+    return {e.reason for e in events if isinstance(e, E.NotLazy)}
+
+
+def test_gradients(events: list[E.Event]) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        a = x.exp()
+        graph_break()
+        return (a * w).sum()
+
+    w, x = torch.randn(8, requires_grad=True), torch.randn(8)
+    fn_lazy = lazily(fn)
+    (found,) = torch.autograd.grad(fn_lazy(x), w)
+    torch.testing.assert_close(found, x.exp())
+    assert reasons(events) == {"it needs gradients"}
+    assert flushes(events) == [("region_end", "a region that runs at once: it needs gradients", 1)]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.add_(1) * 2,
+        lambda x: x.view(-1),
+        lambda x: (x.exp(), x.exp().view(-1)),
+        lambda x: F.dropout(x, 0.5),
+        lambda x: (x + 1, 5),
+        lambda x: (y := x + 1, y[2:]),
+    ],
+    ids=["write", "view", "two", "dropout", "number", "shared"],
+)
+@torch.no_grad()
+def test_other_barriers_are_as_without_laziness(fn: Callable[..., Any]) -> None:
+    def whole(x: torch.Tensor) -> Any:
+        a = x * 2
+        graph_break()
+        return fn(a)
+
+    x = torch.randn(8)
+    torch.manual_seed(3)
+    wanted = torch.compile(whole, backend="lazyc")(x)
+    torch.manual_seed(3)
+    found = lazily(whole)(x)
+    torch.utils._pytree.tree_map(
+        lambda a, b: torch.testing.assert_close(torch.as_tensor(a) + 0, torch.as_tensor(b) + 0),
+        found,
+        wanted,
+    )
+
+
+@torch.no_grad()
+def test_sizes_that_change(events: list[E.Event]) -> None:
+    fn = lazily(cut)
+    for n in (3, 4, 5, 6):
+        x, y = inputs(n)
+        torch.testing.assert_close(fn(x, y).clone(), uncut(x, y))
+    assert "it has sizes that change" in reasons(events)
+
+
+def test_inference_mode() -> None:
+    fn = lazily(cut)
+    with torch.inference_mode():
+        x, y = inputs()
+        waiting, wanted = fn(x, y), uncut(x, y)
+        y.zero_()
+        torch.testing.assert_close(waiting.clone(), wanted)
+        assert waiting.is_inference()
+
+
+@torch.no_grad()
+def test_errors_are_those_of_eager_when_the_value_is_read() -> None:
+    def fn(index: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(index, table)
+        graph_break()
+        return rows.sum(-1)
+
+    table, fn_lazy = torch.randn(5, 4), lazily(fn)
+    good = torch.tensor([1, 4])
+    torch.testing.assert_close(fn_lazy(good, table).clone(), fn(good, table))
+    bad = fn_lazy(torch.tensor([1, 5]), table)
+    for _ in range(2):
+        with pytest.raises(IndexError, match="index out of range"):
+            bad.sum()
+
+
+@torch.no_grad()
+def test_other_compiled_functions_take_what_waits() -> None:
+    x = torch.randn(8)
+    waiting = lazily(lambda x: x.exp())(x)
+    for backend in ("eager", "aot_eager", "lazyc"):
+        other = torch.compile(lambda x: x + 1, backend=backend)
+        torch.testing.assert_close(other(waiting) + 0, x.exp() + 1)
+
+
+# --- threads and processes ------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_another_thread_reads() -> None:
+    x = torch.randn(100)
+    waiting, found = [lazily(lambda x: x.exp())(x) for _ in range(8)], []
+
+    def read(k: int) -> None:
+        found.append(waiting[k % 8].clone())
+
+    threads = [threading.Thread(target=read, args=(k,)) for k in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    for value in found:
+        torch.testing.assert_close(value, x.exp())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@torch.no_grad()
+def test_a_fork_runs_what_waits_first(events: list[E.Event]) -> None:
+    x = torch.randn(8)
+    waiting, wanted = lazily(lambda x: x * 2)(x), x * 2
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(waiting, wanted) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert flushes(events) == [("fork", "", 1)]
