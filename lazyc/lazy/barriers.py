@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from enum import Enum
+from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 
@@ -55,12 +57,25 @@ def barrier(graph: Graph) -> str:
     return "" if graph.outputs else "it returns nothing"
 
 
-def user_line() -> str:
-    """The innermost frame outside torch and lazyc as "model.py:12"; "" when there is none."""
+Place: TypeAlias = tuple[str, int]
+
+
+def user_place() -> Place | None:
+    """File and line of the innermost frame outside torch and lazyc; None when there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_OWN_FOLDERS) and not file.startswith("<"):
-            return f"{os.path.basename(file)}:{frame.f_lineno}"
+        if _is_of_user(file):
+            return file, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _is_of_user(file: str) -> bool:
+    return not file.startswith((*_OWN_FOLDERS, "<"))
+
+
+def as_line(place: Place | None) -> str:
+    """As reports print it: "model.py:12"; "" for None."""
+    return "" if place is None else f"{os.path.basename(place[0])}:{place[1]}"

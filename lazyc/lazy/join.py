@@ -31,31 +31,25 @@ class Spec:
     strides: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
 
 @dataclass(frozen=True, eq=False)
 class Fragment:
     """A Graph without symbols that may be run later. ``in_eager`` is the same as a boxed function of
-    torch, made of ``operators`` calls. ``number`` is unique in this process."""
+    torch, made of ``operators`` calls; ``nbytes`` is what its results take. ``number`` is unique in
+    this process."""
 
     number: int
     graph: Graph
     in_eager: Boxed
     operators: int
     results: tuple[Spec, ...]
+    nbytes: int
 
     @staticmethod
     def of(graph: Graph, in_eager: Boxed, operators: int) -> Fragment:
         results = tuple(_spec(o) for o in graph.outputs)
-        return Fragment(next(_numbers), graph, in_eager, operators, results)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the results."""
-        return sum(s.nbytes for s in self.results)
+        nbytes = sum(torch.Size(s.shape).numel() * s.dtype.itemsize for s in results)
+        return Fragment(next(_numbers), graph, in_eager, operators, results, nbytes)
 
 
 def _spec(output: Output) -> Spec:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 
 from lazyc.ir.graph import Graph
-from lazyc.lazy.barriers import Cause, user_line
+from lazyc.lazy.barriers import Cause, Place, as_line, user_place
 from lazyc.lazy.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.report import events as E
 
@@ -47,6 +47,7 @@ class Snapshot:
         self.take()
 
     def take(self) -> None:
+        """Has the tensor kept as it is now. Raises NotRecordable."""
         try:
             self._copy = _lazy_clone(self.tensor)
         except RuntimeError as error:  # memory of numpy, or shared with another process
@@ -65,7 +66,7 @@ class Snapshot:
 class Value:
     """A result that is not computed yet, or (``tensor``) was while recorded steps still wait for it.
 
-    ``handles`` are the tensors of the user that stand for it.
+    ``handles`` refer to the tensors of the user that stand for it.
     """
 
     __slots__ = ("__weakref__", "handles", "result", "spec", "step", "tensor")
@@ -75,26 +76,29 @@ class Value:
         self.step: Step | None = step
         self.result = result
         self.tensor: Snapshot | None = None
-        self.handles: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.handles: list[weakref.ref[Any]] = []
+
+    def live_handles(self) -> list[Any]:
+        return [handle for ref in self.handles if (handle := ref()) is not None]
 
 
 class Step:
     """A fragment to run with ``args``."""
 
-    __slots__ = ("__weakref__", "args", "fragment", "line", "number", "recorder", "results")
+    __slots__ = ("__weakref__", "args", "fragment", "number", "place", "recorder", "results")
 
     def __init__(
         self,
         number: int,
         fragment: Fragment,
         args: list[Value | Snapshot],
-        line: str,
+        place: Place | None,
         recorder: Recorder,
     ) -> None:
         self.number = number
         self.fragment = fragment
         self.args = args
-        self.line = line
+        self.place = place
         self.recorder: Recorder | None = recorder
         self.results: list[weakref.ref[Value]] = []
 
@@ -104,8 +108,8 @@ class Step:
 
 
 class Recorder:
-    """Records fragments and runs them together. ``max_operators`` and ``max_bytes`` cap what may
-    and bytes of results. All methods may be called from any thread."""
+    """Records fragments and runs them together. ``max_operators`` and ``max_bytes`` (of results) cap
+    what may wait. All methods may be called from any thread."""
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class Recorder:
         self._max_operators = max_operators
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
-        self._waiting: weakref.WeakValueDictionary[int, Step] = weakref.WeakValueDictionary()
+        self._waiting: dict[int, weakref.ref[Step]] = {}  # by number
         self._programs: OrderedDict[Any, Boxed] = OrderedDict()
         self._count = 0
         self._operators = 0
@@ -133,12 +137,12 @@ class Recorder:
         """The results of a fragment, to be computed later. Raises NotRecordable."""
         with self._lock:
             taken = [a if isinstance(a, Value) else Snapshot(a) for a in args]
-            line = user_line() if self._events.listening else ""
+            place = user_place() if self._events.listening else None
             self._count += 1
-            step = Step(self._count, fragment, taken, line, self)
+            step = Step(self._count, fragment, taken, place, self)
             values = [Value(spec, step, k) for k, spec in enumerate(fragment.results)]
             step.results = [weakref.ref(v) for v in values]
-            self._waiting[step.number] = step
+            self._waiting[step.number] = weakref.ref(step)
             self._operators += fragment.operators
             self._bytes += fragment.nbytes
             return values
@@ -155,17 +159,21 @@ class Recorder:
         """``step`` no longer waits."""
         with self._lock:
             step.recorder = None
+            self._waiting.pop(step.number, None)
             self._operators -= step.fragment.operators
             self._bytes -= step.fragment.nbytes
         if not ran:
-            self._events.emit(E.NeverComputed(step.line, step.fragment.operators))
+            self._events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
+
+    def _live_steps(self) -> list[Step]:
+        return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
 
     def flush_all(self, cause: Cause, what: str = "") -> None:
         """Runs all that waits and that somebody can still ask for."""
         with self._lock:
-            steps = list(self._waiting.values())
+            steps = self._live_steps()
             values = [v for s in steps for ref in s.results if (v := ref()) is not None]
-            self.flush([v for v in values if v.handles], cause, what)
+            self.flush([v for v in values if v.live_handles()], cause, what)
 
     def flush(self, values: Iterable[Value], cause: Cause, what: str = "") -> None:
         """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""
@@ -176,30 +184,29 @@ class Recorder:
             start = time.perf_counter()
             steps = _needed(wanted)
             inside = {s.number for s in steps}
-            others = [s for s in self._waiting.values() if s.number not in inside]
+            others = [s for s in self._live_steps() if s.number not in inside]
             later = {a for s in others for a in s.args if isinstance(a, Value)}
             kept = [
                 (k, r, v)
                 for k, step in enumerate(steps)
                 for r, ref in enumerate(step.results)
-                if (v := ref()) is not None and (v.handles or v in later or v in wanted)
+                if (v := ref()) is not None and (v in wanted or v in later or v.live_handles())
             ]
             made = self._run(steps, [(k, r) for k, r, _ in kept], others)
             for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
                 value.step = None
-                for handle in value.handles:
+                for handle in value.live_handles():
                     handle.settle(tensor)
                 if value in later:
                     value.tensor = Snapshot(tensor)
             for step in steps:
-                self._waiting.pop(step.number, None)
                 self.forget(step, ran=True)
             if self._events.listening:
                 operators = sum(s.fragment.operators for s in steps)
                 seconds = time.perf_counter() - start
                 self._events.emit(
                     E.Flushed(
-                        cause.value, what, user_line(), len(steps), operators, len(kept), made.is_new,
+                        cause.value, what, as_line(user_place()), len(steps), operators, len(kept), made.is_new,
                         seconds,
                     )
                 )  # fmt: skip
@@ -225,17 +232,18 @@ class Recorder:
             return known[id(tensor)]
 
         parts = tuple(Part(s.fragment, tuple(map(source, s.args))) for s in steps)
-        shared = [
-            a for s in others for a in s.args if isinstance(a, Snapshot) and id(a.tensor) in known
-        ]
+        # Clones of the same tensors that others keep, or asking for an address would copy these.
+        shared = [s for s in _snapshots(others) if id(s.tensor) in known]
         for snapshot in shared:
             snapshot.settle()
         own: list[Snapshot] = []
         try:
             program, is_new = self._program(parts, results)
-            return _Made(list(program(tensors)), is_new)
+            # Whatever modes the reader is in, results are those of the region.
+            with torch.inference_mode(False), torch.no_grad(), torch._C._DisableAutocast():
+                return _Made(list(program(tensors)), is_new)
         except BaseException:
-            own = [a for s in steps for a in s.args if isinstance(a, Snapshot)]
+            own = _snapshots(steps)  # goes on waiting
             raise
         finally:
             for snapshot in (*shared, *own):
@@ -266,6 +274,12 @@ class _Made:
     def __init__(self, tensors: list[torch.Tensor], is_new: bool) -> None:
         self.tensors = tensors
         self.is_new = is_new
+
+
+def _snapshots(steps: Iterable[Step]) -> list[Snapshot]:
+    """What the steps take that is computed, once each."""
+    taken = (a.tensor if isinstance(a, Value) else a for s in steps for a in s.args)
+    return list({id(s): s for s in taken if s is not None}.values())
 
 
 def _needed(values: Collection[Value]) -> list[Step]:

@@ -7,6 +7,7 @@ the value, and then works on a plain tensor.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -46,7 +47,7 @@ class LazyTensor(torch.Tensor):
         """A tensor for a value that is not computed yet."""
         self = LazyTensor(value.spec)
         self._value, self._recorder = value, recorder
-        value.handles.add(self)
+        value.handles.append(weakref.ref(self))
         return self
 
     # Called by the Recorder.

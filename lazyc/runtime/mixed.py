@@ -80,6 +80,9 @@ class MixedRunner(Runner):
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self._run(args, packs, packed)
+        if torch._C._is_any_autocast_enabled():  # the graph has the casts that it asks for
+            with torch._C._DisableAutocast():
+                return self._run(args, packs, packed)
         host, plan = self.host, self.plan
         env = self.take_env()
         arena = host.arenas.take(self._arena_bytes) if self._arena_bytes else None

@@ -283,12 +283,67 @@ def test_a_result_read_early_is_shared_by_what_waits(events: list[E.Event]) -> N
 
 
 @torch.no_grad()
+def test_a_write_between_two_readers_of_one_result() -> None:
+    x = torch.randn(8)
+    y = lazily(lambda x: x.exp())(x)
+    first, second = lazily(lambda x: x + 1)(y), lazily(lambda x: x * 2)(y)
+    y.sum()
+    torch.testing.assert_close(first.clone(), x.exp() + 1)
+    y.add_(100)
+    torch.testing.assert_close(second.clone(), x.exp() * 2)
+
+
+@torch.no_grad()
 def test_an_argument_is_not_copied() -> None:
     x = torch.randn(1000)
     address = x.data_ptr()
-    lazily(cut_chain := lambda x: x.exp() + 1)(x).clone()
+    first, second = lazily(lambda x: x.exp() + 1)(x), lazily(lambda x: x * 2)(x)
+    first.sum()
+    assert torch._C._data_address(x) == address
+    second.sum()
     assert x.data_ptr() == address
-    del cut_chain
+
+
+@torch.no_grad()
+def test_results_that_share_memory() -> None:
+    def fn(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = (x * 2).chunk(2)
+        graph_break()
+        return a + b, b
+
+    def halves(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x * 2).chunk(2)
+
+    x = torch.randn(8, 3)
+    total, part = lazily(fn)(x)
+    torch.testing.assert_close(total.clone(), x[:4] * 2 + x[4:] * 2)
+    torch.testing.assert_close(part.clone(), x[4:] * 2)
+    a, b = lazily(halves)(x)
+    a.sum()
+    assert a.data_ptr() + 4 * 12 == b.data_ptr()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+def test_the_mode_of_the_reader_does_not_matter(mode: Callable[[], Any]) -> None:
+    x = torch.randn(8)
+    with torch.no_grad():
+        waiting = lazily(lambda x: torch.sort(x.exp())[0])(x)
+    with mode():
+        waiting.sum()
+    assert not waiting.requires_grad
+    w = torch.randn(8, requires_grad=True)
+    (waiting * w).sum().backward()
+    torch.testing.assert_close(w.grad, x.exp().sort()[0])
+
+
+def test_autocast_of_the_reader_does_not_matter() -> None:
+    x, w = torch.randn(2, 3, 9), torch.randn(3, 4, 2)
+    with torch.no_grad():
+        waiting = lazily(F.conv_transpose1d)(x, w)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = waiting.clone()
+    assert result.dtype is torch.float32
+    torch.testing.assert_close(result, F.conv_transpose1d(x, w))
 
 
 @torch.no_grad()
