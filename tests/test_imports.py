@@ -31,7 +31,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lazyc.kernels", (*WITH_IR, "lazyc.codegen", "lazyc.runtime")),
     ("lazyc.compiler", (*WITH_IR, "lazyc.passes", "lazyc.codegen", "lazyc.runtime",
                         "lazyc.kernels", "lazyc.report")),
-    ("lazyc.lazy", ALL),
+    ("lazyc.lazy", (*WITH_IR, "lazyc.frontend")),
     ("lazyc.backend", ALL),
     ("lazyc.cli", ALL),
     ("lazyc", ALL),
