@@ -3,7 +3,8 @@
     torch.compile(model, backend="lazyc")
 
 ``lazyc.metrics`` counts what happened: ``report()`` as text, ``snapshot()`` as a dict,
-``prometheus()`` as Prometheus text, ``reset()``. ``lazyc.mark_step()`` runs what was recorded with the
+``prometheus()`` as Prometheus text, ``reset()``. ``lazyc.explain(fn, *args)`` compiles and runs a function
+and tells what became of it. ``lazyc.mark_step()`` runs what was recorded with the
 option ``lazy``.
 """
 
@@ -15,11 +16,12 @@ from lazyc.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lazyc.backend import mark_step
+    from lazyc.explanation import explain
     from lazyc.report.metrics import Metrics
 
     metrics: Metrics
 
-__all__ = ["__version__", "mark_step", "metrics"]
+__all__ = ["__version__", "explain", "mark_step", "metrics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from lazyc.backend import METRICS
 
         return METRICS
+    if name == "explain":
+        from lazyc.explanation import explain
+
+        return explain
     if name == "mark_step":
         from lazyc.backend import mark_step
 

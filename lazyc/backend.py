@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
     from lazyc.lazy.recorder import Recorder
+    from lazyc.runtime.program import Executable
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
@@ -128,6 +129,11 @@ class Session:
                 )
             return found
 
+    def compilers(self) -> list[Compiler]:
+        """Those made so far."""
+        with self._lock:
+            return list(self._compilers.values())
+
     def flush(self, cause: str) -> None:
         """Runs all that waits in any Recorder, because of a lazy.barriers.Cause."""
         from lazyc.lazy.barriers import Cause
@@ -140,6 +146,11 @@ _SESSION = Session(EVENTS)
 # A child process has none of the threads that native code of its parent ran on.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))
+
+
+def executables() -> list[Executable]:
+    """Every program of this process that is still in use."""
+    return [x for compiler in _SESSION.compilers() for x in compiler.executables]
 
 
 def mark_step() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 
 from lazyc.codegen.target import Target
@@ -51,6 +52,8 @@ class Compiler:
         self._programs: dict[str, tuple[Program, dict[str, LoadedKernel]]] = {}
         self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()
+        # All that are still in use, for reports.
+        self.executables: weakref.WeakSet[Executable] = weakref.WeakSet()
 
     def compile(self, graph: Graph, capture: str | None = None) -> Executable:
         """The Executable of a Graph. Raises CompilerBug, or Unschedulable for what no Program says.
@@ -94,6 +97,7 @@ class Compiler:
         fallbacks = self._report_fallbacks(program)
         start = time.perf_counter()
         executable = Executable(program, kernels, self._host)
+        self.executables.add(executable)
         timings.add("bind", start)
         seconds = tuple(timings.seconds.items())
         self._events.emit(

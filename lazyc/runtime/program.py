@@ -92,6 +92,13 @@ class Executable:
             self._runners.move_to_end(key)
         return runner
 
+    @property
+    def last_runner(self) -> Runner | None:
+        """The runner of the last call; None before the first."""
+        if self._only is not None:
+            return self._only
+        return next(reversed(self._runners.values()), None)
+
     def _bind(self, values: tuple[int, ...], use_packs: bool) -> Runner:
         key = (values, use_packs)
         with self._lock:
