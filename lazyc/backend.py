@@ -7,6 +7,7 @@ from the environment and from ``torch.compile(options={...})``.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import threading
@@ -23,7 +24,7 @@ from lazyc.config import Config
 from lazyc.errors import CompilerBug, CompilerBugWarning, LazycWarning, UnsupportedVersion
 from lazyc.report import events as E
 from lazyc.report.metrics import Metrics
-from lazyc.report.text import printer
+from lazyc.report.text import printer, writer
 from lazyc.report.trace import TraceWriter
 from lazyc.version import check_versions
 
@@ -106,6 +107,8 @@ class Session:
                 if config.debug and output not in self._printing:
                     self._printing.add(output)
                     self._events.subscribe(printer(config))
+                    write = writer(config)
+                    atexit.register(lambda: write(METRICS.report()))
                 if config.trace and config.trace not in self._tracing:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))

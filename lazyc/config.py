@@ -158,7 +158,7 @@ class Config:
     )  # fmt: skip
     debug: int = _option(
         0, "LAZYC_DEBUG",
-        "0: silent. 1: one line for each compilation and fallback. 2: also cache lookups, passes"
+        "0: silent. 1: one line for each compilation, flush and fallback, and a summary at exit. 2: also cache lookups, passes"
         " and kernels. 3: also the IR after every pass.",
         choices=(0, 1, 2, 3),
     )  # fmt: skip

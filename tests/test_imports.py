@@ -39,7 +39,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 # torch.fx and dispatch modes: only where graphs come from.
 FX_MODULES = ("torch.fx", "torch._dynamo", "torch._functorch", "torch.utils._python_dispatch")
-MAY_USE_FX = ("lazyc.frontend", "lazyc.lazy", "lazyc.backend")
+MAY_USE_FX = ("lazyc.frontend", "lazyc.lazy", "lazyc.backend", "lazyc.explanation")
 
 FORBIDDEN_MODULES = {
     "pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib",

@@ -105,6 +105,11 @@ def _constant(m: re.Match[str]) -> tuple[str, str]:
     return f"{name}: no longer {value}", fix
 
 
+def _type(m: re.Match[str]) -> tuple[str, str]:
+    name, was = m.groups()
+    return f"{name}: no longer a {was.split('.')[-1]}", f"pass {name} as one type"
+
+
 _TENSOR = r"tensor '(.+?)' "
 _WORDS: tuple[tuple[str, Callable[[Any], tuple[str, str]]], ...] = (
     (_TENSOR + r"size mismatch at index (\d+)\. expected (\d+), actual (\d+)", _size),
@@ -113,5 +118,6 @@ _WORDS: tuple[tuple[str, Callable[[Any], tuple[str, str]]], ...] = (
     (_TENSOR + r"dtype mismatch\. expected (\w+), actual (\w+)", _dtype),
     (_TENSOR + r"requires_grad mismatch\. expected requires_grad=(\d)", _requires_grad),
     (r"GLOBAL_STATE changed: (.+)", _state),
+    (r"^___check_type_id\((.+), \d+\), type=<class '(.+)'>", _type),
     (r"^(.+?) == (.+)$", _constant),
 )

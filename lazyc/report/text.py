@@ -99,14 +99,20 @@ def printer(config: Config) -> E.Listener:
 
     A file that cannot be written is reported once on stderr, and the lines go there instead.
     """
-    write = _file_writer(config.debug_file) if config.debug_file else _to_stderr
+    write = writer(config)
 
     def listen(event: E.Event) -> None:
         text = format_event(event, config.debug)
         if text:
-            write("".join(f"[lazyc] {line}\n" for line in text.splitlines()))
+            write(text)
 
     return listen
+
+
+def writer(config: Config) -> Callable[[str], None]:
+    """Writes lines, each marked as lazyc's, to ``config.debug_file`` or stderr."""
+    write = _file_writer(config.debug_file) if config.debug_file else _to_stderr
+    return lambda text: write("".join(f"[lazyc] {line}\n" for line in text.splitlines()))
 
 
 def _to_stderr(text: str) -> None:

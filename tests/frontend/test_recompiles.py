@@ -52,6 +52,11 @@ DYNAMIC = "torch.compile(dynamic=True)"
             "s.flag: no longer True",
             "pass s.flag as a tensor, or compile one function for each value",
         ),
+        (
+            "1/0: ___check_type_id(y, 94530741954608), type=<class 'lazyc.lazy.tensor.LazyTensor'>  # a",
+            "y: no longer a LazyTensor",
+            "pass y as one type",
+        ),
         ("0/3: something new of Dynamo's", "something new of Dynamo's", ""),
     ],
 )

@@ -1,0 +1,63 @@
+"""What LAZYC_DEBUG=1 prints for a small program, from the first compilation to the summary at exit."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import torch
+
+def fn(x):
+    y = x.exp() + 1
+    print("in the middle")
+    return torch.sort(y)[0] * 2
+
+lazy = torch.compile(fn, backend="lazyc", options={"lazy": True})
+with torch.no_grad():
+    for n in (8, 9):
+        print(round(lazy(torch.ones(n)).sum().item(), 2))
+"""
+
+GOLDEN = """\
+in the middle
+[lazyc] eager: aten.sort.default at script.py:7: no lowering
+[lazyc] graph 0: compiled in T ms (STAGES); kernels made 2, reused 0; fallbacks 1
+[lazyc] flush at script.py:12: value_read (aten.sum.default): 2 regions, 4 operators, 1 results, \
+compiled (T ms)
+59.49
+[lazyc] graph 1: compiled in T ms (STAGES); kernels made 1, reused 0; fallbacks 0
+[lazyc] not lazy: the region at script.py:5 runs at once: it has sizes that change
+[lazyc] recompile 1 script.py:5: x: size of dim 0, 8 -> 9 (T ms)
+[lazyc]   to avoid it: torch._dynamo.mark_dynamic(x, 0) before the call, or \
+torch.compile(dynamic=True)
+in the middle
+[lazyc] eager: aten.sort.default at script.py:7: no lowering
+[lazyc] graph 2: compiled in T ms (STAGES); kernels made 1, reused 0; fallbacks 1
+[lazyc] not lazy: the region at script.py:7 runs at once: it has sizes that change
+[lazyc] recompile 1 script.py:7: y: no longer a LazyTensor (T ms)
+[lazyc]   to avoid it: pass y as one type
+66.93
+"""
+
+
+def test_debug_output(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {
+        **os.environ, "LAZYC_DEBUG": "1", "LAZYC_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=True,
+    )  # fmt: skip
+    text = re.sub(r"[\d.]+ ms", "T ms", done.stdout)
+    text = re.sub(r"compiled in T ms \([^)]*\)", "compiled in T ms (STAGES)", text)
+    assert text.startswith(GOLDEN), text
+    summary = text[text.rindex("lazyc   ") :]
+    for row in ("graphs compiled", "aten.sort.default: no lowering", "value_read", "run at once"):
+        assert row in summary
