@@ -89,19 +89,19 @@ def measure(
         lazyc.mark_step()
         return result
 
-    lazyc.metrics.reset()
-    result = call()
-    kernels = lazyc.metrics.snapshot()["kernel_calls"]
-    torch.testing.assert_close(result + 0, expected)
+    start = lazyc.metrics.snapshot()
+    torch.testing.assert_close(call() + 0, expected)  # compiles
+    compiled = lazyc.metrics.snapshot()
+    kernels = compiled["kernel_calls"] - start["kernel_calls"]
     times = []
-    lazyc.metrics.reset()
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        began = time.perf_counter()
         result = call()
-        times.append(time.perf_counter() - start)
-    flushes = sum(lazyc.metrics.snapshot()["flushes"].values()) // ROUNDS
+        times.append(time.perf_counter() - began)
+    done = lazyc.metrics.snapshot()
+    flushes = sum(done["flushes"].values()) - sum(compiled["flushes"].values())
     del result
-    return Row(name, min(times), kernels, flushes)
+    return Row(name, min(times), kernels, flushes // ROUNDS)
 
 
 def compare(fn: Callable[..., torch.Tensor], args: tuple) -> list[Row]:

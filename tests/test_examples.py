@@ -10,10 +10,15 @@ import pytest
 import lazyc
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+# Arguments that make an example small.
+SMALL = {"graph_breaks": ["256"]}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_compiled(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs_compiled(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(path), *SMALL.get(path.stem, [])])
     lazyc.metrics.reset()
     runpy.run_path(str(path), run_name="__main__")
     counts = lazyc.metrics.snapshot()

@@ -39,12 +39,12 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
     users = graph.users()
     found: dict[Node, Shape] = {}
     for node in sorted(realized, key=lambda n: n.id):
-        fixed = _fixed_strides(node)
+        fixed = fixed_strides(node)
         if fixed is not None:
             found[node] = fixed
         elif not hasattr(node.type, "shape") or node.op in ("eager", "project"):
             continue
-        elif node in demands:
+        elif node in demands and _products_can_read(node, users, realized, demands):
             found[node] = demands[node]
         else:
             found[node] = _order_for_reader(node, users[node])
@@ -57,7 +57,10 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
 
 
 def _products_can_read(
-    node: Node, users: Mapping[Node, list[Node]], realized: set[Node], strides: dict[Node, Shape]
+    node: Node,
+    users: Mapping[Node, list[Node]],
+    realized: set[Node],
+    strides: Mapping[Node, Shape],
 ) -> bool:
     """Whether every matrix product that reads views of ``node`` finds a matrix in them."""
     stack, seen = [node], {node}
@@ -74,7 +77,7 @@ def _products_can_read(
     return True
 
 
-def _fixed_strides(node: Node) -> Shape | None:
+def fixed_strides(node: Node) -> Shape | None:
     """Strides that are given: of inputs, constants and results of eager calls."""
     attrs = node.attrs
     if isinstance(attrs, A.InputAttrs | A.TensorConstantAttrs):

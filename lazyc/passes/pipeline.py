@@ -6,6 +6,7 @@ from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.fold_norm import fold_norm
 from lazyc.passes.manager import Pass
+from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.split_reduction import split_reductions
 
 
@@ -15,6 +16,7 @@ def pipeline(pack_weights: bool = True) -> tuple[Pass, ...]:
         Pass("canonicalize", canonicalize),
         *(_WEIGHT_PASSES if pack_weights else ()),
         Pass("split_reductions", split_reductions),
+        Pass("copy_matrix_operands", copy_matrix_operands),
     )
 
 

@@ -15,7 +15,10 @@ from lazyc.passes.units import make_units
 
 
 def schedule(graph: Graph, fusion: bool = True) -> Program:
-    """The Program of a verified, canonical Graph. Raises plan.Unschedulable."""
+    """The Program of a verified Graph that the passes of ``pipeline`` have gone over.
+
+    Raises plan.Unschedulable.
+    """
     plan = make_plan(graph)
     units = make_units(plan)
     if fusion:
