@@ -23,6 +23,7 @@ from lazyc.frontend.capture_key import capture_key, is_plain
 from lazyc.frontend.cut import cut, data_calls, depends_on_data, join
 from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.fx_import import Unsupported, import_graph
+from lazyc.frontend.out_arguments import converting_call
 from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 
@@ -138,6 +139,10 @@ def make_backend(
     ) -> Callable[..., Any]:
         if any(isinstance(x, list | tuple | dict) for x in example_inputs):
             return flatten_graph_inputs(gm, example_inputs, backend)
+        converting = converting_call(gm)
+        if converting is not None:
+            left_to_eager(converting[0], "out= of another dtype than the result", converting[1])
+            return gm.forward
         capture = capture_key(gm, example_inputs)
         known = restore(capture, gm) if capture is not None else None
         if known is not None:

@@ -26,7 +26,7 @@ from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.promotion import Operand
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
-from lazyc.ir.types import DType, numel
+from lazyc.ir.types import DType, Shape, numel
 
 
 def _write(
@@ -100,6 +100,14 @@ def _line_target(b: Builder, x: Node, dim: int, index: Node) -> tuple[Node, int,
     )
 
 
+def _lines(b: Builder, source: Node, shape: Shape) -> Node:
+    """The values to write; of another shape, eager refuses them."""
+    source = at_least_1d(b, source)
+    if source.shape != shape:
+        raise NotLowered(f"source {source.shape} for {shape}")
+    return source
+
+
 @lowers("aten.index_add.default")
 def index_add(
     b: Builder, x: Node, dim: int, index: Node, source: Node, *, alpha: Operand = 1
@@ -107,7 +115,7 @@ def index_add(
     check_same_dtype(x, source)
     base, axis, line = _line_target(b, x, dim, index)
     shape, places = by_line(b, base.shape, axis, line)
-    values = b.compute(b.reshape(source, shape))
+    values = b.compute(_lines(b, source, shape))
     if alpha != 1 and x.dtype is not DType.BOOL:
         values = b.mul(values, alpha)
     return b.reshape(scatter_add(b, base, values, places, checked=True), x.shape)
@@ -118,7 +126,7 @@ def index_copy(b: Builder, x: Node, dim: int, index: Node, source: Node) -> Node
     check_same_dtype(x, source)
     base, axis, line = _line_target(b, x, dim, index)
     shape, places = by_line(b, base.shape, axis, line)
-    out = b.scatter(base, b.reshape(source, shape), places, "set", checked=True)
+    out = b.scatter(base, _lines(b, source, shape), places, "set", checked=True)
     return b.reshape(out, x.shape)
 
 
@@ -145,7 +153,7 @@ def index_reduce(
     check_same_dtype(x, source)
     base, axis, line = _line_target(b, x, dim, index)
     shape, places = by_line(b, base.shape, axis, line)
-    out = _reduce_into(b, base, b.reshape(source, shape), places, reduce, include_self)
+    out = _reduce_into(b, base, _lines(b, source, shape), places, reduce, include_self)
     return b.reshape(out, x.shape)
 
 

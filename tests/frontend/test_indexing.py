@@ -240,6 +240,14 @@ def test_index_add_copy_fill_put(dtype: torch.dtype) -> None:
     check("aten.put.default", x, ints([7, 7]), source[0, 0, :2], True, **loose(dtype))
 
 
+@pytest.mark.parametrize("name", ["index_add", "index_copy", "index_reduce"])
+@pytest.mark.parametrize("shape", [(2, 6, 5), (2,), (2, 30)])
+def test_a_source_of_another_shape_is_left_to_eager(name: str, shape: tuple[int, ...]) -> None:
+    more = ("amax",) if name == "index_reduce" else ()
+    with pytest.raises(NotLowered, match="source"):
+        lower(f"aten.{name}.default", X, 0, ints(1, 0), torch.ones(shape), *more)
+
+
 def test_writes_into_0_dim() -> None:
     x, one = torch.tensor(1.0), torch.tensor(5.0)
     check("aten.index_add.default", x, 0, torch.tensor(0), one)
