@@ -44,7 +44,7 @@ MULTIPLY_LATENCY = 3  # cycles of a dependent 64-bit multiplication on every x86
 def clock_rate(target: Target) -> float:
     """Cycles a nanosecond of the running core."""
     loader = Loader(target)
-    loader.add(compile_text(_CHAIN, target))
+    loader.add([compile_text(_CHAIN, target)])
     chain = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(loader.address("chain"))
     count, best = 1_000_000, float("inf")
     for _ in range(10):

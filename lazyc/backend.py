@@ -21,7 +21,13 @@ import torch
 
 from lazyc import collector
 from lazyc.config import Config
-from lazyc.errors import CompilerBug, CompilerBugWarning, LazycWarning, UnsupportedVersion
+from lazyc.errors import (
+    CodeNotLoaded,
+    CompilerBug,
+    CompilerBugWarning,
+    LazycWarning,
+    UnsupportedVersion,
+)
 from lazyc.report import events as E
 from lazyc.report.metrics import Metrics
 from lazyc.report.text import printer, writer
@@ -167,6 +173,9 @@ def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | 
     try:
         inputs = len(gm.graph.find_nodes(op="placeholder"))
         found = _SESSION.compiler(config).restore(capture, len(gm.graph.nodes), inputs)
+    except CodeNotLoaded as error:
+        EVENTS.emit(E.Fallback("graph", str(error)))
+        return run_in_eager(gm)
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
         _report(config, error)
         return run_in_eager(gm)
@@ -194,7 +203,7 @@ def _compile(config: Config, graph: Graph, in_eager: Boxed, capture: str | None)
 
     try:
         executable = _SESSION.compiler(config).compile(graph, capture)
-    except Unschedulable as error:
+    except (Unschedulable, CodeNotLoaded) as error:
         EVENTS.emit(E.Fallback("graph", str(error)))
         return in_eager
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running

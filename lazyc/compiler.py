@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from lazyc.codegen.target import Target
 from lazyc.config import Config
-from lazyc.errors import CacheCorrupt, CompilerBug, NotCacheable
+from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
@@ -200,6 +200,8 @@ class Compiler:
                 self._trace_kernel(number, name, nest)
         try:
             kernels, refs = self._kernels.make(program.nests, timings)
+        except CodeNotLoaded:
+            raise
         except Exception as error:
             raise CompilerBug("code generation", error) from error
         if key is not None and parts is not None:

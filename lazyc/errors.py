@@ -53,6 +53,10 @@ class CacheCorrupt(LazycError):
     """Something read from the disk cache is not what lazyc wrote. The caller compiles instead."""
 
 
+class CodeNotLoaded(LazycError):
+    """The process has no room for more compiled code; the graph runs in eager."""
+
+
 class NotCacheable(LazycError):
     """A graph or program holds something that has no form on disk; it is compiled, and not kept."""
 

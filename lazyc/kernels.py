@@ -51,23 +51,25 @@ class KernelStore:
         self, nests: Mapping[str, LoopNest], timings: Timings
     ) -> tuple[dict[str, LoadedKernel], dict[str, KernelRef]]:
         """The loaded kernel and its record for each nest, compiled where there is none yet."""
-        loaded: dict[str, LoadedKernel] = {}
         refs: dict[str, KernelRef] = {}
+        unlinked: dict[KernelRef, bytes] = {}
         with self._lock:
+            start = time.perf_counter()
             for key, nest in nests.items():
-                start = time.perf_counter()
                 ref = self._refs.get(key)
                 if ref is None:
-                    ref = self._load(key, nest, timings)
-                    self._refs[key] = ref
+                    ref, object_code = self._compile(nest, timings)
+                    unlinked[ref] = object_code
                 else:
                     timings.reused += 1
                 refs[key] = ref
-                loaded[key] = self._loaded[ref.symbol]
-                timings.add("kernels", start)
+            self._link(unlinked, timings)
+            self._refs |= refs
+            loaded = {key: self._loaded[ref.symbol] for key, ref in refs.items()}
+            timings.add("kernels", start)
         return loaded, refs
 
-    def _load(self, key: str, nest: LoopNest, timings: Timings) -> KernelRef:
+    def _compile(self, nest: LoopNest, timings: Timings) -> tuple[KernelRef, bytes]:
         text = print_nest(nest)
         disk_key = nest_key(text, self._target_key)
         symbol = f"lazyc_{disk_key[:24]}"
@@ -78,16 +80,14 @@ class KernelStore:
         entry = self._disk.load("kernels", disk_key)
         if entry is not None and set(entry.parts) == {"object"}:
             timings.reused += 1
-            object_code = entry.parts["object"]
-        else:
-            start = time.perf_counter()
-            object_code = llvm.compile_text(code.text, self._target)
-            timings.add("llvm", start)
-            timings.made += 1
-            self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment))
-            self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
-        self._link(ref, object_code, timings)
-        return ref
+            return ref, entry.parts["object"]
+        start = time.perf_counter()
+        object_code = llvm.compile_text(code.text, self._target)
+        timings.add("llvm", start)
+        timings.made += 1
+        self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment))
+        self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
+        return ref, object_code
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
         """The code of a kernel as text, for reading."""
@@ -98,22 +98,22 @@ class KernelStore:
     ) -> dict[str, LoadedKernel]:
         """Loads the kernels of a Program from the disk cache, without generating any code."""
         with self._lock:
-            for key, ref in refs.items():
-                if ref.symbol not in self._loaded:
-                    self._link(ref, objects[key], timings)
-                self._refs.setdefault(key, ref)
-                timings.reused += 1
+            self._link(
+                {r: objects[k] for k, r in refs.items() if r.symbol not in self._loaded}, timings
+            )
+            self._refs = {**refs, **self._refs}
+            timings.reused += len(refs)
             return {key: self._loaded[ref.symbol] for key, ref in refs.items()}
 
     def object_code(self, ref: KernelRef) -> bytes:
         """The object file of a kernel that this store made or restored."""
         return self._objects[ref.symbol]
 
-    def _link(self, ref: KernelRef, object_code: bytes, timings: Timings) -> None:
+    def _link(self, objects: Mapping[KernelRef, bytes], timings: Timings) -> None:
         start = time.perf_counter()
-        self._loader.add(object_code)
-        self._objects[ref.symbol] = object_code
-        self._loaded[ref.symbol] = LoadedKernel(
-            self._loader.address(ref.symbol), ref.items, ref.grain
-        )
+        self._loader.add(list(objects.values()))
+        for ref, object_code in objects.items():
+            self._objects[ref.symbol] = object_code
+            address = self._loader.address(ref.symbol)
+            self._loaded[ref.symbol] = LoadedKernel(address, ref.items, ref.grain)
         timings.add("load", start)

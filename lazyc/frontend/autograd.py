@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lazyc.frontend.capture_key import capture_key, is_plain
 from lazyc.frontend.cut import cut, data_calls, depends_on_data, join
 from lazyc.frontend.decompositions import decomposition_table
+from lazyc.frontend.float_symbols import tensors_stay_tensors
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.frontend.out_arguments import converting_call
 from lazyc.frontend.storage import read_storage_from_bases
@@ -147,16 +148,17 @@ def make_backend(
         known = restore(capture, gm) if capture is not None else None
         if known is not None:
             return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
-        compiled = aot_module_simplified(
-            gm,
-            example_inputs,
-            fw_compiler=partial(compile_part, "forward", None),
-            bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
-            inference_compiler=partial(compile_part, "inference", capture),
-            partition_fn=min_cut_rematerialization_partition,
-            decompositions=decomposition_table(),
-            keep_inference_input_mutations=True,
-        )
+        with tensors_stay_tensors(gm):
+            compiled = aot_module_simplified(
+                gm,
+                example_inputs,
+                fw_compiler=partial(compile_part, "forward", None),
+                bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
+                inference_compiler=partial(compile_part, "inference", capture),
+                partition_fn=min_cut_rematerialization_partition,
+                decompositions=decomposition_table(),
+                keep_inference_input_mutations=True,
+            )
         return torch._dynamo.disable(compiled, reason="compiled by lazyc")
 
     return backend

@@ -33,7 +33,7 @@ class Kernel:
         self.nest = nest
         self.code = generate(nest, name, target)
         loader = _LOADERS.setdefault(target, Loader(target))
-        loader.add(compile_text(self.code.text, target))
+        loader.add([compile_text(self.code.text, target)])
         self.function = _FUNCTION(loader.address(name))
 
     def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:

@@ -15,8 +15,10 @@ import torch
 
 from lazyc.codegen.base import CodegenError
 from lazyc.codegen.llvm import Loader, assembly, compile_text, generate
+from lazyc.codegen.llvm import loader as loader_module
 from lazyc.codegen.llvm.loader import undefined_symbols
 from lazyc.codegen.target import Target
+from lazyc.errors import CodeNotLoaded
 from lazyc.ir.index import Axis, axis_index
 from lazyc.ir.loops import BufferParam, Compute, Load, LoopNest
 from lazyc.ir.types import DType
@@ -24,6 +26,7 @@ from tests.codegen.harness import Body, pointwise, row_major
 from tests.codegen.test_reductions import layernorm_nest, reduce_nest, softmax_nest
 
 _EXPECTED = Path(__file__).parent / "expected"
+_MAPS = Path("/proc/self/maps")
 _MACHINE = Target("avx512", "x86_64-unknown-linux-gnu", "x86-64", "+avx512f", 64, (32768, 1 << 20))
 
 
@@ -118,12 +121,12 @@ def test_half_types_need_no_library(target: Target) -> None:
 def test_loader_names_a_missing_function(target: Target) -> None:
     text = "declare void @no_such_function()\ndefine void @f() {\n  call void @no_such_function()\n  ret void\n}\n"
     with pytest.raises(CodegenError, match="no_such_function"):
-        Loader(target).add(compile_text(text, target))
+        Loader(target).add([compile_text(text, target)])
 
 
 def test_loader_refuses_what_is_no_object_file(target: Target) -> None:
     with pytest.raises(CodegenError, match="ELF"):
-        Loader(target).add(b"not an object file")
+        Loader(target).add([b"not an object file"])
     with pytest.raises(CodegenError, match="defines 'nothing'"):
         Loader(target).address("nothing")
 
@@ -136,3 +139,37 @@ def test_invalid_text_is_an_error(target: Target) -> None:
 if __name__ == "__main__":
     for _name, _nest in GOLDEN.items():
         (_EXPECTED / f"{_name}.ll").write_text(generate(_nest, _name, _MACHINE).text)
+
+
+def test_loader_leaves_memory_maps_to_the_process(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit of the Linux kernel LLVM would end the process, or leave code unexecutable."""
+    limit = tmp_path / "max_map_count"
+    limit.write_text("100\n")
+    monkeypatch.setattr(loader_module, "_MAX_MAPS", limit)
+    code = compile_text("define void @f() {\n  ret void\n}\n", target)
+    loader = Loader(target)
+    for _ in range(2):
+        with pytest.raises(CodeNotLoaded, match="of 100 memory maps"):
+            loader.add([code])
+    limit.write_text("65530\n")
+    loader.add([code])
+    assert loader.address("f")
+
+
+def test_objects_loaded_together_share_pages(target: Target) -> None:
+    def maps_of(names: list[str], together: bool) -> int:
+        loader = Loader(target)
+        before = _MAPS.read_text().count("\n")
+        texts = [f"define void @{name}() {{\n  ret void\n}}\n" for name in names]
+        objects = [compile_text(text, target) for text in texts]
+        for part in [objects] if together else [[o] for o in objects]:
+            loader.add(part)
+        assert all(loader.address(name) for name in names)
+        loaders.append(loader)
+        return _MAPS.read_text().count("\n") - before
+
+    loaders: list[Loader] = []
+    names = [f"f{k}" for k in range(64)]
+    assert maps_of(names, together=True) * 8 < maps_of(names, together=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
@@ -11,11 +12,18 @@ from lazyc.codegen.base import CodegenError
 from lazyc.codegen.llvm.compile import new_machine
 from lazyc.codegen.llvm.math import resolve
 from lazyc.codegen.target import Target
+from lazyc.errors import CodeNotLoaded
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _ELF_SECTION = struct.Struct("<IIQQQQIIQQ")
 _ELF_SYMBOL = struct.Struct("<IBBHQQ")
 _SYMBOL_TABLE = 2  # section type SHT_SYMTAB
+
+# Each load maps a few ranges. Linux refuses to map more than max_map_count; the rest of the process
+# needs some too.
+_MAPS, _MAX_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_LOADS_BETWEEN_CHECKS = 256
+_SPARE_MAPS = 8 * _LOADS_BETWEEN_CHECKS
 
 
 def undefined_symbols(data: bytes) -> Iterator[str]:
@@ -44,15 +52,40 @@ class Loader:
 
     def __init__(self, target: Target) -> None:
         machine = new_machine(target)  # the engine takes it over
+        self._loads = -1
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
-    def add(self, object_code: bytes) -> None:
-        """Loads an object file of ``compile_text``. Raises CodegenError for a function it calls that
-        no library of this process has (LLVM itself would end the process)."""
-        for symbol in undefined_symbols(object_code):
+    def add(self, objects: Sequence[bytes]) -> None:
+        """Loads object files of ``compile_text``, together: each call takes whole pages.
+
+        Raises, and loads none of them, where LLVM itself would end the process: CodegenError for a
+        function they call that no library of this process has, CodeNotLoaded where the process may
+        not map more memory.
+        """
+        if not objects:
+            return
+        self._check_maps()
+        for symbol in {s for data in objects for s in undefined_symbols(data)}:
             llvm.add_symbol(symbol, resolve(symbol))
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
+        for data in objects:
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
         self._engine.finalize_object()
+
+    def _check_maps(self) -> None:
+        self._loads += 1
+        if self._loads % _LOADS_BETWEEN_CHECKS:
+            return
+        try:
+            limit = int(_MAX_MAPS.read_text())
+            used = _MAPS.read_bytes().count(b"\n")
+        except (OSError, ValueError):
+            return  # no such files on this system
+        if limit - used < _SPARE_MAPS:
+            self._loads -= 1  # look again next time
+            raise CodeNotLoaded(
+                f"this process has {used} of {limit} memory maps, too many to load more code; "
+                "the limit is the kernel setting vm.max_map_count"
+            )
 
     def address(self, symbol: str) -> int:
         """The address of an exported function. Raises CodegenError when no object file has it."""

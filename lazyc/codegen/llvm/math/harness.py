@@ -93,5 +93,5 @@ def array_function(
     loop = loop_text(function.symbol, _LLVM[dtype], width, arity(name))
     text = module_text(function, loop)
     loader = Loader(target)
-    loader.add(compile_text(text, target))
+    loader.add([compile_text(text, target)])
     return ArrayFunction(width, loader.address("run"), loader, assembly(text, target))
