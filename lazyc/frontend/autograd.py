@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
+from torch._dynamo.exc import TorchDynamoException, exceptions_allowed_to_be_fallback
 from torch._dynamo.utils import flatten_graph_inputs
+from torch._functorch._aot_autograd.schemas import OutputType
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext
@@ -110,6 +112,21 @@ def make_backend(
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
             return _boxed(compile_graph(graph, gm, Part(kind, plain, capture if plain else None)))
 
+    def compile_now(arguments: int, kind: GraphKind, capture: str | None) -> Callable[..., Boxed]:
+        """For a graph of so many arguments."""
+
+        def compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Boxed:
+            if _views_merged_arguments(arguments):
+                raise RuntimeError(
+                    "results are views of arguments that share memory and are written to"
+                )
+            try:
+                return compile_part(kind, capture, gm, example_inputs)
+            except Exception as error:
+                raise _Ours(error) from error
+
+        return compile
+
     def compile_pieces(
         kind: GraphKind, gm: torch.fx.GraphModule, parameters: frozenset[int]
     ) -> Boxed:
@@ -148,20 +165,37 @@ def make_backend(
         known = restore(capture, gm) if capture is not None else None
         if known is not None:
             return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
-        with tensors_stay_tensors(gm):
-            compiled = aot_module_simplified(
-                gm,
-                example_inputs,
-                fw_compiler=partial(compile_part, "forward", None),
-                bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
-                inference_compiler=partial(compile_part, "inference", capture),
-                partition_fn=min_cut_rematerialization_partition,
-                decompositions=decomposition_table(),
-                keep_inference_input_mutations=True,
-            )
+        try:
+            count = len(example_inputs)
+            with tensors_stay_tensors(gm):
+                compiled = aot_module_simplified(
+                    gm,
+                    example_inputs,
+                    fw_compiler=compile_now(count, "forward", None),
+                    bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
+                    inference_compiler=compile_now(count, "inference", capture),
+                    partition_fn=min_cut_rematerialization_partition,
+                    decompositions=decomposition_table(),
+                    keep_inference_input_mutations=True,
+                )
+        except _Ours as error:
+            raise error.cause from error.cause.__cause__
+        except (TorchDynamoException, *exceptions_allowed_to_be_fallback):
+            raise  # Dynamo has an answer to these: to trace again, or to cut the graph
+        except Exception as error:  # noqa: BLE001 - eager runs it, or says what is wrong with it
+            left_to_eager("graph", f"AOTAutograd: {error}", "")
+            return gm.forward
         return torch._dynamo.disable(compiled, reason="compiled by lazyc")
 
     return backend
+
+
+class _Ours(Exception):
+    """Carries an exception of lazyc's own through AOTAutograd."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 def _unboxed(function: Boxed) -> Callable[..., Sequence[Any]]:
@@ -193,6 +227,17 @@ def _outside_dynamo(compiler: Callable[..., Boxed]) -> Callable[..., Boxed]:
         return disabled(disabled(compiler)(gm, example_inputs))
 
     return compile_backward
+
+
+def _views_merged_arguments(arguments: int) -> bool:
+    """Whether AOTAutograd put one tensor in place of several of ``arguments`` (it does so for those that
+    share memory and are written to) and is to make results from it: it fails to, where their shapes
+    differ (torch 2.13)."""
+    context = TracingContext.try_get()
+    metadata = None if context is None else context.fw_metadata
+    if metadata is None or len(metadata.input_info) >= arguments:
+        return False
+    return any(o.output_type is OutputType.alias_of_input for o in metadata.output_info)
 
 
 def _parameter_inputs() -> frozenset[int]:
