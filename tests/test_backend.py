@@ -270,3 +270,25 @@ def test_an_eager_result_of_another_shape_than_traced() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(found, weight, seed), torch.autograd.grad(wanted, weight, seed)
     )
+
+
+@pytest.mark.parametrize("layout", ["sliced", "expanded", "transposed", "0-dim", "empty"])
+def test_an_argument_of_an_eager_call_is_written_to_later(layout: str) -> None:
+    """The call gets a copy of the argument, with the argument's strides."""
+    makers = {
+        "sliced": lambda: torch.arange(8.0).reshape(2, 4)[:, ::2],
+        "expanded": lambda: torch.arange(2.0)[:, None].expand(2, 2)[:, :1],
+        "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
+        "0-dim": lambda: torch.tensor(1.0),
+        "empty": lambda: torch.zeros(2, 0),
+    }
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        result = torch.sort(x.transpose(-1, 0), dim=0, stable=True)[0] * 2
+        x.add_(1)
+        return result
+
+    found, expected = makers[layout](), makers[layout]()
+    compiled = torch.compile(function, backend="lazyc")
+    torch.testing.assert_close(compiled(found), function(expected))
+    torch.testing.assert_close(found, expected)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lazyc.ir.program import BufferRef, EagerStep, GemmStep, Program, SeedStep
+from lazyc.ir.types import storage_extent
 from lazyc.runtime.binding import Layout, Plan, Segment, written
 from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout, step_buffers
 from lazyc.runtime.host import Host
@@ -253,8 +254,16 @@ def _with_copies(values: list[Any], buffers: Sequence[int]) -> list[Any]:
     given = values.copy()
     for buffer in buffers:
         if isinstance(given[buffer], torch.Tensor):
-            given[buffer] = given[buffer].clone()
+            given[buffer] = _copy_of_memory(given[buffer])
     return given
+
+
+def _copy_of_memory(x: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides, whatever they are: the call may be given views of it."""
+    if x.layout is not torch.strided or 0 in x.shape:
+        return x.clone()
+    memory = x.as_strided((storage_extent(x.shape, x.stride()),), (1,))
+    return memory.clone().as_strided(x.shape, x.stride())
 
 
 def _is_alias(result: torch.Tensor, value: Any) -> bool:
