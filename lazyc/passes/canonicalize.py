@@ -190,6 +190,10 @@ def _reduce_one(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     return b.emit(node.op, squeezed, attrs=A.ReduceAttrs(moved))
 
 
+def _scan_one(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+    return x[0] if x[0].shape[node.attrs.axis] == 1 else None
+
+
 def _matmul(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     if x[0].shape[-1] == 0 or numel(node.shape) == 0:
         return b.constant(0 if not node.dtype.is_float else 0.0, node)
@@ -211,6 +215,7 @@ _RULES: dict[str, list[Rule]] = {
     "pow": [_pow],
     "where": [_where],
     "matmul": [_matmul],
+    **{op: [_scan_one] for op in ("scan_sum", "scan_prod", "scan_max", "scan_min")},
     **{op: [_reduce_one] for op in ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")},
 }
 for _name, _spec in OPS.items():

@@ -1,0 +1,50 @@
+"""Operators over dims of size 1, which have no loop, with a reader in the same program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+OPERATORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **{
+        name: lambda x, name=name: getattr(torch, name)(x, dim=-1)
+        for name in (
+            "sum", "mean", "prod", "amax", "amin", "argmax", "argmin", "any", "all", "logsumexp",
+            "cumsum", "cumprod", "logcumsumexp", "softmax", "log_softmax",
+        )
+    },
+    "cummax": lambda x: torch.cummax(x, -1).values + torch.cummax(x, -1).indices,
+    "cummin": lambda x: torch.cummin(x, -1).values + torch.cummin(x, -1).indices,
+    "var": lambda x: torch.var(x, -1, correction=0),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "flip and roll": lambda x: x.flip(-1) + x.roll(1, -1),
+    "cat and pad": lambda x: F.pad(torch.cat([x, x], -1), (1, 0)),
+    "index_select": lambda x: torch.index_select(x, -1, x.argmin(-1).flatten()[:1]),
+    "gather": lambda x: torch.gather(x, -1, x.argmax(-1, keepdim=True)),
+    "scatter": lambda x: torch.scatter(x, -1, x.argmax(-1, keepdim=True), 2.0),
+    "index_add": lambda x: x.index_add(-1, x.argmin(-1).flatten()[:1], x[..., :1]),
+    "product": lambda x: x.unsqueeze(-1) @ x.unsqueeze(-2),
+    "sort": lambda x: torch.sort(x, -1).values,
+    "pool": lambda x: F.max_pool1d(x[None], 1)[0] if x.dim() > 1 else x,
+    "window": lambda x: x.unfold(-1, 1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("made", ["argument", "reduced", "sliced"])
+def test_as_in_eager(shape: tuple[int, ...], part: int, made: str) -> None:
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        if made == "reduced":
+            x = x[None].amax(0)
+        elif made == "sliced":
+            x = torch.cat([x, x])[: x.shape[0]] * 2
+        return [run(x) + 1 for run in list(OPERATORS.values())[part::2]]
+
+    x = torch.randn(shape)
+    found, expected = torch.compile(function, backend="lazyc")(x), function(x)
+    for name, a, b in zip(list(OPERATORS)[part::2], found, expected, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
