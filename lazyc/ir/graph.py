@@ -143,9 +143,16 @@ class Graph:
         return found
 
     def roots(self) -> Iterator[Node]:
-        """The nodes that must be computed: outputs, mutation values, eager calls with effects."""
+        """The nodes that must be there: outputs, mutation values, eager calls with effects."""
         for output in self.outputs:
-            if isinstance(output.value, Node):
+            if isinstance(output.value, Node) and output.alias_of is not None:
+                yield output.value
+        yield from self.computed_roots()
+
+    def computed_roots(self) -> Iterator[Node]:
+        """Of these, the nodes that must be computed: not the outputs that are views of inputs."""
+        for output in self.outputs:
+            if isinstance(output.value, Node) and output.alias_of is None:
                 yield output.value
         for _, value in self.mutations:
             yield value

@@ -29,7 +29,8 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
     """Strides of every realized tensor."""
     demands: dict[Node, Shape] = {}
     for output in graph.outputs:
-        if isinstance(output.value, Node) and output.strides is not None:
+        is_view = output.alias_of is not None  # of an input, whatever computes it here
+        if isinstance(output.value, Node) and output.strides is not None and not is_view:
             demands.setdefault(output.value, output.strides)
     for node in graph.nodes:
         if isinstance(node.attrs, A.EagerAttrs):

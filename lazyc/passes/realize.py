@@ -111,7 +111,7 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         for arg in node.inputs:
             users[arg].append(node)
     costs = _costs(nodes, forced)
-    roots = set(graph.roots())
+    roots = set(graph.computed_roots())
     realized = {n for n in nodes if has_memory(n)} | (forced & set(nodes))
     realized |= {n for n in roots if not _may_be_handed_out_as_view(n)}
     readers: dict[Node, set[Node]] = {}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from tests.conformance.random_env import Env, Test, Value
+from tests.conformance.random_program import DTYPES
 
 Picks: TypeAlias = tuple[int, int, int]
 Params: TypeAlias = tuple[int, int, int]
@@ -209,7 +210,9 @@ def cast(env: Env, picks: Picks, params: Params) -> bool:
         return False
     # Integers may be too large, and wider floats too fine, for the new type.
     inexact = name in ("f32", "bf16", "f64")
-    text = f"{{0}}.to({name})"
+    # The float64 reference must copy where this does: its dtypes may be the same.
+    copies = a.tensor.dtype is not DTYPES[name]
+    text = f"{{0}}.to({name}, copy=True)" if copies else f"{{0}}.to({name})"
     if inexact and not a.is_float:
         # The cast itself rounds, but an integer operand takes no noise: a float one does.
         return env.add(text + " * 1.0", (a,)) if _small(a) else False

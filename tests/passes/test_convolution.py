@@ -186,7 +186,8 @@ def test_double_precision_stays() -> None:
 
 
 def test_nothing_is_kept_without_packing() -> None:
-    assert [p.name for p in pipeline(pack_weights=False)] == ["canonicalize", "split_reductions"]
+    names = {p.name for p in pipeline(pack_weights=False)}
+    assert names == {p.name for p in pipeline()} - {"fold_norm", "lower_convolutions"}
 
 
 # --- nets -----------------------------------------------------------------------------------------

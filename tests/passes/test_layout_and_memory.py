@@ -170,3 +170,14 @@ def test_expanded_output_is_dense() -> None:
     assert program.outputs[0].strides == (6, 1)
     (result,) = run_program(program, [torch.zeros(1, 6)])
     torch.testing.assert_close(result, torch.ones(4, 6))
+
+
+def test_a_view_of_an_input_is_not_computed() -> None:
+    """Its strides are no layout for what computes with the same values."""
+    b = Make()
+    wide = b.expand(b.reshape(b.input(1), (1,)), (4,))
+    double = b.emit("add", wide, wide)
+    graph = b.outputs(wide, b.emit("slice", double, attrs=A.SliceAttrs((1,), (3,), (1,))))
+    graph.outputs[0] = Output(wide, (0,), alias_of=0)
+    program = check(graph, torch.randn(1))
+    assert len(kernels(program)) == 1
