@@ -292,3 +292,20 @@ def test_an_argument_of_an_eager_call_is_written_to_later(layout: str) -> None:
     compiled = torch.compile(function, backend="lazyc")
     torch.testing.assert_close(compiled(found), function(expected))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_view_of_an_argument_that_is_written_to(dynamic: bool) -> None:
+    """With dynamic sizes AOTAutograd makes it from the argument and the offset of what we return."""
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x.clamp_(-1, 1)
+        return torch.chunk(x[:, :-1].transpose(2, 0), 2, 0)[-1], x.sum(0)
+
+    found = torch.randn(2, 2, 9)
+    expected = found.clone()
+    compiled = torch.compile(function, backend="lazyc", dynamic=dynamic)
+    torch.testing.assert_close(compiled(found), function(expected))
+    torch.testing.assert_close(found, expected)
+    (view, _), (same, _) = compiled(found), function(expected)
+    assert (view.storage_offset(), view._base is found) == (same.storage_offset(), True)

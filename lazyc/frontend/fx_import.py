@@ -356,7 +356,9 @@ class _Importer:
                     groups.setdefault(StorageWeakRef(val.untyped_storage()), []).append(k)
         for number, (storage, group) in enumerate(groups.items()):
             vals = [results[k].meta["val"] for k in group]
-            if len(group) == 1 and not _is_expanded(vals[0]):
+            # AOTAutograd may take the offset of a result for its place in an argument written to.
+            placed = bool(self.written) and dims((vals[0].storage_offset(),)) != (0,)
+            if len(group) == 1 and not _is_expanded(vals[0]) and not placed:
                 continue
             base = self._maker(storage, vals[0].dtype)
             if base is not None and all(self._is_inside(base.meta["val"], val) for val in vals):
@@ -367,7 +369,7 @@ class _Importer:
                     view = self._value(results[k])
                     output = Output(value, strides, None, offset, number, shape, steps, view)
                     self.graph.outputs[k] = output
-            elif len(group) > 1:
+            elif len(group) > 1 or placed:
                 raise Unsupported("results share memory in a way that lazyc has no words for")
 
     def _is_inside(self, base: torch.Tensor, val: torch.Tensor) -> bool:
