@@ -190,14 +190,34 @@ def _reduce_one(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     return b.emit(node.op, squeezed, attrs=A.ReduceAttrs(moved))
 
 
+def _empty(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+    """A value without elements is no work, whatever it is computed from."""
+    return _zero(b, node) if numel(node.shape) == 0 else None
+
+
+def _reduce_none(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+    """A sum or product of no elements."""
+    if numel(x[0].shape) != 0 or numel(node.shape) == 0:
+        return None
+    return _zero(b, node) if node.op == "reduce_sum" else _number(b, node, 1)
+
+
+def _zero(b: Rewriter, node: Node) -> Node:
+    return _number(b, node, 0)
+
+
+def _number(b: Rewriter, node: Node, value: int) -> Node:
+    if node.dtype is DType.BOOL:
+        return b.constant(bool(value), node)
+    return b.constant(float(value) if node.dtype.is_float else value, node)
+
+
 def _scan_one(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     return x[0] if x[0].shape[node.attrs.axis] == 1 else None
 
 
 def _matmul(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
-    if x[0].shape[-1] == 0 or numel(node.shape) == 0:
-        return b.constant(0 if not node.dtype.is_float else 0.0, node)
-    return None
+    return _zero(b, node) if x[0].shape[-1] == 0 else None
 
 
 _RULES: dict[str, list[Rule]] = {
@@ -218,6 +238,11 @@ _RULES: dict[str, list[Rule]] = {
     **{op: [_scan_one] for op in ("scan_sum", "scan_prod", "scan_max", "scan_min")},
     **{op: [_reduce_one] for op in ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")},
 }
+for _name in ("reduce_sum", "reduce_prod"):
+    _RULES[_name].insert(0, _reduce_none)
 for _name, _spec in OPS.items():
     if _spec.has(Trait.POINTWISE) and _name != "bitcast":
         _RULES.setdefault(_name, []).insert(0, _fold)
+    # A scatter to no elements may have an index to complain of.
+    if not _spec.has(Trait.LEAF | Trait.BARRIER | Trait.SCATTER) and _name != "project":
+        _RULES.setdefault(_name, []).insert(0, _empty)
