@@ -309,3 +309,17 @@ def test_a_view_of_an_argument_that_is_written_to(dynamic: bool) -> None:
     torch.testing.assert_close(found, expected)
     (view, _), (same, _) = compiled(found), function(expected)
     assert (view.storage_offset(), view._base is found) == (same.storage_offset(), True)
+
+
+def test_a_view_of_one_of_two_arguments_in_one_memory() -> None:
+    """It stays a view of the same argument when they lie otherwise in the next call."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[1:], y + 1
+
+    compiled = torch.compile(function, backend="lazyc", dynamic=False)
+    memory = torch.arange(4.0)
+    for y in (memory[1], memory[0], torch.tensor(9.0), memory[3]):
+        view, other = compiled(memory, y)
+        torch.testing.assert_close((view, other), (memory[1:], y + 1))
+        assert view.data_ptr() == memory[1:].data_ptr()

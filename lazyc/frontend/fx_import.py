@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -314,17 +314,17 @@ class _Importer:
         return value
 
     def _outputs(self, node: torch.fx.Node) -> None:
-        storages = {
-            StorageWeakRef(fx.meta["val"].untyped_storage()): (fx, made)
-            for fx, made in self.inputs
-            if isinstance(fx.meta["val"], torch.Tensor) and _has_storage(fx.meta["val"])
-        }
+        storages: _Storages = {}
+        for fx, made in self.inputs:
+            val = fx.meta["val"]
+            if isinstance(val, torch.Tensor) and _has_storage(val):
+                storages.setdefault(StorageWeakRef(val.untyped_storage()), []).append((fx, made))
         given = node.args[0]
         results: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         self.graph.outputs = [self._output(result, storages) for result in results]
         self._share_memory(results)
 
-    def _output(self, result: Any, storages: dict[Any, tuple[torch.fx.Node, Node]]) -> Output:
+    def _output(self, result: Any, storages: _Storages) -> Output:
         value = self._value(result)
         if not isinstance(value, Node):
             if value is not None and not isinstance(value, int | sympy.Expr):
@@ -334,7 +334,7 @@ class _Importer:
         strides = value_strides(val)
         if not isinstance(val, torch.Tensor) or not _has_storage(val):
             return Output(value, strides)
-        owner, place = storages.get(StorageWeakRef(val.untyped_storage()), (None, None))
+        owner, place = self._owner(result, storages)
         # A write at the end would change what an alias of the old value shows.
         if (
             owner is None
@@ -345,6 +345,23 @@ class _Importer:
         assert place is not None
         (shift,) = dims((val.storage_offset() - owner.meta["val"].storage_offset(),))
         return Output(value, strides, place.attrs.index, shift)
+
+    def _owner(
+        self, result: torch.fx.Node, storages: _Storages
+    ) -> tuple[torch.fx.Node | None, Node | None]:
+        """The input whose memory a result is in. Of several in one memory it is the one that the result
+        was made from: in the next call they may lie elsewhere."""
+        storage = StorageWeakRef(result.meta["val"].untyped_storage())
+        owners = dict(storages.get(storage, ()))
+        if len(owners) < 2:
+            return next(iter(owners.items()), (None, None))
+        node = result
+        while node not in owners:
+            sources = [n for n in node.all_input_nodes if _is_in(n, storage)]
+            if not sources:
+                return None, None
+            node = sources[0]
+        return node, owners[node]
 
     def _share_memory(self, results: list[Any]) -> None:
         """Makes results that eager returns as views of one tensor, or expanded, views here too."""
@@ -414,6 +431,16 @@ class _Importer:
             used |= free_symbols((*(output.strides or ()), output.offset, *plain))
         if missing := sorted(s.name for s in used - known):
             raise Unsupported(f"no argument gives the size {', '.join(missing)}")
+
+
+_Storages: TypeAlias = dict[Any, list[tuple[torch.fx.Node, Node]]]
+
+
+def _is_in(node: torch.fx.Node, storage: Any) -> bool:
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor) or not _has_storage(val):
+        return False
+    return StorageWeakRef(val.untyped_storage()) == storage
 
 
 def _tensors(val: Any) -> Iterator[torch.Tensor]:
