@@ -4,8 +4,8 @@
 
 ``lazyc.metrics`` counts what happened: ``report()`` as text, ``snapshot()`` as a dict,
 ``prometheus()`` as Prometheus text, ``reset()``. ``lazyc.explain(fn, *args)`` compiles and runs a function
-and tells what became of it. ``lazyc.mark_step()`` runs what was recorded with the
-option ``lazy``.
+and tells what became of it. ``with lazyc.lazy():`` records what eager code does;
+``lazyc.mark_step()`` runs what was recorded, there or with the option ``lazy``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lazyc.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from lazyc.backend import mark_step
+    from lazyc.backend import lazy, mark_step
     from lazyc.explanation import explain
     from lazyc.report.metrics import Metrics
 
     metrics: Metrics
 
-__all__ = ["__version__", "explain", "mark_step", "metrics"]
+__all__ = ["__version__", "explain", "lazy", "mark_step", "metrics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -34,8 +34,8 @@ def __getattr__(name: str) -> Any:
         from lazyc.explanation import explain
 
         return explain
-    if name == "mark_step":
-        from lazyc.backend import mark_step
+    if name in ("lazy", "mark_step"):
+        from lazyc import backend
 
-        return mark_step
+        return getattr(backend, name)
     raise AttributeError(f"module 'lazyc' has no attribute {name!r}")

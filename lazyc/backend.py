@@ -13,7 +13,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
-    from lazyc.lazy.recorder import Recorder
+    from lazyc.recording.recorder import Recorder
     from lazyc.runtime.program import Executable
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
@@ -74,7 +75,7 @@ def lazyc(
     compile_graph = functools.partial(_compile_graph, config)
     import_failed = functools.partial(_import_failed, config)
     if config.lazy:
-        from lazyc.lazy.regions import make_lazy_backend
+        from lazyc.recording.regions import make_lazy_backend
 
         recorder = _SESSION.recorder(config)
         backend = make_lazy_backend(compile_graph, import_failed, _left_to_eager, recorder, EVENTS)
@@ -125,7 +126,7 @@ class Session:
 
     def recorder(self, config: Config) -> Recorder:
         """The Recorder for a Config, made on first use."""
-        from lazyc.lazy.recorder import Recorder
+        from lazyc.recording.recorder import Recorder
 
         with self._lock:
             found = self._recorders.get(config)
@@ -145,7 +146,7 @@ class Session:
 
     def flush(self, cause: str) -> None:
         """Runs all that waits in any Recorder, because of a lazy.barriers.Cause."""
-        from lazyc.lazy.barriers import Cause
+        from lazyc.recording.barriers import Cause
 
         for recorder in list(self._recorders.values()):
             recorder.flush_all(Cause(cause))
@@ -160,6 +161,36 @@ if hasattr(os, "register_at_fork"):
 def executables() -> list[Executable]:
     """Every program of this process that is still in use."""
     return [x for compiler in _SESSION.compilers() for x in compiler.executables]
+
+
+@contextmanager
+def lazy(**options: Any) -> Iterator[None]:
+    """Records what eager code does within it, and runs it when a value is needed.
+
+        with lazyc.lazy():
+            for batch in batches:
+                loss = model(batch).sum()
+                loss.backward()
+                optimizer.step()
+                lazyc.mark_step()
+
+    Results, gradients and states are those of eager code; random numbers too. A step that does the
+    same as one before finds its program. ``options`` are those of ``docs/configuration.md``, over the
+    environment's. Raises ConfigError for an unknown option or a bad value.
+    """
+    config = Config.from_env().with_options(options)
+    try:
+        check_versions()
+    except UnsupportedVersion as error:
+        if config.strict:
+            raise
+        warnings.warn(str(error), LazycWarning, stacklevel=3)
+        yield
+        return
+    from lazyc.recording.mode import recording
+
+    with recording(_SESSION.recorder(config)):
+        yield
 
 
 def mark_step() -> None:

@@ -31,7 +31,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lazyc.kernels", (*WITH_IR, "lazyc.codegen", "lazyc.runtime")),
     ("lazyc.compiler", (*WITH_IR, "lazyc.passes", "lazyc.codegen", "lazyc.runtime",
                         "lazyc.kernels", "lazyc.report")),
-    ("lazyc.lazy", (*WITH_IR, "lazyc.frontend")),
+    ("lazyc.recording", (*WITH_IR, "lazyc.frontend")),
     ("lazyc.backend", ALL),
     ("lazyc.cli", ALL),
     ("lazyc", ALL),
@@ -39,7 +39,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 # torch.fx and dispatch modes: only where graphs come from.
 FX_MODULES = ("torch.fx", "torch._dynamo", "torch._functorch", "torch.utils._python_dispatch")
-MAY_USE_FX = ("lazyc.frontend", "lazyc.lazy", "lazyc.backend", "lazyc.explanation")
+MAY_USE_FX = ("lazyc.frontend", "lazyc.recording", "lazyc.backend", "lazyc.explanation")
 
 FORBIDDEN_MODULES = {
     "pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib",

@@ -53,7 +53,7 @@ DYNAMIC = "torch.compile(dynamic=True)"
             "pass s.flag as a tensor, or compile one function for each value",
         ),
         (
-            "1/0: ___check_type_id(y, 94530741954608), type=<class 'lazyc.lazy.tensor.LazyTensor'>  # a",
+            "1/0: ___check_type_id(y, 94530741954608), type=<class 'lazyc.recording.tensor.LazyTensor'>  # a",
             "y: no longer a LazyTensor",
             "pass y as one type",
         ),

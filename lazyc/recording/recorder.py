@@ -18,10 +18,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lazyc.ir.graph import Graph
-from lazyc.lazy.barriers import Cause, Place, as_line, user_place
-from lazyc.lazy.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
+from lazyc.recording.barriers import Cause, Place, as_line, user_place
+from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.report import events as E
 
 # (graph, the same in eager) -> what runs it
@@ -91,7 +92,7 @@ class Step:
         self,
         number: int,
         fragment: Fragment,
-        args: list[Value | Snapshot],
+        args: list[Value | Snapshot | float],
         place: Place | None,
         recorder: Recorder,
     ) -> None:
@@ -132,12 +133,18 @@ class Recorder:
     def record(
         self,
         fragment: Fragment,
-        args: Sequence[Value | torch.Tensor],
+        args: Sequence[Value | torch.Tensor | float],
+        place: Place | None = None,
     ) -> list[Value]:
-        """The results of a fragment, to be computed later. Raises NotRecordable."""
+        """The results of a fragment, to be computed later. A float is taken as a 0-dim f64 tensor;
+        ``place`` is named in reports where that never happens.
+
+        Raises NotRecordable.
+        """
         with self._lock:
-            taken = [a if isinstance(a, Value) else Snapshot(a) for a in args]
-            place = user_place() if self._events.listening else None
+            taken: list[Value | Snapshot | float] = [
+                Snapshot(a) if isinstance(a, torch.Tensor) else a for a in args
+            ]
             self._count += 1
             step = Step(self._count, fragment, taken, place, self)
             values = [Value(spec, step, k) for k, spec in enumerate(fragment.results)]
@@ -177,7 +184,8 @@ class Recorder:
 
     def flush(self, values: Iterable[Value], cause: Cause, what: str = "") -> None:
         """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""
-        with self._lock:
+        # A mode that records would record what is done here.
+        with self._lock, _disable_current_modes(), torch._C.DisableTorchFunction():
             wanted = [v for v in values if v.step is not None]
             if not wanted:
                 return
@@ -219,7 +227,10 @@ class Recorder:
         tensors: list[torch.Tensor] = []
         known: dict[int, int] = {}
 
-        def source(arg: Value | Snapshot) -> Source:
+        def source(arg: Value | Snapshot | float) -> Source:
+            if isinstance(arg, float | int):  # one for each place: they may differ next time
+                tensors.append(torch.tensor(arg, dtype=torch.float64))
+                return len(tensors) - 1
             if isinstance(arg, Value):
                 if arg.step is not None:
                     return numbers[arg.step.number], arg.result
@@ -279,7 +290,7 @@ class _Made:
 def _snapshots(steps: Iterable[Step]) -> list[Snapshot]:
     """What the steps take that is computed, once each."""
     taken = (a.tensor if isinstance(a, Value) else a for s in steps for a in s.args)
-    return list({id(s): s for s in taken if s is not None}.values())
+    return list({id(s): s for s in taken if isinstance(s, Snapshot)}.values())
 
 
 def _needed(values: Collection[Value]) -> list[Step]:

@@ -24,10 +24,10 @@ from lazyc.frontend.autograd import (
 )
 from lazyc.frontend.fx_types import user_line
 from lazyc.ir.graph import Graph
-from lazyc.lazy.barriers import Cause, barrier
-from lazyc.lazy.join import Fragment
-from lazyc.lazy.recorder import NotRecordable, Recorder
-from lazyc.lazy.tensor import LazyTensor, compute, example, record
+from lazyc.recording.barriers import Cause, barrier
+from lazyc.recording.join import Fragment
+from lazyc.recording.recorder import NotRecordable, Recorder
+from lazyc.recording.tensor import LazyTensor, compute, example, record
 from lazyc.report import events as E
 
 

@@ -12,7 +12,7 @@ from lazyc.frontend.fx_import import import_graph
 from lazyc.ir.interp import run_graph
 from lazyc.ir.ops import IRError
 from lazyc.ir.verify import verify_graph
-from lazyc.lazy.join import Fragment, Part, join, run_in_eager
+from lazyc.recording.join import Fragment, Part, join, run_in_eager
 from tests.frontend.trace import trace
 
 

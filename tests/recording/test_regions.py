@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import lazyc
 from lazyc.backend import EVENTS
-from lazyc.lazy.tensor import LazyTensor
+from lazyc.recording.tensor import LazyTensor
 from lazyc.report import events as E
 
 graph_break = torch._dynamo.graph_break

@@ -1,0 +1,139 @@
+"""Operators as fragments: what a dispatched call computes, made once for all calls alike.
+
+Two calls are alike when their operator, the layouts of their tensors and all other arguments are the
+same. The first of them is traced, decomposed and lowered to a Graph; later ones cost a lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lazyc.frontend.autograd import run_in_eager
+from lazyc.frontend.cut import depends_on_data
+from lazyc.frontend.decompositions import decomposition_table
+from lazyc.frontend.fx_import import Unsupported, import_graph
+from lazyc.frontend.storage import read_storage_from_bases
+from lazyc.ir.graph import Graph
+from lazyc.recording.barriers import barrier
+from lazyc.recording.join import Fragment
+from lazyc.recording.kinds import Kind
+from lazyc.recording.scalars import tensor_form
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of an argument of the fragment, by position, in the arguments of an operator."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What calls alike do. ``fragment`` takes the memory of each tensor argument and returns the new
+    contents of those that are ``written`` (positions among the tensor arguments), then the new
+    tensors. ``returns``: for each result of the operator, ("new", number of the new tensor) or
+    ("given", position of a tensor argument) or None; ``is_tuple`` where it returns several.
+
+    ``fragment`` is None for calls that cannot wait, ``reason`` says why.
+    """
+
+    fragment: Fragment | None
+    reason: str = ""
+    written: tuple[int, ...] = ()
+    returns: tuple[tuple[str, int] | None, ...] = ()
+    is_tuple: bool = False
+
+
+def make_call(
+    func: torch._ops.OpOverload,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    kinds: Sequence[Kind],
+) -> Call:
+    """The Call for ``func(*args, **kwargs)``, with Slots for what the fragment takes: tensors, and
+    floats that may change, of these kinds in order."""
+    written = tuple(_written(func, args, kwargs))
+    results: list[Any] = []
+
+    def run(*memories: torch.Tensor) -> list[torch.Tensor]:
+        own = [m.clone() if k in written else m for k, m in enumerate(memories)]
+        tensors = [kind.of(m) for kind, m in zip(kinds, own, strict=True)]
+        options = _filled(kwargs, tensors)
+        made = tensor_form(func, options)(*_filled(args, tensors), **options)
+        several = isinstance(made, list | tuple)
+        new: list[torch.Tensor] = []
+        returns: list[tuple[str, int] | None] = []
+        for result in made if several else [made]:
+            position = next((k for k in written if tensors[k] is result), None)
+            if not isinstance(result, torch.Tensor):
+                returns.append(None)
+            elif position is not None:
+                returns.append(("given", position))
+            else:
+                returns.append(("new", len(new)))
+                new.append(result)
+        results[:] = [tuple(returns), several]
+        return [*(own[k] for k in written), *new]
+
+    try:
+        graph, gm = _lower(
+            dispatch_functionalize(run, FunctionalTensorMode()) if written else run, kinds
+        )
+    except Unsupported as error:
+        return Call(None, str(error))
+    reason = barrier(graph)
+    if reason:
+        return Call(None, reason)
+    fragment = Fragment.of(graph, run_in_eager(gm), 1)
+    if any(fragment.results[j] != kinds[k].base for j, k in enumerate(written)):
+        return Call(None, "it writes to a tensor that is not dense")
+    returns, several = results
+    return Call(fragment, "", written, returns, several)
+
+
+def _lower(run: Callable[..., Any], kinds: Sequence[Kind]) -> tuple[Graph, torch.fx.GraphModule]:
+    with FakeTensorMode() as mode:
+        examples = [
+            torch.empty_strided(k.base.shape, k.base.strides, dtype=k.base.dtype) for k in kinds
+        ]
+    try:
+        with mode:
+            gm = make_fx(run, decomposition_table=decomposition_table())(*examples)
+    except Exception as error:
+        raise Unsupported(f"it cannot be traced: {error}") from error
+    gm = read_storage_from_bases(gm)
+    if depends_on_data(gm):
+        raise Unsupported("its size depends on data")
+    return import_graph(gm), gm
+
+
+def _written(
+    func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Iterator[int]:
+    """Positions of the tensors that ``func`` writes to."""
+    schema = func._schema.arguments
+    named = {a.name: a for a in schema}
+    pairs = [*zip(schema, args, strict=False), *((named[k], v) for k, v in kwargs.items())]
+    for argument, value in pairs:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, Slot):
+                    yield x.position
+
+
+def _filled(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """``value`` with a tensor in each Slot."""
+    if isinstance(value, Slot):
+        return tensors[value.position]
+    if isinstance(value, list | tuple):
+        return [_filled(v, tensors) for v in value]
+    if isinstance(value, dict):
+        return {k: _filled(v, tensors) for k, v in value.items()}
+    return value

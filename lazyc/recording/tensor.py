@@ -1,0 +1,217 @@
+"""LazyTensor: a tensor of the user's whose value may still wait in the Recorder.
+
+A traceable wrapper subclass, so that Dynamo passes it through a graph break to the next compiled
+region. Where nothing records it (see ``mode``), every other use of it (an eager operator, ``print``,
+``item``, ``numpy``, saving) computes the value, and then works on a plain tensor.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from lazyc.recording.barriers import Cause, user_place
+from lazyc.recording.join import Fragment, Spec
+from lazyc.recording.kinds import Kind, kind_of
+from lazyc.recording.recorder import Recorder, Value
+
+_CPU = torch.device("cpu")
+_SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+class Memory:
+    """What LazyTensors are views of: ``value`` while that waits, ``tensor`` once it is computed."""
+
+    __slots__ = ("__weakref__", "recorder", "tensor", "value")
+
+    def __init__(
+        self, recorder: Recorder | None = None, tensor: torch.Tensor | None = None
+    ) -> None:
+        self.recorder = recorder
+        self.tensor = tensor
+        self.value: Value | None = None
+
+    def wait_for(self, value: Value) -> None:
+        """From now on this holds ``value``."""
+        self._leave()
+        self.value = value
+        value.handles.append(weakref.ref(self))
+
+    def replace(self, tensor: torch.Tensor) -> None:
+        """From now on this holds ``tensor``, whatever it waited for."""
+        self._leave()
+        self.tensor = tensor
+
+    def _leave(self) -> None:
+        if self.value is not None:
+            self.value.handles = [ref for ref in self.value.handles if ref() is not self]
+            self.value = None
+
+    def settle(self, tensor: torch.Tensor) -> None:
+        """From now on this holds ``tensor``. (The Recorder calls it.)"""
+        self.tensor, self.value = tensor, None
+
+    def compute(self, what: str, cause: Cause) -> torch.Tensor:
+        """The tensor; runs what it waits for."""
+        if self.value is not None and self.recorder is not None:
+            self.recorder.flush([self.value], cause, what)
+        assert self.tensor is not None
+        return self.tensor
+
+
+class LazyTensor(torch.Tensor):
+    """The view ``_kind`` of ``_memory``."""
+
+    _memory: Memory
+    _kind: Kind
+    _plain: torch.Tensor | None
+
+    @staticmethod
+    def __new__(cls, memory: Memory, kind: Kind, device: torch.device = _CPU) -> LazyTensor:
+        spec = kind.spec
+        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            spec.shape,
+            strides=spec.strides,
+            storage_offset=kind.offset,
+            dtype=spec.dtype,
+            device=device,
+        )
+        self._memory, self._kind, self._plain = memory, kind, None
+        return self
+
+    @staticmethod
+    def waiting(value: Value, recorder: Recorder) -> LazyTensor:
+        """A tensor for a value that is not computed yet."""
+        memory = Memory(recorder)
+        memory.wait_for(value)
+        return LazyTensor(memory, kind_of(value.spec))
+
+    # --- for Dynamo
+
+    @property
+    def _token(self) -> torch.Tensor:
+        """A plain tensor of the same description, for guards and tracing."""
+        if self._memory.tensor is not None:
+            return compute(self, "")
+        return _token(self._kind.spec)
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["_token"], None
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, torch.Tensor], context: None, size: Any, stride: Any
+    ) -> LazyTensor:
+        token = inner["_token"]
+        spec = Spec(tuple(token.shape), token.stride(), token.dtype)
+        return LazyTensor(Memory(tensor=token), Kind(spec, (), spec, 0), token.device)
+
+    # --- what reads a value
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _SAME:
+            return LazyTensor(args[0]._memory, args[0]._kind, args[0].device)
+        return run_on_values(func, args, kwargs or {}, str(func))
+
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
+        return compute(self, "print").__repr__(**kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return compute(self, "saving").__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        return compute(self, "deepcopy").__deepcopy__(memo)
+
+
+def _reading(name: str) -> Callable[..., Any]:
+    method = getattr(torch.Tensor, name)
+
+    def call(self: LazyTensor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(compute(self, name), name)(*args, **kwargs)
+
+    call.__name__, call.__doc__ = name, method.__doc__
+    return call
+
+
+# Methods that look at memory without an operator that __torch_dispatch__ would see. (Not
+# untyped_storage and storage_offset: Dynamo asks for them when it traces.)
+for _name in ("numpy", "tolist", "data_ptr", "__array__", "__dlpack__", "share_memory_"):
+    setattr(LazyTensor, _name, _reading(_name))
+
+
+def compute(x: LazyTensor, what: str, cause: Cause = Cause.VALUE_READ) -> torch.Tensor:
+    """The plain tensor that ``x`` stands for; runs what it waits for."""
+    if x._plain is None or x._memory.tensor is None:
+        x._plain = x._kind.of(x._memory.compute(what, cause))
+    return x._plain
+
+
+def run_on_values(func: Any, args: Any, kwargs: dict[str, Any], what: str) -> Any:
+    """``func`` on the plain tensors that LazyTensors among its arguments stand for."""
+    found: dict[int, LazyTensor] = {}
+
+    def plain(x: LazyTensor) -> torch.Tensor:
+        tensor = compute(x, what)
+        found[id(tensor)] = x
+        return tensor
+
+    result = func(
+        *tree_map_only(LazyTensor, plain, args), **tree_map_only(LazyTensor, plain, kwargs)
+    )
+    if not func._schema.is_mutable:
+        return result
+    # In place: the caller gets back the tensor that it gave.
+    return tree_map_only(torch.Tensor, lambda t: found.get(id(t), t), result)
+
+
+def record(
+    recorder: Recorder, fragment: Fragment, args: Sequence[torch.Tensor]
+) -> list[LazyTensor]:
+    """Has ``fragment(*args)`` run when one of the results is read. Raises NotRecordable."""
+    given: list[Value | torch.Tensor] = []
+    for x in args:
+        if not isinstance(x, LazyTensor):
+            given.append(x)
+            continue
+        value = x._memory.value
+        if value is not None and x._memory.recorder is recorder and not x._kind.views:
+            given.append(value)
+        else:
+            given.append(compute(x, "taken by a region with other options"))
+    values = recorder.record(fragment, given, user_place())
+    results = [LazyTensor.waiting(v, recorder) for v in values]
+    recorder.keep_within_caps()
+    return results
+
+
+@lru_cache(maxsize=256)
+def _token(spec: Spec) -> torch.Tensor:
+    """One for all values of a description: nobody looks at its memory, of which it has none."""
+    token = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="cpu")
+    token.untyped_storage().resize_(0)
+    return token
+
+
+def example(x: Any, node: torch.fx.Node) -> Any:
+    """What a compiler may trace with in place of ``x``, which Dynamo saw as ``node``: a fake tensor with
+    memory of its own, since tracing tells arguments apart by their memory."""
+    if not isinstance(x, LazyTensor):
+        return x
+    fake: Any = node.meta["example_value"]
+    if isinstance(fake, LazyTensor):  # not where Dynamo makes it by the views of its base
+        fake = cast("Any", fake)._memory.tensor
+    with fake.fake_mode:
+        return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)
