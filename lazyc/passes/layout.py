@@ -15,7 +15,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
 from lazyc.passes.contraction import as_matrix
 from lazyc.passes.dim_order import inherited_order
-from lazyc.passes.strided import storable_strides, strided_view
+from lazyc.passes.strided import StridedView, storable_strides, strided_view
 
 
 def same_strides(shape: Shape, a: Shape, b: Shape) -> bool:
@@ -45,16 +45,29 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
             found[node] = fixed
         elif not hasattr(node.type, "shape") or node.op in ("eager", "project"):
             continue
-        elif node in demands and _products_can_read(node, users, realized, demands):
+        elif (
+            node in demands
+            and _can_be_written(node, demands[node])
+            and _products_can_read(node, users, realized, demands)
+        ):
             found[node] = demands[node]
         else:
             found[node] = _order_for_reader(node, users[node])
+            if not _can_be_written(node, found[node]):
+                found[node] = contiguous_strides(node.shape)
             order = inherited_order(node, realized, found)
             if order is not None:
                 wanted = ordered_strides(node.shape, order)
                 if _products_can_read(node, users, realized, {node: wanted}):
                     found[node] = wanted
     return found
+
+
+def _can_be_written(node: Node, strides: Shape) -> bool:
+    """Whether what computes ``node`` can write it with these strides: a product writes a matrix."""
+    if node.op != "matmul" or 0 in node.shape:
+        return True
+    return as_matrix(StridedView(node, node.shape, strides, 0)) is not None
 
 
 def _products_can_read(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -66,6 +68,21 @@ def test_the_caller_wants_another_layout_than_the_product(dims: tuple[int, ...])
     found, expected = torch.compile(function, backend="lazyc")(x), function(x)
     torch.testing.assert_close(found, expected)
     assert found[0].stride() == expected[0].stride()
+
+
+@pytest.mark.parametrize("dims", list(itertools.permutations(range(3))))
+def test_a_product_is_permuted(dims: tuple[int, ...]) -> None:
+    def function(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (
+            (x @ y).permute(dims),
+            (x @ y.relu()).permute(dims) + 1,
+            (x.exp() @ y).permute(dims).contiguous(),
+        )
+
+    x, y = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    found, expected = torch.compile(function, backend="lazyc")(x, y), function(x, y)
+    torch.testing.assert_close(found, expected)
+    assert [t.stride() for t in found] == [t.stride() for t in expected]
 
 
 def test_one_copy_serves_every_product() -> None:
