@@ -189,7 +189,7 @@ def lazy(**options: Any) -> Iterator[None]:
         return
     from lazyc.recording.mode import recording
 
-    with recording(_SESSION.recorder(config)):
+    with recording(_SESSION.recorder(config), functools.partial(_report, config)):
         yield
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -26,12 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from lazyc.recording import scalars
-from lazyc.recording.barriers import Cause
+from lazyc.recording.barriers import Cause, as_line, user_place
 from lazyc.recording.calls import Call, Slot, make_call
 from lazyc.recording.join import Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import NotRecordable, Recorder, Value
 from lazyc.recording.tensor import LazyTensor, Memory, compute, run_on_values
+from lazyc.report import events as E
 
 aten = torch.ops.aten
 
@@ -93,6 +94,9 @@ def _classify(func: torch._ops.OpOverload) -> _Class:
     return _Class.RECORDED
 
 
+# Told of an exception that is a bug of lazyc's.
+Failed: TypeAlias = Callable[[Exception], None]
+
 _CALLS: dict[tuple[Any, ...], Call] = {}
 _MOST_CALLS = 50_000
 
@@ -100,10 +104,11 @@ _MOST_CALLS = 50_000
 class LazyMode(TorchDispatchMode):
     """Records what is dispatched within it."""
 
-    def __init__(self, recorder: Recorder, writes: PendingWrites) -> None:
+    def __init__(self, recorder: Recorder, writes: PendingWrites, failed: Failed) -> None:
         super().__init__()
         self._recorder = recorder
         self._writes = writes
+        self._failed = failed
 
     def __torch_dispatch__(
         self,
@@ -149,9 +154,7 @@ class LazyMode(TorchDispatchMode):
         if call is None:
             if len(_CALLS) >= _MOST_CALLS:
                 _CALLS.clear()
-            with _disable_current_modes():
-                call = make_call(func, *arguments.templates(args, kwargs), kinds)
-            _CALLS[arguments.key] = call
+            call = _CALLS[arguments.key] = self._make(func, arguments, args, kwargs)
         if call.fragment is None or (call.written and _overlap(call.written, given)):
             return self._run_now(func, args, kwargs)
         taken: list[Value | torch.Tensor | float] = []
@@ -175,6 +178,19 @@ class LazyMode(TorchDispatchMode):
         if not call.is_tuple:
             return _result(call.returns[0], made, given)
         return tuple(_result(r, made, given) for r in call.returns)
+
+    def _make(self, func: Any, arguments: _Arguments, args: Any, kwargs: dict[str, Any]) -> Call:
+        templates = arguments.templates(args, kwargs)
+        try:
+            with _disable_current_modes():
+                call = make_call(func, *templates, arguments.kinds)
+        except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
+            self._failed(error)
+            call = Call(None, f"lazyc failed: {error}")
+        if call.fragment is None:
+            line = as_line(user_place())
+            self._recorder.events.emit(E.NotLazy(line, f"{func}: {call.reason}"))
+        return call
 
     def _content(self, x: torch.Tensor) -> Value | torch.Tensor | None:
         """What the memory of an argument holds now, as the Recorder takes it; None where that must be
@@ -430,16 +446,16 @@ _current = _Current()
 
 
 @contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
+def recording(recorder: Recorder, failed: Failed) -> Iterator[None]:
     """Within it, what this thread runs is recorded. At its end, what recorded code has written to plain
-    tensors is there; the rest goes on waiting."""
+    tensors is there; the rest goes on waiting. ``failed`` is told of bugs of lazyc's; it may raise."""
     if _current.recorder is not None:  # inside another one, which records
         yield
         return
     _current.recorder = recorder
     writes = PendingWrites(recorder)
     try:
-        with ReadingMode(writes), LazyMode(recorder, writes):
+        with ReadingMode(writes), LazyMode(recorder, writes, failed):
             yield
     finally:
         _current.recorder = None

@@ -120,7 +120,7 @@ class Recorder:
         max_bytes: int,
     ) -> None:
         self._compile = compile_whole
-        self._events = events
+        self.events = events
         self._max_operators = max_operators
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
@@ -170,7 +170,7 @@ class Recorder:
             self._operators -= step.fragment.operators
             self._bytes -= step.fragment.nbytes
         if not ran:
-            self._events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
+            self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
 
     def _live_steps(self) -> list[Step]:
         return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
@@ -209,10 +209,10 @@ class Recorder:
                     value.tensor = Snapshot(tensor)
             for step in steps:
                 self.forget(step, ran=True)
-            if self._events.listening:
+            if self.events.listening:
                 operators = sum(s.fragment.operators for s in steps)
                 seconds = time.perf_counter() - start
-                self._events.emit(
+                self.events.emit(
                     E.Flushed(
                         cause.value, what, as_line(user_place()), len(steps), operators, len(kept), made.is_new,
                         seconds,

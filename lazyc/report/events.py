@@ -167,7 +167,8 @@ class NeverComputed(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotLazy(Event):
-    """A compiled region at the user's ``line`` runs at once when it is called, because of ``reason``."""
+    """A compiled region, or an operator in recorded code, at the user's ``line`` runs at once when it is
+    called, because of ``reason``."""
 
     line: str
     reason: str

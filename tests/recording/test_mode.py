@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 
 import lazyc
+from lazyc.backend import EVENTS
+from lazyc.errors import CompilerBug, CompilerBugWarning
 from lazyc.recording.tensor import LazyTensor
+from lazyc.report import events as E
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +187,21 @@ def test_eager_errors_are_raised() -> None:
             torch.zeros(1).expand(3).add_(x[0, :3])
 
 
+def test_a_bug_of_ours_does_not_stop_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("broken")
+
+    monkeypatch.setattr("lazyc.recording.mode.make_call", fail)
+    x = torch.randn(3, 7, 5)
+    with lazyc.lazy(strict=False):
+        with pytest.warns(CompilerBugWarning, match="broken"):
+            y = x.erfc()
+        assert type(y) is torch.Tensor
+    torch.testing.assert_close(y, x.erfc())
+    with lazyc.lazy(strict=True), pytest.raises(CompilerBug, match="broken"):
+        x.asinh()
+
+
 def test_foreign_tensors_run_at_once() -> None:
     def function(x: torch.Tensor) -> list[torch.Tensor]:
         z = torch.complex(x * 2, x)
@@ -191,6 +209,19 @@ def test_foreign_tensors_run_at_once() -> None:
         return [z.abs(), torch.view_as_real(z), sparse.to_dense() + x, (x > 0).nonzero()]
 
     check(function, torch.randn(3, 4))
+
+
+def test_what_cannot_wait_is_reported() -> None:
+    seen: list[E.NotLazy] = []
+    stop = EVENTS.subscribe(lambda event: isinstance(event, E.NotLazy) and seen.append(event))
+    with lazyc.lazy():
+        x = torch.randn(3, 11) * 2
+        for _ in range(2):
+            x[x > 0]
+    stop()
+    (event,) = seen
+    assert event.line.startswith("test_mode.py:")
+    assert event.reason.startswith("aten.index.Tensor: it cannot be traced: aten.nonzero")
 
 
 def test_random_numbers_are_those_of_eager() -> None:
