@@ -114,6 +114,9 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
     roots = set(graph.computed_roots())
     realized = {n for n in nodes if has_memory(n)} | (forced & set(nodes))
     realized |= {n for n in roots if not _may_be_handed_out_as_view(n)}
+    # What a result is a view of, though nothing reads it where the view has no elements.
+    aliased = {o.alias_of for o in graph.outputs if o.alias_of is not None}
+    realized |= {n for n in graph.inputs if n.attrs.index in aliased}
     readers: dict[Node, set[Node]] = {}
     addressed: set[Node] = set()  # read through a pointer: by a library call, or as gather source
     for node in reversed(nodes):

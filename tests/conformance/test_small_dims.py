@@ -64,3 +64,30 @@ def test_as_in_eager(shape: tuple[int, ...], part: int, made: str) -> None:
         torch.testing.assert_close(
             a, b, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "slice": lambda x: x[0:0],
+    "transpose": lambda x: x.transpose(0, -1),
+    "view": lambda x: x.view(-1) if x.numel() else x.view(x.shape),
+    "unsqueeze": lambda x: x.unsqueeze(0),
+    "detach": lambda x: x.detach(),
+    "expand": lambda x: x.expand(3, *x.shape),
+    "select of slice": lambda x: x[1:1].unsqueeze(-1).select(-1, 0),
+}
+
+
+@pytest.mark.parametrize("shape", [(2,), (0,), (2, 0), (0, 3), (2, 0, 3), (1, 1)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_views_of_arguments(shape: tuple[int, ...], dynamic: bool) -> None:
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        return [run(x) for run in VIEWS.values()]
+
+    x = torch.randn(shape)
+    compiled = torch.compile(function, backend="lazyc", dynamic=dynamic)
+    for name, result, expected in zip(VIEWS, compiled(x), function(x), strict=True):
+        torch.testing.assert_close(result, expected, msg=name)
+        assert (result.shape, result.stride()) == (expected.shape, expected.stride()), name
+        assert result._base is x or name == "detach", name
+    one = torch.compile(lambda x: x[0:0], backend="lazyc", dynamic=dynamic)
+    assert one(x).shape == x[0:0].shape
