@@ -5,7 +5,8 @@
 ``lazyc.metrics`` counts what happened: ``report()`` as text, ``snapshot()`` as a dict,
 ``prometheus()`` as Prometheus text, ``reset()``. ``lazyc.explain(fn, *args)`` compiles and runs a function
 and tells what became of it. ``with lazyc.lazy():`` records what eager code does;
-``lazyc.mark_step()`` runs what was recorded, there or with the option ``lazy``.
+``lazyc.mark_step()`` runs what was recorded, there or with the option ``lazy``. ``lazyc.mark_dim`` says
+what becomes of a size that changes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from lazyc.version import VERSION as __version__
 if TYPE_CHECKING:
     from lazyc.backend import lazy, mark_step
     from lazyc.explanation import explain
+    from lazyc.frontend.shapes import mark_dim
     from lazyc.report.metrics import Metrics
 
     metrics: Metrics
 
-__all__ = ["__version__", "explain", "lazy", "mark_step", "metrics"]
+__all__ = ["__version__", "explain", "lazy", "mark_dim", "mark_step", "metrics"]
 
 
 def __getattr__(name: str) -> Any:
@@ -38,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from lazyc import backend
 
         return getattr(backend, name)
+    if name == "mark_dim":
+        from lazyc.frontend.shapes import mark_dim
+
+        return mark_dim
     raise AttributeError(f"module 'lazyc' has no attribute {name!r}")

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,6 +27,7 @@ from lazyc.errors import (
     CompilerBug,
     CompilerBugWarning,
     LazycWarning,
+    NewShape,
     UnsupportedVersion,
 )
 from lazyc.report import events as E
@@ -36,11 +37,14 @@ from lazyc.report.trace import TraceWriter
 from lazyc.version import check_versions
 
 if TYPE_CHECKING:
+    import sympy
+
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
     from lazyc.recording.recorder import Recorder
     from lazyc.runtime.program import Executable
+    from lazyc.variants import Room
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
@@ -71,8 +75,20 @@ def lazyc(
     # These need a torch that check_versions accepts.
     from lazyc.frontend.autograd import make_backend
     from lazyc.frontend.recompiles import recompile
+    from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
 
-    compile_graph = functools.partial(_compile_graph, config)
+    again = recompile(gm)
+    new_shape = again if again is not None and again.is_of_shape else None
+    if new_shape is not None and config.on_new_shape == "error":
+        raise NewShape(new_shape.changed, new_shape.line, new_shape.fix)
+    if new_shape is not None and config.on_new_shape == "eager":
+        EVENTS.emit(E.Fallback("graph", f"a new shape: {new_shape.changed}", new_shape.line))
+        return gm.forward
+    policies = size_policies(gm, example_inputs, SizePolicy(config.shapes, config.bucket_sizes))
+    specialize(gm, example_inputs, policies)
+    rooms = {symbol: p.room for symbol, p in policies.items() if p.shapes == "bucket"}
+    changed = "" if new_shape is None else new_shape.changed
+    compile_graph = functools.partial(_compile_graph, config, rooms, changed)
     import_failed = functools.partial(_import_failed, config)
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
@@ -80,11 +96,12 @@ def lazyc(
         recorder = _SESSION.recorder(config)
         backend = make_lazy_backend(compile_graph, import_failed, _left_to_eager, recorder, EVENTS)
     else:
-        restore = functools.partial(_restore, config)
+        # What was compiled before is for any size.
+        restore = _restore_nothing if rooms else functools.partial(_restore, config)
         backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
     with collector.paused():
         compiled = backend(gm, example_inputs)
-    if EVENTS.listening and (again := recompile(gm)) is not None:
+    if EVENTS.listening and again is not None:
         spent = time.time() - again.started
         EVENTS.emit(E.Recompiled(again.line, again.changed, again.fix, again.count, spent))
     return compiled
@@ -198,6 +215,10 @@ def mark_step() -> None:
     _SESSION.flush("mark_step")
 
 
+def _restore_nothing(capture: str, gm: torch.fx.GraphModule) -> None:
+    return None
+
+
 def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | None:
     from lazyc.frontend.autograd import run_in_eager
 
@@ -216,10 +237,29 @@ def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | 
     return _rerun_on_error(executable, run_in_eager(gm)) if may_fail else executable
 
 
-def _compile_graph(config: Config, graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
+def _compile_graph(
+    config: Config,
+    rooms: Mapping[sympy.Symbol, Room],
+    new_shape: str,
+    graph: Graph,
+    gm: torch.fx.GraphModule,
+    part: Part,
+) -> Boxed:
+    """What runs a Graph. ``rooms`` round up the values of some symbols; ``new_shape`` says what changed
+    where the function was compiled for other shapes before."""
     from lazyc.frontend.autograd import run_in_eager
+    from lazyc.variants import Bucketed, for_new_shape
 
-    return _compile(config, graph, run_in_eager(gm), part.capture)
+    in_eager = run_in_eager(gm)
+    if any(s.symbol in rooms for s in graph.symbols):
+        policy, count = config.on_new_shape, METRICS.count_padding
+        compile = functools.partial(_compile, config, in_eager=in_eager, capture=None)
+        return Bucketed(graph, rooms, compile, in_eager, policy, bool(new_shape), EVENTS, count)
+
+    def make() -> Boxed:
+        return _compile(config, graph, in_eager, part.capture)
+
+    return for_new_shape(config.on_new_shape, new_shape, make, in_eager, EVENTS)
 
 
 def _compile_joined(config: Config, graph: Graph, in_eager: Boxed) -> Boxed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Option:
     affects_code: bool
     choices: tuple[Value, ...] = ()
     minimum: int | None = None
+    pattern: str = ""
 
     @property
     def allowed(self) -> str:
@@ -44,6 +46,8 @@ class Option:
             return "one of " + ", ".join(repr(c) for c in self.choices)
         if self.type is int:
             return "an integer" if self.minimum is None else f"an integer >= {self.minimum}"
+        if self.pattern:
+            return f"a string that matches {self.pattern}"
         return "a string"
 
     def parse(self, value: object, where: str) -> Value:
@@ -56,6 +60,7 @@ class Option:
             parsed is None
             or (self.choices and parsed not in self.choices)
             or (self.minimum is not None and cast(int, parsed) < self.minimum)
+            or (self.pattern and not re.fullmatch(self.pattern, cast(str, parsed)))
         ):
             raise ConfigError(f"{where}={value!r}: must be {self.allowed}.")
         return parsed
@@ -78,6 +83,8 @@ def _convert(type_: type[Value], value: object) -> Value | None:
             return int(value.strip()) if isinstance(value, str) else None
         except ValueError:
             return None
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     return os.fspath(value) if isinstance(value, str | Path) else None
 
 
@@ -89,9 +96,11 @@ def _option(
     affects_code: bool = False,
     choices: tuple[Value, ...] = (),
     minimum: int | None = None,
+    pattern: str = "",
 ) -> Any:
     rest = {"env": env, "doc": doc, "affects_code": affects_code, "choices": choices}
-    return dataclasses.field(default=default, metadata={**rest, "minimum": minimum})
+    limits = {"minimum": minimum, "pattern": pattern}
+    return dataclasses.field(default=default, metadata={**rest, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,25 @@ class Config:
         "Keep weights of inference graphs repacked for the matrix product between calls; a changed"
         " weight is repacked. Costs memory: one more copy of those weights.",
         affects_code=True,
+    )  # fmt: skip
+    shapes: str = _option(
+        "symbolic", "LAZYC_SHAPES",
+        "What becomes of a size that Dynamo says changes. `static`: code for each size; `symbolic`: one code"
+        " for all; `bucket`: code for sizes rounded up, which is exact and wastes some work."
+        " `lazyc.mark_dim` chooses for one dim.",
+        choices=("static", "symbolic", "bucket"),
+    )  # fmt: skip
+    buckets: str = _option(
+        "", "LAZYC_BUCKETS",
+        "The sizes that `bucket` rounds up to, as `64,128,256`; empty: powers of two and 3/4 of them. A"
+        " larger size is served by code for all sizes.",
+        pattern=r"([1-9]\d*(,[1-9]\d*)*)?",
+    )  # fmt: skip
+    on_new_shape: str = _option(
+        "compile", "LAZYC_ON_NEW_SHAPE",
+        "What serves a call of a compiled function with a shape that needs other code: `compile` now;"
+        " `eager`; `background`: eager until another thread has compiled it; `error`: raise.",
+        choices=("compile", "eager", "background", "error"),
     )  # fmt: skip
     lazy: bool = _option(
         False, "LAZYC_LAZY",
@@ -213,6 +241,11 @@ class Config:
         return " ".join(
             f"{o.name}={getattr(self, o.name)!r}" for o in OPTIONS.values() if o.affects_code
         )
+
+    @property
+    def bucket_sizes(self) -> tuple[int, ...]:
+        """``buckets`` as numbers, ascending."""
+        return tuple(sorted({int(b) for b in self.buckets.split(",") if b}))
 
     @property
     def cache_path(self) -> Path:

@@ -57,6 +57,19 @@ class CodeNotLoaded(LazycError):
     """The process has no room for more compiled code; the graph runs in eager."""
 
 
+class NewShape(LazycError):
+    """A compiled function was called with another shape, ``what``, and ``on_new_shape`` is "error"."""
+
+    def __init__(self, what: str, line: str = "", fix: str = "") -> None:
+        self.what, self.line, self.fix = what, line, fix
+        at = f" at {line}" if line else ""
+        avoid = f" To avoid it: {fix}." if fix else ""
+        super().__init__(
+            f"a new shape{at}: {what}; the option on_new_shape is 'error'.{avoid} Other values of"
+            " the option: 'compile', 'eager', 'background'."
+        )
+
+
 class NotCacheable(LazycError):
     """A graph or program holds something that has no form on disk; it is compiled, and not kept."""
 

@@ -21,6 +21,7 @@ class Recompile:
 
     ``changed`` says what differs from the compilation before, ``fix`` what would avoid it ("" where
     nothing general is known). ``started``: when Dynamo began with it (``time.time``).
+    ``is_of_shape``: what changed is the shape or the layout of a tensor.
     """
 
     line: str
@@ -28,6 +29,7 @@ class Recompile:
     changed: str
     fix: str
     started: float
+    is_of_shape: bool
 
 
 def recompile(gm: torch.fx.GraphModule) -> Recompile | None:
@@ -41,7 +43,8 @@ def recompile(gm: torch.fx.GraphModule) -> Recompile | None:
         return None
     changed, fix = explain(str(reason))
     started = getattr(context, "_start_time_ns", 0) / 1e9 or time.time()
-    return Recompile(_line(gm, str(reason)), count, changed, fix, started)
+    of_shape = re.search(_OF_SHAPE, str(reason).splitlines()[0]) is not None
+    return Recompile(_line(gm, str(reason)), count, changed, fix, started, of_shape)
 
 
 def _line(gm: torch.fx.GraphModule, reason: str) -> str:
@@ -66,7 +69,8 @@ def explain(reason: str) -> tuple[str, str]:
 def _size(m: re.Match[str]) -> tuple[str, str]:
     name, dim, old, new = m.groups()
     fix = (
-        f"torch._dynamo.mark_dynamic({name}, {dim}) before the call, or torch.compile(dynamic=True)"
+        f"torch._dynamo.mark_dynamic({name}, {dim}) or lazyc.mark_dim({name}, {dim}, 'bucket') before"
+        " the call, or torch.compile(dynamic=True)"
     )
     return f"{name}: size of dim {dim}, {old} -> {new}", fix
 
@@ -110,6 +114,7 @@ def _type(m: re.Match[str]) -> tuple[str, str]:
     return f"{name}: no longer a {was.split('.')[-1]}", f"pass {name} as one type"
 
 
+_OF_SHAPE = r"(size|stride|rank) mismatch|\.(size|stride)\(\)"
 _TENSOR = r"tensor '(.+?)' "
 _WORDS: tuple[tuple[str, Callable[[Any], tuple[str, str]]], ...] = (
     (_TENSOR + r"size mismatch at index (\d+)\. expected (\d+), actual (\d+)", _size),

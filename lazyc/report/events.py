@@ -175,6 +175,20 @@ class NotLazy(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Padded(Event):
+    """A graph is compiled for sizes rounded up: ``sizes`` tells which, as "s0 = 100 -> 128"."""
+
+    sizes: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotPadded(Event):
+    """A graph is compiled for any size in place of sizes rounded up, because of ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CompilerBugFound(Event):
     """A bug inside lazyc; the graph runs in eager. Fields as in errors.CompilerBug."""
 

@@ -29,6 +29,10 @@ class _Totals:
     flushes: Counter[str] = field(default_factory=Counter)  # by cause
     flushed: int = 0  # operators
     never_computed: int = 0
+    buckets: int = 0
+    not_padded: Counter[str] = field(default_factory=Counter)  # by reason
+    elements: int = 0  # in the sizes of calls that were rounded up, and in the rounded ones
+    padded_elements: int = 0
     not_lazy: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (line, reason)
 
 
@@ -50,6 +54,12 @@ class Metrics:
         with self._lock:
             _count(self._totals, event)
 
+    def count_padding(self, elements: int, padded: int) -> None:
+        """A call for so many ``elements`` computed ``padded`` ones."""
+        with self._lock:
+            self._totals.elements += elements
+            self._totals.padded_elements += padded
+
     def snapshot(self) -> dict[str, Any]:
         """The counters as plain dicts and numbers (seconds, bytes); sorted, ready for JSON."""
         with self._lock:
@@ -69,6 +79,9 @@ class Metrics:
                     for (op, reason), count in t.fallbacks.most_common()
                 ],
                 "recompiles": dict(t.recompiles.most_common()),
+                "buckets": t.buckets,
+                "not_padded": dict(t.not_padded.most_common()),
+                "padding_waste_percent": _waste(t),
                 "compiler_bugs": dict(sorted(t.bugs.items())),
                 "weights_packed": t.packed,
                 "weights_packed_bytes": t.packed_bytes,
@@ -113,6 +126,10 @@ def _count(t: _Totals, event: E.Event) -> None:
             t.fallbacks[event.op, event.reason] += 1
         case E.Recompiled():
             t.recompiles[f"{event.line} {event.changed}".strip()] += 1
+        case E.Padded():
+            t.buckets += 1
+        case E.NotPadded():
+            t.not_padded[event.reason] += 1
         case E.CompilerBugFound():
             t.bugs[event.stage] += 1
         case E.WeightsPacked():
@@ -127,6 +144,11 @@ def _count(t: _Totals, event: E.Event) -> None:
             t.not_lazy[event.line, event.reason] += 1
         case _:
             pass  # events that are not counted
+
+
+def _waste(t: _Totals) -> float:
+    """Share of what was computed in sizes rounded up that was padding, in percent."""
+    return 100 * (1 - t.elements / t.padded_elements) if t.padded_elements else 0.0
 
 
 def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
@@ -153,6 +175,10 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     if s["recompiles"]:
         rows.append(("compiled again", str(sum(s["recompiles"].values()))))
         rows += [(f"  {what}", str(count)) for what, count in s["recompiles"].items()]
+    if s["buckets"]:
+        rows.append(("buckets compiled", str(s["buckets"])))
+        rows.append(("padding, of what was computed", f"{s['padding_waste_percent']:.1f} %"))
+    rows += [(f"no bucket: {reason}", str(n)) for reason, n in s["not_padded"].items()]
     if s["flushes"]:
         rows.append(("flushes of lazy regions", str(sum(s["flushes"].values()))))
         rows += [(f"  {cause}", str(count)) for cause, count in s["flushes"].items()]

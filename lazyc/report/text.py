@@ -15,6 +15,8 @@ _LEVELS: dict[type[E.Event], int] = {
     E.Flushed: 1,
     E.NotLazy: 1,
     E.NeverComputed: 2,
+    E.Padded: 1,
+    E.NotPadded: 1,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -85,6 +87,10 @@ def format_event(event: E.Event, level: int) -> str:
         case E.NotLazy():
             at = f" at {event.line}" if event.line else ""
             return f"not lazy: the region{at} runs at once: {event.reason}"
+        case E.Padded():
+            return f"bucket: {event.sizes}"
+        case E.NotPadded():
+            return f"no bucket, compiled for any size: {event.reason}"
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():

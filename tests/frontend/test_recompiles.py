@@ -20,7 +20,8 @@ DYNAMIC = "torch.compile(dynamic=True)"
         (
             "0/0: tensor 'x' size mismatch at index 0. expected 2, actual 3",
             "x: size of dim 0, 2 -> 3",
-            f"torch._dynamo.mark_dynamic(x, 0) before the call, or {DYNAMIC}",
+            "torch._dynamo.mark_dynamic(x, 0) or lazyc.mark_dim(x, 0, 'bucket') before the call,"
+            f" or {DYNAMIC}",
         ),
         (
             "0/0: tensor 'x' stride mismatch at index 1. expected 1, actual 4",

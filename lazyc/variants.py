@@ -1,0 +1,175 @@
+"""Functions that are compiled more than once: for sizes rounded up, and for shapes that turn up later."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import sympy
+
+from lazyc.errors import NewShape
+from lazyc.ir.graph import Graph
+from lazyc.passes.pad_to_bucket import CannotPad, pad_to_bucket
+from lazyc.report import events as E
+
+Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
+Compile: TypeAlias = Callable[[Graph], Boxed]
+Room: TypeAlias = Callable[[int], "int | None"]
+CountPadding: TypeAlias = Callable[[int, int], None]  # elements that count, elements computed
+
+
+def for_new_shape(
+    policy: str, what: str, make: Callable[[], Boxed], in_eager: Boxed, events: E.EventStream
+) -> Boxed:
+    """What serves a shape as the option ``on_new_shape`` says; ``what`` tells what is new about it, and is
+    empty for a first shape, which is compiled.
+
+    Raises NewShape where the option is "error".
+    """
+    if not what or policy == "compile":
+        return make()
+    if policy == "error":
+        raise NewShape(what)
+    if policy == "eager":
+        events.emit(E.Fallback("graph", f"a new shape: {what}"))
+        return in_eager
+    return InBackground(make, in_eager)
+
+
+class InBackground:
+    """Serves by ``meanwhile`` until ``make``, run in a worker thread, has returned."""
+
+    def __init__(self, make: Callable[[], Boxed], meanwhile: Boxed) -> None:
+        self._serving = meanwhile
+        self._made: Future[Boxed] | None = _workers.get().submit(make)
+
+    def __call__(self, args: list[Any]) -> Sequence[Any]:
+        made = self._made
+        if made is not None and made.done():
+            self._made = None
+            self._serving = made.result()  # raises what compiling raised
+        return self._serving(args)
+
+
+class _Workers:
+    """The thread that compiles in the background, made on first use. It is only one: compilation holds
+    Python's lock most of the time, and is to disturb little."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def get(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, "lazyc-compile")
+            return self._pool
+
+    def stop(self) -> None:
+        """Lets what is being compiled end, and nothing else begin."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def forget(self) -> None:
+        """In a child process, which has none of its parent's threads."""
+        self._lock, self._pool = threading.Lock(), None
+
+
+_workers = _Workers()
+atexit.register(_workers.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.forget)
+
+
+class Bucketed:
+    """A Graph with sizes that change, compiled for sizes rounded up, once for each combination.
+
+    ``rooms`` round the values of symbols up, or give None for what is larger than any bucket; then, and
+    where masks are not known, the program is one for all sizes. ``in_eager`` is the same in torch; it may
+    serve buckets after the first, or from the first where that ``is_new``, as ``on_new_shape`` says.
+    ``count`` is told of every call.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        rooms: Mapping[sympy.Symbol, Room],
+        compile: Compile,
+        in_eager: Boxed,
+        on_new_shape: str,
+        is_new: bool,
+        events: E.EventStream,
+        count: CountPadding,
+    ) -> None:
+        self._graph = graph
+        self._compile = compile
+        self._in_eager = in_eager
+        self._on_new_shape = on_new_shape
+        self._is_new = is_new
+        self._events = events
+        self._count = count
+        self._sources = [(s, rooms[s.symbol]) for s in graph.symbols if s.symbol in rooms]
+        self._programs: dict[tuple[int | None, ...], Boxed] = {}
+        self._lock = threading.RLock()
+        self._any_size: Boxed | None = None
+        self._is_refused = False
+
+    def __call__(self, args: list[Any]) -> Sequence[Any]:
+        sizes: list[int] = []
+        key: list[int | None] = []
+        for source, room_of in self._sources:
+            x = args[source.input]
+            size = int(x if source.dim is None else x.shape[source.dim])
+            sizes.append(size)
+            key.append(None if self._is_refused else room_of(size))
+        rooms = tuple(key)
+        program = self._programs.get(rooms)
+        if program is None:
+            program = self._add(rooms, sizes)
+        room = math.prod(s if r is None else r for s, r in zip(sizes, rooms, strict=True))
+        self._count(math.prod(sizes), room)
+        return program(args)
+
+    def _add(self, rooms: tuple[int | None, ...], sizes: Sequence[int]) -> Boxed:
+        with self._lock:
+            program = self._programs.get(rooms)
+            if program is None:
+                pairs = zip(self._sources, sizes, rooms, strict=True)
+                shown = ", ".join(
+                    f"{s.symbol.name} = {n} -> {r or 'any'}" for (s, _), n, r in pairs
+                )
+
+                def make() -> Boxed:
+                    return self._make(rooms, shown)
+
+                what = shown if self._programs or self._is_new else ""
+                program = for_new_shape(
+                    self._on_new_shape, what, make, self._in_eager, self._events
+                )
+                self._programs[rooms] = program
+            return program
+
+    def _make(self, rooms: tuple[int | None, ...], shown: str) -> Boxed:
+        chosen = {
+            s.symbol: room
+            for (s, _), room in zip(self._sources, rooms, strict=True)
+            if room is not None
+        }
+        if chosen:
+            try:
+                padded = pad_to_bucket(self._graph, chosen)
+            except CannotPad as error:
+                self._is_refused = True
+                self._events.emit(E.NotPadded(str(error)))
+            else:
+                self._events.emit(E.Padded(shown))
+                return self._compile(padded)
+        if self._any_size is None:
+            self._any_size = self._compile(self._graph)
+        return self._any_size
