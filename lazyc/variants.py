@@ -14,7 +14,7 @@ import sympy
 
 from lazyc.errors import NewShape
 from lazyc.ir.graph import Graph
-from lazyc.passes.pad_to_bucket import CannotPad, pad_to_bucket
+from lazyc.passes.pad_to_bucket import pad_to_bucket
 from lazyc.report import events as E
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
@@ -90,8 +90,8 @@ if hasattr(os, "register_at_fork"):
 class Bucketed:
     """A Graph with sizes that change, compiled for sizes rounded up, once for each combination.
 
-    ``rooms`` round the values of symbols up, or give None for what is larger than any bucket; then, and
-    where masks are not known, the program is one for all sizes. ``in_eager`` is the same in torch; it may
+    ``rooms`` round the values of symbols up, or give None for what is larger than any bucket; the program
+    then is one for all sizes. ``in_eager`` is the same in torch; it may
     serve buckets after the first, or from the first where that ``is_new``, as ``on_new_shape`` says.
     ``count`` is told of every call.
     """
@@ -117,8 +117,6 @@ class Bucketed:
         self._sources = [(s, rooms[s.symbol]) for s in graph.symbols if s.symbol in rooms]
         self._programs: dict[tuple[int | None, ...], Boxed] = {}
         self._lock = threading.RLock()
-        self._any_size: Boxed | None = None
-        self._is_refused = False
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
         sizes: list[int] = []
@@ -127,7 +125,7 @@ class Bucketed:
             x = args[source.input]
             size = int(x if source.dim is None else x.shape[source.dim])
             sizes.append(size)
-            key.append(None if self._is_refused else room_of(size))
+            key.append(room_of(size))
         rooms = tuple(key)
         program = self._programs.get(rooms)
         if program is None:
@@ -162,14 +160,6 @@ class Bucketed:
             if room is not None
         }
         if chosen:
-            try:
-                padded = pad_to_bucket(self._graph, chosen)
-            except CannotPad as error:
-                self._is_refused = True
-                self._events.emit(E.NotPadded(str(error)))
-            else:
-                self._events.emit(E.Padded(shown))
-                return self._compile(padded)
-        if self._any_size is None:
-            self._any_size = self._compile(self._graph)
-        return self._any_size
+            self._events.emit(E.Padded(shown))
+            return self._compile(pad_to_bucket(self._graph, chosen))
+        return self._compile(self._graph)

@@ -17,10 +17,6 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv
 from lazyc.ir.types import Dim, Shape, divide_exact, is_nonneg
 
 
-class CannotPad(Exception):
-    """A Graph for which no masks are known; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """``size`` elements that count, the first ones in ``room``."""
@@ -59,16 +55,16 @@ def room_of(axis: Sequence[Part]) -> Dim:
     return math.prod((p.room for p in axis), start=1)
 
 
-def regroup(parts: Sequence[Part], shape: Shape) -> list[tuple[Part, ...]]:
+def regroup(parts: Sequence[Part], shape: Shape) -> tuple[tuple[Part, ...], ...] | None:
     """The axes of a tensor of ``shape`` (sizes that count) whose elements are those of ``parts``, in
-    order. Raises CannotPad where an axis would begin or end inside of a padded part."""
+    order; None where an axis would begin or end inside of a padded part."""
     left = list(parts)
     found: list[tuple[Part, ...]] = []
     for size in shape:
         taken: list[Part] = []
         while size != 1:
-            if not left:
-                raise CannotPad(f"a reshape to {list(shape)}")
+            if not left or size == 0:
+                return None
             head = left.pop(0)
             rest = divide_exact(size, head.size)
             if rest is not None:
@@ -78,15 +74,13 @@ def regroup(parts: Sequence[Part], shape: Shape) -> list[tuple[Part, ...]]:
             inner = divide_exact(head.size, size)
             room = None if inner is None else divide_exact(head.room, inner)
             if inner is None or room is None:
-                raise CannotPad(f"a reshape to {list(shape)}")
+                return None
             # The outer part keeps the padding: element (i, j) lies at i*inner + j.
             taken.append(Part(size, room))
             left.insert(0, Part(inner, inner))
             size = 1
         found.append(joined(taken))
-    if any(p.size != 1 for p in left):
-        raise CannotPad(f"a reshape to {list(shape)}")
-    return found
+    return None if any(p.size != 1 for p in left) else tuple(found)
 
 
 def grows(size: Any) -> bool:

@@ -182,13 +182,6 @@ class Padded(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class NotPadded(Event):
-    """A graph is compiled for any size in place of sizes rounded up, because of ``reason``."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class CompilerBugFound(Event):
     """A bug inside lazyc; the graph runs in eager. Fields as in errors.CompilerBug."""
 

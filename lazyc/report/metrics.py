@@ -30,7 +30,6 @@ class _Totals:
     flushed: int = 0  # operators
     never_computed: int = 0
     buckets: int = 0
-    not_padded: Counter[str] = field(default_factory=Counter)  # by reason
     elements: int = 0  # in the sizes of calls that were rounded up, and in the rounded ones
     padded_elements: int = 0
     not_lazy: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (line, reason)
@@ -80,7 +79,6 @@ class Metrics:
                 ],
                 "recompiles": dict(t.recompiles.most_common()),
                 "buckets": t.buckets,
-                "not_padded": dict(t.not_padded.most_common()),
                 "padding_waste_percent": _waste(t),
                 "compiler_bugs": dict(sorted(t.bugs.items())),
                 "weights_packed": t.packed,
@@ -128,8 +126,6 @@ def _count(t: _Totals, event: E.Event) -> None:
             t.recompiles[f"{event.line} {event.changed}".strip()] += 1
         case E.Padded():
             t.buckets += 1
-        case E.NotPadded():
-            t.not_padded[event.reason] += 1
         case E.CompilerBugFound():
             t.bugs[event.stage] += 1
         case E.WeightsPacked():
@@ -178,7 +174,6 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     if s["buckets"]:
         rows.append(("buckets compiled", str(s["buckets"])))
         rows.append(("padding, of what was computed", f"{s['padding_waste_percent']:.1f} %"))
-    rows += [(f"no bucket: {reason}", str(n)) for reason, n in s["not_padded"].items()]
     if s["flushes"]:
         rows.append(("flushes of lazy regions", str(sum(s["flushes"].values()))))
         rows += [(f"  {cause}", str(count)) for cause, count in s["flushes"].items()]

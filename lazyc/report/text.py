@@ -16,7 +16,6 @@ _LEVELS: dict[type[E.Event], int] = {
     E.NotLazy: 1,
     E.NeverComputed: 2,
     E.Padded: 1,
-    E.NotPadded: 1,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -89,8 +88,6 @@ def format_event(event: E.Event, level: int) -> str:
             return f"not lazy: the region{at} runs at once: {event.reason}"
         case E.Padded():
             return f"bucket: {event.sizes}"
-        case E.NotPadded():
-            return f"no bucket, compiled for any size: {event.reason}"
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():

@@ -11,6 +11,7 @@ from lazyc.frontend.recompiles import explain
 from lazyc.report import events as E
 from lazyc.report.text import format_event
 
+BUCKET = "lazyc.mark_dim(x, 0, 'bucket')"
 DYNAMIC = "torch.compile(dynamic=True)"
 
 
@@ -20,8 +21,7 @@ DYNAMIC = "torch.compile(dynamic=True)"
         (
             "0/0: tensor 'x' size mismatch at index 0. expected 2, actual 3",
             "x: size of dim 0, 2 -> 3",
-            "torch._dynamo.mark_dynamic(x, 0) or lazyc.mark_dim(x, 0, 'bucket') before the call,"
-            f" or {DYNAMIC}",
+            f"torch._dynamo.mark_dynamic(x, 0) or {BUCKET} before the call, or {DYNAMIC}",
         ),
         (
             "0/0: tensor 'x' stride mismatch at index 1. expected 1, actual 4",
