@@ -14,8 +14,12 @@ _PLAIN = {
     "cache_evicted": "Files removed to keep the disk cache within its limit.",
     "weights_packed": "Weights repacked for the matrix product.",
     "weights_packed_bytes": "Bytes of repacked weights.",
+    "buckets": "Programs compiled for sizes rounded up.",
     "operators_flushed": "Recorded operators that ran.",
     "operators_never_computed": "Recorded operators whose results nobody asked for.",
+}
+_GAUGES = {
+    "padding_waste_percent": "Padding in what programs for sizes rounded up computed, in percent.",
 }
 _BY_LABEL = {
     "compile_seconds": ("stage", "Seconds of compilation."),
@@ -43,10 +47,12 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
 
 
 def _families(snapshot: Mapping[str, Any]) -> Iterator[Any]:
-    from prometheus_client.core import CounterMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     for name, text in _PLAIN.items():
         yield CounterMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
+    for name, text in _GAUGES.items():
+        yield GaugeMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
     for name, (label, text) in _BY_LABEL.items():
         family = CounterMetricFamily(f"lazyc_{name}", text, labels=[label])
         for value, count in snapshot[name].items():

@@ -32,7 +32,7 @@ compiled (T ms)
 [lazyc] graph 1: compiled in T ms (STAGES); kernels made 1, reused 0; fallbacks 0
 [lazyc] not lazy: the region at script.py:5 runs at once: it has sizes that change
 [lazyc] recompile 1 script.py:5: x: size of dim 0, 8 -> 9 (T ms)
-[lazyc]   to avoid it: torch._dynamo.mark_dynamic(x, 0) before the call, or \
+[lazyc]   to avoid it: torch._dynamo.mark_dynamic(x, 0) or lazyc.mark_dim(x, 0, 'bucket') before the call, or \
 torch.compile(dynamic=True)
 in the middle
 [lazyc] eager: aten.sort.default at script.py:7: no lowering

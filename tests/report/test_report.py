@@ -29,6 +29,7 @@ SAMPLES: list[E.Event] = [
     E.Flushed("value_read", "print", "model.py:11", 3, 12, 1, True, 0.25),
     E.NeverComputed("model.py:12", 5),
     E.NotLazy("model.py:13", "it needs gradients"),
+    E.Padded("s0 = 100 -> 128"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
     E.Artifact(1, "program.txt", "step"),
@@ -71,6 +72,8 @@ def test_metrics_count_what_was_emitted() -> None:
     stream.subscribe(metrics.listen)
     for event in [*SAMPLES, SAMPLES[1]]:
         stream.emit(event)
+    metrics.count_padding(100, 128)
+    metrics.count_padding(60, 72)
     snapshot = metrics.snapshot()
     assert snapshot == {
         "graphs_compiled": 2,
@@ -84,6 +87,8 @@ def test_metrics_count_what_was_emitted() -> None:
         "cache_evicted": 2,
         "fallbacks": [{"op": "aten.sort.default", "reason": "no lowering", "count": 1}],
         "recompiles": {"model.py:9 x: size of dim 0, 2 -> 3": 1},
+        "buckets": 1,
+        "padding_waste_percent": pytest.approx(20.0),
         "compiler_bugs": {"fuse": 1},
         "weights_packed": 4,
         "weights_packed_bytes": 1 << 20,
@@ -101,6 +106,7 @@ def test_metrics_count_what_was_emitted() -> None:
         "compiler bugs in fuse",
         "2 -> 3",
         "value_read",
+        "20.0 %",
         "recorded, never computed",
         "run at once, model.py:13: it needs gradients",
     ):
@@ -125,7 +131,7 @@ def test_prometheus_text() -> None:
 def test_every_metric_is_in_the_prometheus_text() -> None:
     metrics = Metrics()
     text = metrics.prometheus()
-    assert all(f"# HELP lazyc_{name}_total " in text for name in metrics.snapshot())
+    assert all(f"# HELP lazyc_{name}" in text for name in metrics.snapshot())
 
 
 def test_metrics_count_from_many_threads() -> None:
@@ -148,7 +154,7 @@ def test_debug_levels() -> None:
     assert shown[0] == []
     assert [type(e).__name__ for e in shown[1]] == [
         "CompileFinished", "CacheRejected", "CacheDisabled", "Recompiled", "Fallback",
-        "Flushed", "NotLazy", "CompilerBugFound",
+        "Flushed", "NotLazy", "Padded", "CompilerBugFound",
     ]  # fmt: skip
     printed = [e for e in SAMPLES if not isinstance(e, E.Artifact)]
     assert shown[2] == shown[3] == printed
