@@ -23,7 +23,7 @@ from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 from lazyc.recording.barriers import barrier
 from lazyc.recording.join import Fragment
-from lazyc.recording.kinds import Kind
+from lazyc.recording.kinds import Kind, kind_of
 from lazyc.recording.scalars import tensor_form
 
 
@@ -39,7 +39,8 @@ class Call:
     """What calls alike do. ``fragment`` takes the memory of each tensor argument and returns the new
     contents of those that are ``written`` (positions among the tensor arguments), then the new
     tensors. ``returns``: for each result of the operator, ("new", number of the new tensor) or
-    ("given", position of a tensor argument) or None; ``is_tuple`` where it returns several.
+    ("given", position of a tensor argument) or None; ``is_tuple`` where it returns several. ``made``
+    are the kinds of the new tensors.
 
     ``fragment`` is None for calls that cannot wait, ``reason`` says why.
     """
@@ -49,6 +50,7 @@ class Call:
     written: tuple[int, ...] = ()
     returns: tuple[tuple[str, int] | None, ...] = ()
     is_tuple: bool = False
+    made: tuple[Kind, ...] = ()
 
 
 def make_call(
@@ -95,7 +97,8 @@ def make_call(
     if any(fragment.results[j] != kinds[k].base for j, k in enumerate(written)):
         return Call(None, "it writes to a tensor that is not dense")
     returns, several = results
-    return Call(fragment, "", written, returns, several)
+    made = tuple(map(kind_of, fragment.results[len(written) :]))
+    return Call(fragment, "", written, returns, several, made)
 
 
 def _lower(run: Callable[..., Any], kinds: Sequence[Kind]) -> tuple[Graph, torch.fx.GraphModule]:

@@ -30,12 +30,13 @@ class Kind:
     ``spec``, from element ``offset`` on. There is one Kind for all tensors alike: compare with ``is``. Make them with ``kind_of``
     and ``view_kinds``."""
 
-    __slots__ = ("_made", "base", "offset", "spec", "views")
+    __slots__ = ("_made", "base", "has_dims", "offset", "spec", "views")
 
     def __init__(self, base: Spec, views: tuple[View, ...], spec: Spec, offset: int) -> None:
         self.base = base
         self.views = views
         self.spec = spec
+        self.has_dims = len(spec.shape) > 0
         self.offset = offset
         self._made: dict[Any, Kind | list[Kind]] = {}
 

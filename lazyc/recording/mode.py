@@ -21,6 +21,11 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
+from torch._C._dynamo.eval_frame import (
+    _FrameAction,
+    _FrameExecStrategy,
+    set_code_exec_strategy,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -104,6 +109,10 @@ _MOST_CALLS = 50_000
 class LazyMode(TorchDispatchMode):
     """Records what is dispatched within it."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no wrapper around each call: _NEVER_TRACED says the same
+
     def __init__(self, recorder: Recorder, writes: PendingWrites, failed: Failed) -> None:
         super().__init__()
         self._recorder = recorder
@@ -145,10 +154,10 @@ class LazyMode(TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         arguments = _Arguments(func, args, kwargs)
-        given, kinds = arguments.given, arguments.kinds
+        given = arguments.given
         if arguments.is_foreign:
             return self._run_now(func, args, kwargs)
-        if all(not k.spec.shape for k in kinds) and not any(map(_waits, given)):
+        if not arguments.has_dims and not any(map(_waits, given)):
             return self._run_now(func, args, kwargs)  # known scalars: no gain from waiting
         call = _CALLS.get(arguments.key)
         if call is None:
@@ -159,7 +168,7 @@ class LazyMode(TorchDispatchMode):
             return self._run_now(func, args, kwargs)
         taken: list[Value | torch.Tensor | float] = []
         for x in given:
-            if isinstance(x, float):
+            if type(x) is float:
                 taken.append(x)
                 continue
             value = self._content(x)
@@ -173,7 +182,10 @@ class LazyMode(TorchDispatchMode):
         for k, value in zip(call.written, values, strict=False):
             self._memory_to_write(given[k]).wait_for(value)
         new = values[len(call.written) :]
-        made = [LazyTensor.waiting(v, self._recorder) for v in new]
+        made = [
+            LazyTensor(Memory(self._recorder, value=v), kind)
+            for v, kind in zip(new, call.made, strict=True)
+        ]
         self._recorder.keep_within_caps()
         if not call.is_tuple:
             return _result(call.returns[0], made, given)
@@ -211,6 +223,11 @@ class LazyMode(TorchDispatchMode):
                 return x._memory
             x = x._memory.tensor
         return self._writes.memory(x)
+
+
+# Dynamo leaves these frames alone, and all that they call.
+_NEVER_TRACED = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+set_code_exec_strategy(LazyMode.__torch_dispatch__.__code__, _NEVER_TRACED)
 
 
 class PendingWrites:
@@ -318,41 +335,42 @@ class _Arguments:
     """The arguments of a call. ``key``: what calls alike have in common. ``given``: what the fragment
     takes, tensors and floats, of these ``kinds``."""
 
-    __slots__ = ("_lift", "given", "is_foreign", "key", "kinds")
+    __slots__ = ("_lift", "given", "has_dims", "is_foreign", "key", "kinds")
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self.given: list[Any] = []
         self.kinds: list[Kind] = []
+        self.has_dims = False  # a tensor of one dim or more
         self.is_foreign = False  # a tensor that only its own kind of code can read
         self._lift = id(func) in _LIFTED and _is_single_or_double(args[0])
         key: list[Any] = [id(func)]
-        for value in args:
-            self._add(value, key)
+        self._add(args, key)
         for name, value in kwargs.items():
             key.append(name)
-            self._add(value, key)
+            self._add((value,), key)
         self.key = tuple(key)
 
-    def _add(self, value: Any, key: list[Any]) -> None:
-        if isinstance(value, torch.Tensor):
-            kind = value._kind if type(value) is LazyTensor else _kind_of_plain(value)
-            if kind is None:
-                self.is_foreign = True
-                return
-            key.append(kind)
-            self.given.append(value)
-            self.kinds.append(kind)
-        elif isinstance(value, list | tuple):
-            key.append(len(value))
-            for v in value:
-                self._add(v, key)
-        elif self._lift and type(value) is float and scalars.is_argument(value):
-            key.append(_FLOAT)
-            self.given.append(value)
-            self.kinds.append(_FLOAT)
-        else:
-            key.append(type(value))
-            key.append(value)
+    def _add(self, values: Sequence[Any], key: list[Any]) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                kind = value._kind if type(value) is LazyTensor else _kind_of_plain(value)
+                if kind is None:
+                    self.is_foreign = True
+                    continue
+                self.has_dims |= kind.has_dims
+                key.append(kind)
+                self.given.append(value)
+                self.kinds.append(kind)
+            elif isinstance(value, list | tuple):
+                key.append(len(value))
+                self._add(value, key)
+            elif self._lift and type(value) is float and scalars.is_argument(value):
+                key.append(_FLOAT)
+                self.given.append(value)
+                self.kinds.append(_FLOAT)
+            else:
+                key.append(type(value))
+                key.append(value)
 
     def templates(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments with Slots for what is given."""
@@ -387,7 +405,16 @@ def _kind_of_plain(x: torch.Tensor) -> Kind | None:
         return None
     if not x.is_cpu or x.layout is not torch.strided or x.is_neg() or x.dtype not in _DTYPES:
         return None
-    return kind_of(Spec(tuple(x.shape), x.stride(), x.dtype))
+    layout = x.shape, x.stride(), x.dtype
+    found = _PLAIN.get(layout)
+    if found is None:
+        if len(_PLAIN) >= _MOST_CALLS:
+            _PLAIN.clear()
+        found = _PLAIN[layout] = kind_of(Spec(tuple(x.shape), x.stride(), x.dtype))
+    return found
+
+
+_PLAIN: dict[Any, Kind] = {}  # by layout: a Spec takes longer to make and to hash
 
 
 _DTYPES = frozenset(

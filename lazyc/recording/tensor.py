@@ -30,11 +30,16 @@ class Memory:
     __slots__ = ("__weakref__", "recorder", "tensor", "value")
 
     def __init__(
-        self, recorder: Recorder | None = None, tensor: torch.Tensor | None = None
+        self,
+        recorder: Recorder | None = None,
+        tensor: torch.Tensor | None = None,
+        value: Value | None = None,
     ) -> None:
         self.recorder = recorder
         self.tensor = tensor
-        self.value: Value | None = None
+        self.value = value
+        if value is not None:
+            value.handles.append(weakref.ref(self))
 
     def wait_for(self, value: Value) -> None:
         """From now on this holds ``value``."""
@@ -88,9 +93,7 @@ class LazyTensor(torch.Tensor):
     @staticmethod
     def waiting(value: Value, recorder: Recorder) -> LazyTensor:
         """A tensor for a value that is not computed yet."""
-        memory = Memory(recorder)
-        memory.wait_for(value)
-        return LazyTensor(memory, kind_of(value.spec))
+        return LazyTensor(Memory(recorder, value=value), kind_of(value.spec))
 
     # --- for Dynamo
 
