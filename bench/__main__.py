@@ -1,4 +1,4 @@
-"""Command line of the benchmark suite: ``python -m bench quick | first-call | overhead``."""
+"""Command line of the benchmark suite: ``python -m bench quick | first-call | overhead | lazy-training``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,22 @@ def overhead(backends: Backends = DEFAULT_BACKENDS, rounds: Rounds = 20) -> None
     from bench import quick as q
 
     _console().print(q.overhead_table(q.run_overhead(_names(backends), rounds)))
+
+
+@app.command("lazy-training")
+def lazy_training(
+    steps: Annotated[int, typer.Option("--steps", min=10, help="Training steps.")] = 50,
+) -> None:
+    """Training of a small GPT in eager code, as it is and under lazyc.lazy(), a step of each in turn."""
+    from bench import process
+
+    process.ensure_pinned()
+    from bench import lazy_training as training
+
+    console = _console()
+    runs = training.measure(steps, console.print)
+    console.print(training.table(*runs))
+    raise typer.Exit(0 if training.passed(*runs) else 1)
 
 
 if __name__ == "__main__":

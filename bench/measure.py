@@ -79,7 +79,7 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status_bytes(key: str) -> int | None:
+def status_bytes(key: str) -> int | None:
     """A memory figure of this process from ``/proc/self/status``; None where there is none."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
@@ -99,7 +99,7 @@ class MemoryMeter:
     one call needs, weights and inputs that existed before do not.
     """
 
-    base: int | None = field(default_factory=lambda: (trim_memory(), _status_bytes("VmRSS"))[1])
+    base: int | None = field(default_factory=lambda: (trim_memory(), status_bytes("VmRSS"))[1])
 
     def peak_of(self, call: Callable[[], Any]) -> int | None:
         """Bytes above the base at the highest point of one call; None where it cannot be told."""
@@ -110,7 +110,7 @@ class MemoryMeter:
         except OSError:
             return None
         call()
-        peak = _status_bytes("VmHWM")
+        peak = status_bytes("VmHWM")
         return None if peak is None or self.base is None else peak - self.base
 
 
