@@ -11,7 +11,7 @@ import lazyc
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 # Arguments that make an example small.
-SMALL = {"graph_breaks": ["256"]}
+SMALL = {"graph_breaks": ["256"], "dynamic_graph": ["4"]}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

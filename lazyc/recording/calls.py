@@ -93,7 +93,9 @@ def make_call(
     reason = barrier(graph)
     if reason:
         return Call(None, reason)
-    fragment = Fragment.of(graph, run_in_eager(gm), 1)
+    taken = tuple(kind.spec for kind in kinds)
+    options = _options(args, kwargs)
+    fragment = Fragment.of(graph, run_in_eager(gm), 1, str(func), taken, options)
     if any(fragment.results[j] != kinds[k].base for j, k in enumerate(written)):
         return Call(None, "it writes to a tensor that is not dense")
     returns, several = results
@@ -129,6 +131,12 @@ def _written(
             for x in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(x, Slot):
                     yield x.position
+
+
+def _options(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """The arguments that are no tensors, as text."""
+    named = [f"{k}={v}" for k, v in kwargs.items() if not isinstance(v, Slot)]
+    return ", ".join([*(str(a) for a in args if not isinstance(a, Slot | list)), *named])
 
 
 def _filled(value: Any, tensors: Sequence[torch.Tensor]) -> Any:

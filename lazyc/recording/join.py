@@ -36,7 +36,10 @@ class Spec:
 class Fragment:
     """A Graph without symbols that may be run later. ``in_eager`` is the same as a boxed function of
     torch, made of ``operators`` calls; ``nbytes`` is what its results take. ``number`` is unique in
-    this process."""
+    this process.
+
+    For reports: ``name`` of the operator, the tensors ``taken``, and its other arguments, ``options``.
+    """
 
     number: int
     graph: Graph
@@ -44,12 +47,32 @@ class Fragment:
     operators: int
     results: tuple[Spec, ...]
     nbytes: int
+    name: str
+    taken: tuple[Spec, ...]
+    options: str
 
     @staticmethod
-    def of(graph: Graph, in_eager: Boxed, operators: int) -> Fragment:
+    def of(
+        graph: Graph,
+        in_eager: Boxed,
+        operators: int,
+        name: str,
+        taken: tuple[Spec, ...] | None = None,
+        options: str = "",
+    ) -> Fragment:
+        """``taken``: those of the Graph's inputs, if not given."""
+        if taken is None:
+            taken = tuple(map(_input_spec, graph.inputs))
         results = tuple(_spec(o) for o in graph.outputs)
         nbytes = sum(torch.Size(s.shape).numel() * s.dtype.itemsize for s in results)
-        return Fragment(next(_numbers), graph, in_eager, operators, results, nbytes)
+        number = next(_numbers)
+        return Fragment(number, graph, in_eager, operators, results, nbytes, name, taken, options)
+
+
+def _input_spec(node: Node) -> Spec:
+    attrs: A.InputAttrs = node.attrs
+    assert attrs.strides is not None
+    return Spec(_static(node.shape), _static(attrs.strides), node.dtype.torch)
 
 
 def _spec(output: Output) -> Spec:

@@ -176,7 +176,7 @@ class LazyMode(TorchDispatchMode):
                 return self._run_now(func, args, kwargs)
             taken.append(value)
         try:
-            values = self._recorder.record(call.fragment, taken)
+            values = self._recorder.record(call.fragment, taken, user_place())
         except NotRecordable:
             return self._run_now(func, args, kwargs)
         for k, value in zip(call.written, values, strict=False):
@@ -375,16 +375,19 @@ class _Arguments:
     def templates(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments with Slots for what is given."""
         numbers = itertools.count()
+        return self._template(args, numbers), {
+            k: self._template(v, numbers) for k, v in kwargs.items()
+        }
 
-        def template(value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return [template(v) for v in value]
-            lifted = self._lift and type(value) is float and scalars.is_argument(value)
-            if lifted or isinstance(value, torch.Tensor):
-                return Slot(next(numbers))
-            return value
-
-        return template(args), {k: template(v) for k, v in kwargs.items()}
+    def _template(self, value: Any, numbers: Iterator[int]) -> Any:
+        # A method: a function that calls itself from a closure is a cycle, and would keep the
+        # arguments, so that they seem to be wanted.
+        if isinstance(value, list | tuple):
+            return [self._template(v, numbers) for v in value]
+        lifted = self._lift and type(value) is float and scalars.is_argument(value)
+        if lifted or isinstance(value, torch.Tensor):
+            return Slot(next(numbers))
+        return value
 
 
 _FLOAT = kind_of(Spec((), (), torch.float64))

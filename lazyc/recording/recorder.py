@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lazyc.ir.graph import Graph
 from lazyc.recording.barriers import Cause, Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
+from lazyc.recording.recompiles import Recorded, difference
 from lazyc.report import events as E
 
 # (graph, the same in eager) -> what runs it
@@ -126,6 +127,7 @@ class Recorder:
         self._lock = threading.RLock()
         self._waiting: dict[int, weakref.ref[Step]] = {}  # by number
         self._programs: OrderedDict[Any, Boxed] = OrderedDict()
+        self._made_for: OrderedDict[Place | None, _MadeFor] = OrderedDict()  # by line of the flush
         self._count = 0
         self._operators = 0
         self._bytes = 0
@@ -210,6 +212,8 @@ class Recorder:
             for step in steps:
                 self.forget(step, ran=True)
             if self.events.listening:
+                if made.is_new:
+                    self._explain(steps, time.perf_counter() - start)
                 operators = sum(s.fragment.operators for s in steps)
                 seconds = time.perf_counter() - start
                 self.events.emit(
@@ -260,6 +264,21 @@ class Recorder:
             for snapshot in (*shared, *own):
                 snapshot.take()
 
+    def _explain(self, steps: Sequence[Step], seconds: float) -> None:
+        """Tells why a program was made, where another one was made for the same line before."""
+        line = user_place()
+        recorded = [(s.fragment, s.place) for s in steps]
+        before = self._made_for.pop(line, None)
+        count = 0
+        if before is not None:
+            count = before.count + 1
+            found = difference(before.recorded, recorded)
+            at = as_line(found.place or line)
+            self.events.emit(E.Recompiled(at, found.changed, found.fix, count, seconds))
+        self._made_for[line] = _MadeFor(recorded, count)
+        if len(self._made_for) > _MOST_PROGRAMS:
+            self._made_for.popitem(last=False)
+
     def _program(
         self, parts: tuple[Part, ...], results: list[tuple[int, int]]
     ) -> tuple[Boxed, bool]:
@@ -277,6 +296,16 @@ class Recorder:
         if len(self._programs) > _MOST_PROGRAMS:
             self._programs.popitem(last=False)
         return program, True
+
+
+class _MadeFor:
+    """What the last program made for a line runs, and how many were made there after the first."""
+
+    __slots__ = ("count", "recorded")
+
+    def __init__(self, recorded: Recorded, count: int) -> None:
+        self.recorded = recorded
+        self.count = count
 
 
 class _Made:

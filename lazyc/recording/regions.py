@@ -86,7 +86,7 @@ class _Region:
             return self._compile(graph, gm, part)
         calls = [n for n in gm.graph.nodes if n.op == "call_function"]
         operators = sum(n.target is not operator.getitem for n in calls)
-        self.fragment = Fragment.of(graph, run_in_eager(gm), operators)
+        self.fragment = Fragment.of(graph, run_in_eager(gm), operators, "a region")
         return _on_first_call(lambda: self._compile(graph, gm, part))
 
 

@@ -18,7 +18,7 @@ from tests.frontend.trace import trace
 
 def fragment(fn, *args: torch.Tensor) -> Fragment:
     gm = trace(fn, *args)
-    return Fragment.of(import_graph(gm), gm_in_eager(gm), 1)
+    return Fragment.of(import_graph(gm), gm_in_eager(gm), 1, "test")
 
 
 X, Y = torch.randn(3, 4), torch.randn(3, 4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -329,3 +331,20 @@ def test_compiled_code_takes_what_waits() -> None:
         row = x[1:]
     torch.testing.assert_close(compiled(x) + 0, (x + 0).relu() + 1)
     torch.testing.assert_close(compiled(row) + 0, (row + 0).relu() + 1)
+
+
+def test_recording_keeps_no_argument() -> None:
+    """What only a temporary name held is no result, also the first time that an operator is met."""
+    gc.disable()
+    try:
+        with lazyc.lazy(lazy_max_operators=4001):
+            x = torch.ones(3, 2) + 1
+            y = (x.cosh() * 2.25).addcmul(x, x, value=0.3).sinh()
+            kept = [weakref.ref(v) for v in (x._memory, y._memory)]  # type: ignore[attr-defined]
+            z = torch.cat([x, y])
+            del x, y
+            assert [ref() for ref in kept] == [None, None]
+            lazyc.mark_step()
+    finally:
+        gc.enable()
+    assert z.shape == (6, 2)
