@@ -1,4 +1,4 @@
-"""Command line of the benchmark suite: ``python -m bench quick | first-call | overhead | lazy-training``."""
+"""Command line of the benchmark suite: ``python -m bench quick | first-call | overhead | record-overhead | lazy-training``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,16 @@ def overhead(backends: Backends = DEFAULT_BACKENDS, rounds: Rounds = 20) -> None
     from bench import quick as q
 
     _console().print(q.overhead_table(q.run_overhead(_names(backends), rounds)))
+
+
+@app.command("record-overhead")
+def record_overhead(rounds: Rounds = 50) -> None:
+    """Microseconds that recording an operator costs under lazyc.lazy()."""
+    from bench import record_overhead as recording
+
+    times = recording.measure(rounds)
+    _console().print(recording.table(times))
+    raise typer.Exit(0 if max(times.values()) <= recording.TARGET else 1)
 
 
 @app.command("lazy-training")

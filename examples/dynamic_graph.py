@@ -111,7 +111,7 @@ def main() -> None:
         series[name] = times(make(), steps)
         found = lazyc.metrics.snapshot()
         again = sum(found["recompiles"].values())
-        draw(console, f"losses in {name}: compiled again {again} times", series[name])
+        draw(console, f"lazyc.lazy(), losses in {name}: compiled again {again} times", series[name])
         for what in list(found["recompiles"])[:3]:
             console.print(f"  {what}", highlight=False, markup=False)
     if len(sys.argv) > 2:
