@@ -39,8 +39,6 @@ def barrier(graph: Graph) -> str:
     """
     if graph.mutations:
         return "it writes to its arguments"
-    if graph.symbols:
-        return "it has sizes that change"
     for node in graph.nodes:
         if node.op == "seed" or (isinstance(node.attrs, A.EagerAttrs) and node.attrs.serial >= 0):
             return "it draws random numbers or has effects"
@@ -51,8 +49,9 @@ def barrier(graph: Graph) -> str:
             return "its results share memory with its arguments"
         if output.value.tensor.device != "cpu":
             return f"its results are on {output.value.tensor.device}"
+    sizes = {s.input for s in graph.symbols if s.dim is None}
     for node in graph.inputs:
-        if not isinstance(node.type, TensorType):
+        if not isinstance(node.type, TensorType) and node.attrs.index not in sizes:
             return "it takes what is no tensor"
     return "" if graph.outputs else "it returns nothing"
 

@@ -9,8 +9,8 @@ from lazyc.recording.barriers import Place
 from lazyc.recording.join import Fragment, Spec
 
 _ONE_SIZE = (
-    "keep it at one size (a list of tensors, or a tensor of the final size that is written to),"
-    " or do it outside of recorded code"
+    "keep it at one size (a list of tensors, a tensor of the final size that is written to, padding), or"
+    " leave it out of what is recorded"
 )
 _SAME_NUMBER = "pass the number as a 0-dim tensor"
 

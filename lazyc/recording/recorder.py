@@ -127,7 +127,8 @@ class Recorder:
         self._lock = threading.RLock()
         self._waiting: dict[int, weakref.ref[Step]] = {}  # by number
         self._programs: OrderedDict[Any, Boxed] = OrderedDict()
-        self._made_for: OrderedDict[Place | None, _MadeFor] = OrderedDict()  # by line of the flush
+        # By the line of the flush, and the name of the first fragment.
+        self._made_for: OrderedDict[tuple[Place | None, str], _MadeFor] = OrderedDict()
         self._count = 0
         self._operators = 0
         self._bytes = 0
@@ -265,17 +266,18 @@ class Recorder:
                 snapshot.take()
 
     def _explain(self, steps: Sequence[Step], seconds: float) -> None:
-        """Tells why a program was made, where another one was made for the same line before."""
+        """Tells why a program was made, where one that begins alike was made for the same line before."""
         line = user_place()
         recorded = [(s.fragment, s.place) for s in steps]
-        before = self._made_for.pop(line, None)
+        key = line, steps[0].fragment.name
+        before = self._made_for.pop(key, None)
         count = 0
         if before is not None:
             count = before.count + 1
             found = difference(before.recorded, recorded)
             at = as_line(found.place or line)
             self.events.emit(E.Recompiled(at, found.changed, found.fix, count, seconds))
-        self._made_for[line] = _MadeFor(recorded, count)
+        self._made_for[key] = _MadeFor(recorded, count)
         if len(self._made_for) > _MOST_PROGRAMS:
             self._made_for.popitem(last=False)
 

@@ -8,7 +8,7 @@ it runs when it is called.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,17 @@ from lazyc.frontend.autograd import (
 )
 from lazyc.frontend.fx_types import user_line
 from lazyc.ir.graph import Graph
+from lazyc.ir.specialize import specialize
+from lazyc.ir.types import TensorType
 from lazyc.recording.barriers import Cause, barrier
 from lazyc.recording.join import Fragment
 from lazyc.recording.recorder import NotRecordable, Recorder
 from lazyc.recording.tensor import LazyTensor, compute, example, record
 from lazyc.report import events as E
+
+# A region whose sizes change waits for this many combinations of them: each is a program of its own. With
+# others it runs at once, by the code for any size.
+_MOST_SIZES = 8
 
 
 def make_lazy_backend(
@@ -43,24 +49,31 @@ def make_lazy_backend(
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
     ) -> Callable[..., Any]:
-        region = _Region(compile_graph)
+        region = _Region(compile_graph, _line(gm))
         placeholders = gm.graph.find_nodes(op="placeholder")
         examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
         compiled = make_backend(region.compile, import_failed, left_to_eager=left_to_eager)(
             gm, examples, **options
         )
-        fragment = region.fragment
-        if fragment is None:
+        if region.reason:
             events.emit(E.NotLazy(_line(gm), region.reason))
         why = f"a region that runs at once: {region.reason}"
 
+        def too_many() -> None:
+            reason = f"it has sizes that change, and waits for {_MOST_SIZES} of them only"
+            events.emit(E.NotLazy(_line(gm), reason))
+
         def call(*args: Any) -> Any:
-            if fragment is not None:
-                try:
-                    return record(recorder, fragment, args)
-                except NotRecordable as error:
-                    return compiled(*_computed(args, f"a region that takes {error}"))
-            return compiled(*_computed(args, why))
+            waiting = region.waiting
+            if waiting is None:
+                return compiled(*_computed(args, why))
+            fragment = waiting.fragment(args, too_many)
+            if fragment is None:
+                return compiled(*_computed(args, "a region that runs at once: its sizes change"))
+            try:
+                return record(recorder, fragment, waiting.taken(args))
+            except NotRecordable as error:
+                return compiled(*_computed(args, f"a region that takes {error}"))
 
         return torch._dynamo.disable(call, reason="compiled by lazyc")
 
@@ -70,9 +83,10 @@ def make_lazy_backend(
 class _Region:
     """Compiles the graphs of one region, and keeps the one that may wait."""
 
-    def __init__(self, compile_graph: CompileGraph) -> None:
+    def __init__(self, compile_graph: CompileGraph, line: str) -> None:
         self._compile = compile_graph
-        self.fragment: Fragment | None = None
+        self._name = f"the region at {line}" if line else "a region"
+        self.waiting: _Waiting | None = None
         self.reason = "it has no compiled code"
 
     def compile(self, graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
@@ -84,10 +98,66 @@ class _Region:
             self.reason = barrier(graph)
         if self.reason:
             return self._compile(graph, gm, part)
-        calls = [n for n in gm.graph.nodes if n.op == "call_function"]
-        operators = sum(n.target is not operator.getitem for n in calls)
-        self.fragment = Fragment.of(graph, run_in_eager(gm), operators, "a region")
+        self.waiting = _Waiting(graph, gm, self._name)
         return _on_first_call(lambda: self._compile(graph, gm, part))
+
+
+class _Waiting:
+    """A region's Graph as fragments, one for each combination of its sizes that change."""
+
+    def __init__(self, graph: Graph, gm: torch.fx.GraphModule, name: str) -> None:
+        self._graph = graph
+        self._name = name
+        self._run = run_in_eager(gm)
+        calls = [n for n in gm.graph.nodes if n.op == "call_function"]
+        self._operators = sum(
+            n.target is not operator.getitem and isinstance(n.target, torch._ops.OpOverload)
+            for n in calls
+        )
+        self._sizes = [n.attrs.index for n in graph.inputs if not isinstance(n.type, TensorType)]
+        self._fragments: dict[tuple[int, ...], Fragment] = {}
+        self._is_full = False
+
+    def fragment(self, args: Sequence[Any], too_many: Callable[[], None]) -> Fragment | None:
+        """The fragment for these arguments; None where there are too many (``too_many`` is told once)."""
+        sources = self._graph.symbols
+        key = tuple(
+            int(args[s.input] if s.dim is None else args[s.input].shape[s.dim]) for s in sources
+        )
+        found = self._fragments.get(key)
+        if found is None and len(self._fragments) >= _MOST_SIZES:
+            if not self._is_full:
+                self._is_full = True
+                too_many()
+            return None
+        if found is None:
+            graph = self._graph
+            if sources:
+                graph = specialize(graph, {s.symbol: k for s, k in zip(sources, key, strict=True)})
+            sizes = {k: args[k] for k in self._sizes}
+            in_eager = self._run if not sizes else _with_sizes(self._run, sizes)
+            found = Fragment.of(graph, in_eager, self._operators, self._name)
+            self._fragments[key] = found
+        return found
+
+    def taken(self, args: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """The arguments that the fragment takes."""
+        if not self._sizes:
+            return args
+        return [x for k, x in enumerate(args) if k not in self._sizes]
+
+
+def _with_sizes(run: Boxed, sizes: Mapping[int, int]) -> Boxed:
+    """``run`` with the sizes put back among its arguments, at these positions."""
+
+    def call(args: list[Any]) -> Sequence[Any]:
+        given = list(args)
+        args.clear()
+        for place in sorted(sizes):
+            given.insert(place, sizes[place])
+        return run(given)
+
+    return call
 
 
 def _on_first_call(make: Callable[[], Boxed]) -> Boxed:

@@ -410,11 +410,17 @@ def test_other_barriers_are_as_without_laziness(fn: Callable[..., Any]) -> None:
 
 @torch.no_grad()
 def test_sizes_that_change(events: list[E.Event]) -> None:
+    """Regions wait for some sizes; beyond, one program for any size runs at once."""
     fn = lazily(cut)
-    for n in (3, 4, 5, 6):
+    for n in range(3, 16):
         x, y = inputs(n)
         torch.testing.assert_close(fn(x, y).clone(), uncut(x, y))
-    assert "it has sizes that change" in reasons(events)
+    regions = [e.regions for e in events if isinstance(e, E.Flushed)]
+    whole = regions[0]
+    assert whole > 1 and 8 <= regions.count(whole) < 13
+    assert "it has sizes that change, and waits for 8 of them only" in reasons(events)
+    changed = [e.changed for e in events if isinstance(e, E.Recompiled)]
+    assert any("tensor 0: size of dim" in text for text in changed)
 
 
 def test_inference_mode() -> None:

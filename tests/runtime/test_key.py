@@ -147,7 +147,7 @@ def test_target_options_and_versions_change_the_key(monkeypatch: pytest.MonkeyPa
         elif option.type is int:
             value = option.choices[-1] if option.choices else int(option.default) + 1
         else:
-            value = option.choices[-1] if option.choices else "other"
+            value = option.choices[-1] if option.choices else "7" if option.pattern else "other"
         changed = key(Config().with_options({option.name: value}))
         assert (changed not in keys) == option.affects_code, option.name
         keys.add(changed)
