@@ -17,6 +17,13 @@ _PLAIN = {
     "buckets": "Programs compiled for sizes rounded up.",
     "operators_flushed": "Recorded operators that ran.",
     "operators_never_computed": "Recorded operators whose results nobody asked for.",
+    "output_bytes_allocated": "Bytes of big results in fresh memory.",
+    "output_bytes_recycled": "Bytes of big results in memory that was used before.",
+    "arena_bytes_allocated": "Bytes of the memory that temporaries lie in.",
+}
+_PEAKS = {
+    "pending_peak_operators": "Most recorded operators that waited at once.",
+    "pending_peak_bytes": "Most bytes of results that waited at once.",
 }
 _GAUGES = {
     "padding_waste_percent": "Padding in what programs for sizes rounded up computed, in percent.",
@@ -49,6 +56,8 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
 def _families(snapshot: Mapping[str, Any]) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+    for name, text in _PEAKS.items():
+        yield GaugeMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
     for name, text in _PLAIN.items():
         yield CounterMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
     for name, text in _GAUGES.items():
