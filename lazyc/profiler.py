@@ -33,7 +33,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 class trace:
     """Annotates what runs within it, as a context manager or as a decorator, with ``name``.
 
-    It may be nested, and used again, also by a function that calls itself. Inside a function that
+    It may be nested, and used again, also by a function that calls itself. As a context manager an
+    object belongs to one thread; a decorated function may be called from any. Inside a function that
     ``torch.compile`` compiles it does nothing: what it would surround becomes part of larger kernels.
     """
 
