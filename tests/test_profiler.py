@@ -356,7 +356,6 @@ def test_in_torch_profiler() -> None:
     assert "lazyc.compile: frontend" in ancestors("lazyc.compile: passes")
     sort = ancestors("lazyc.fallback: aten.sort.default")
     assert sort[0].startswith("lazyc.program: graph ") and "step#7" in sort
-    assert ancestors("aten::sort")[0].startswith("lazyc.fallback: aten.sort.default")
     assert "recorded" in ancestors("lazyc.record: aten.tanh.default")
     assert ancestors("lazyc.flush: mark_step") == ["recorded"]
     assert ancestors("lazyc.kernel: aten.tanh.default")[1] == "lazyc.flush: mark_step"
