@@ -181,28 +181,23 @@ class Recorder:
             step.recorder = None
             self._waiting.pop(step.number, None)
             if not ran:
-                self._note_peak()
+                self._peak = self.peak
             self._operators -= step.fragment.operators
             self._bytes -= step.fragment.nbytes
         if not ran:
             self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
 
-    # What waits grows step by step and shrinks in few places, so that is where the peak is noted.
-
-    def _note_peak(self) -> None:
-        operators, nbytes = self._peak
-        self._peak = Pending(max(operators, self._operators), max(nbytes, self._bytes))
+    # Without the lock, which a flush holds while it compiles: a report does not wait for that.
 
     @property
     def peak(self) -> Pending:
-        """The most that waited at any time since ``restart_peak``."""
-        with self._lock:
-            self._note_peak()
-            return self._peak
+        """The most that waited at any time since ``restart_peak``. It is noted (``_peak``) where what
+        waits becomes less, which is in fewer places than where it becomes more."""
+        operators, nbytes = self._peak
+        return Pending(max(operators, self._operators), max(nbytes, self._bytes))
 
     def restart_peak(self) -> None:
-        with self._lock:
-            self._peak = Pending(self._operators, self._bytes)
+        self._peak = Pending(self._operators, self._bytes)
 
     def _live_steps(self) -> list[Step]:
         return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
@@ -247,7 +242,7 @@ class Recorder:
                 handle.settle(tensor)
             if value in later:
                 value.tensor = Snapshot(tensor)
-        self._note_peak()
+        self._peak = self.peak
         for step in steps:
             self.forget(step, ran=True)
         if made.is_new:
