@@ -20,6 +20,7 @@ SAMPLES: list[E.Event] = [
     E.Flushed("value_read", "print", "model.py:11", 3, 12, 1, True, 0.25),
     E.NeverComputed("model.py:12", 5),
     E.NotLazy("model.py:13", "it needs gradients"),
+    E.Padded("s0 = 100 -> 128"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
     E.Artifact(1, "program.txt", "step"),

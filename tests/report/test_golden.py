@@ -72,6 +72,7 @@ LINES: list[tuple[E.Event, str]] = [
         "not lazy: the region at model.py:13 runs at once: it needs gradients",
     ),
     (E.NotLazy("", "it needs gradients"), "not lazy: the region runs at once: it needs gradients"),
+    (E.Padded("s0 = 100 -> 128"), "bucket: s0 = 100 -> 128"),
     (
         E.CompilerBugFound("pass fuse", "matmul", "model.py:8", "IRError: boom"),
         "compiler bug in pass fuse: IRError: boom",
@@ -107,6 +108,7 @@ def _metrics() -> Metrics:
     )
     for event in (*SAMPLES, *SAMPLES):
         metrics.listen(event)
+    metrics.count_padding(100, 128)
     return metrics
 
 
@@ -131,6 +133,8 @@ REPORT = """\
    aten.sort.default: no lowering             │                     2
  compiled again                               │                     2
    model.py:9 x: size of dim 0, 2 -> 3        │                     2
+ buckets compiled                             │                     2
+ padding, of what was computed                │                21.9 %
  flushes of lazy regions                      │                     2
    value_read                                 │                     2
  recorded, never computed                     │                    10
@@ -169,6 +173,9 @@ lazyc_pending_peak_operators 7.0
 # HELP lazyc_pending_peak_bytes Most bytes of results that waited at once.
 # TYPE lazyc_pending_peak_bytes gauge
 lazyc_pending_peak_bytes 2.097152e+06
+# HELP lazyc_padding_waste_percent Share of what was computed in sizes rounded up that was padding.
+# TYPE lazyc_padding_waste_percent gauge
+lazyc_padding_waste_percent 21.875
 # HELP lazyc_graphs_compiled_total Graphs compiled.
 # TYPE lazyc_graphs_compiled_total counter
 lazyc_graphs_compiled_total 2.0
@@ -184,6 +191,9 @@ lazyc_kernel_calls_total 24.0
 # HELP lazyc_cache_rejected_total Files of the disk cache that did not verify.
 # TYPE lazyc_cache_rejected_total counter
 lazyc_cache_rejected_total 2.0
+# HELP lazyc_buckets_total Graphs compiled for sizes rounded up.
+# TYPE lazyc_buckets_total counter
+lazyc_buckets_total 2.0
 # HELP lazyc_cache_evicted_total Files removed to keep the disk cache within its limit.
 # TYPE lazyc_cache_evicted_total counter
 lazyc_cache_evicted_total 4.0
