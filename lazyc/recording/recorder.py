@@ -25,7 +25,7 @@ from lazyc.recording.barriers import Cause, Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.recording.recompiles import Recorded, difference
 from lazyc.report import events as E
-from lazyc.report.spans import Spans
+from lazyc.report.spans import Spans, torch_profiler
 
 # (graph, the same in eager) -> what runs it
 CompileWhole: TypeAlias = Callable[[Graph, Boxed], Boxed]
@@ -154,7 +154,18 @@ class Recorder:
 
         Raises NotRecordable.
         """
-        with self.spans.span("record", fragment.name), self._lock:
+        if self.spans.recordings or torch_profiler._is_profiler_enabled:  # Spans.on, in place
+            with self.spans.span("record", fragment.name):
+                return self._record(fragment, args, place)
+        return self._record(fragment, args, place)
+
+    def _record(
+        self,
+        fragment: Fragment,
+        args: Sequence[Value | torch.Tensor | float],
+        place: Place | None,
+    ) -> list[Value]:
+        with self._lock:
             taken: list[Value | Snapshot | float] = [
                 Snapshot(a) if isinstance(a, torch.Tensor) else a for a in args
             ]

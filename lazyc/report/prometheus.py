@@ -11,7 +11,6 @@ _PLAIN = {
     "kernels_reused": "Kernels that were there already.",
     "kernel_calls": "Kernels that one run of each compiled graph calls.",
     "cache_rejected": "Files of the disk cache that did not verify.",
-    "buckets": "Graphs compiled for sizes rounded up.",
     "cache_evicted": "Files removed to keep the disk cache within its limit.",
     "weights_packed": "Weights repacked for the matrix product.",
     "weights_packed_bytes": "Bytes of repacked weights.",
@@ -25,9 +24,6 @@ _PLAIN = {
 _GAUGES = {
     "pending_peak_operators": "Most recorded operators that waited at once.",
     "pending_peak_bytes": "Most bytes of results that waited at once.",
-    "padding_waste_percent": "Share of what was computed in sizes rounded up that was padding.",
-}
-_GAUGES = {
     "padding_waste_percent": "Padding in what programs for sizes rounded up computed, in percent.",
 }
 _BY_LABEL = {
@@ -58,8 +54,6 @@ def exposition(snapshot: Mapping[str, Any]) -> str:
 def _families(snapshot: Mapping[str, Any]) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    for name, text in _GAUGES.items():
-        yield GaugeMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
     for name, text in _PLAIN.items():
         yield CounterMetricFamily(f"lazyc_{name}", text, value=snapshot[name])
     for name, text in _GAUGES.items():

@@ -167,15 +167,6 @@ EMPTY_REPORT = """\
 """
 
 PROMETHEUS = """\
-# HELP lazyc_pending_peak_operators Most recorded operators that waited at once.
-# TYPE lazyc_pending_peak_operators gauge
-lazyc_pending_peak_operators 7.0
-# HELP lazyc_pending_peak_bytes Most bytes of results that waited at once.
-# TYPE lazyc_pending_peak_bytes gauge
-lazyc_pending_peak_bytes 2.097152e+06
-# HELP lazyc_padding_waste_percent Share of what was computed in sizes rounded up that was padding.
-# TYPE lazyc_padding_waste_percent gauge
-lazyc_padding_waste_percent 21.875
 # HELP lazyc_graphs_compiled_total Graphs compiled.
 # TYPE lazyc_graphs_compiled_total counter
 lazyc_graphs_compiled_total 2.0
@@ -191,9 +182,6 @@ lazyc_kernel_calls_total 24.0
 # HELP lazyc_cache_rejected_total Files of the disk cache that did not verify.
 # TYPE lazyc_cache_rejected_total counter
 lazyc_cache_rejected_total 2.0
-# HELP lazyc_buckets_total Graphs compiled for sizes rounded up.
-# TYPE lazyc_buckets_total counter
-lazyc_buckets_total 2.0
 # HELP lazyc_cache_evicted_total Files removed to keep the disk cache within its limit.
 # TYPE lazyc_cache_evicted_total counter
 lazyc_cache_evicted_total 4.0
@@ -203,6 +191,9 @@ lazyc_weights_packed_total 8.0
 # HELP lazyc_weights_packed_bytes_total Bytes of repacked weights.
 # TYPE lazyc_weights_packed_bytes_total counter
 lazyc_weights_packed_bytes_total 2.097152e+06
+# HELP lazyc_buckets_total Programs compiled for sizes rounded up.
+# TYPE lazyc_buckets_total counter
+lazyc_buckets_total 2.0
 # HELP lazyc_operators_flushed_total Recorded operators that ran.
 # TYPE lazyc_operators_flushed_total counter
 lazyc_operators_flushed_total 24.0
@@ -218,6 +209,15 @@ lazyc_output_bytes_recycled_total 2.62144e+06
 # HELP lazyc_arena_bytes_allocated_total Bytes of the memory that temporaries lie in.
 # TYPE lazyc_arena_bytes_allocated_total counter
 lazyc_arena_bytes_allocated_total 1.048576e+06
+# HELP lazyc_pending_peak_operators Most recorded operators that waited at once.
+# TYPE lazyc_pending_peak_operators gauge
+lazyc_pending_peak_operators 7.0
+# HELP lazyc_pending_peak_bytes Most bytes of results that waited at once.
+# TYPE lazyc_pending_peak_bytes gauge
+lazyc_pending_peak_bytes 2.097152e+06
+# HELP lazyc_padding_waste_percent Padding in what programs for sizes rounded up computed, in percent.
+# TYPE lazyc_padding_waste_percent gauge
+lazyc_padding_waste_percent 21.875
 # HELP lazyc_compile_seconds_total Seconds of compilation.
 # TYPE lazyc_compile_seconds_total counter
 lazyc_compile_seconds_total{stage="passes"} 0.5

@@ -65,8 +65,6 @@ def test_metrics_count_what_was_emitted() -> None:
         "cache_rejected": 1,
         "cache_evicted": 2,
         "fallbacks": [{"op": "aten.sort.default", "reason": "no lowering", "count": 1}],
-        "buckets": 1,
-        "padding_waste_percent": 0.0,
         "recompiles": {"model.py:9 x: size of dim 0, 2 -> 3": 1},
         "buckets": 1,
         "padding_waste_percent": pytest.approx(20.0),
