@@ -155,7 +155,7 @@ class Recorder:
         Raises NotRecordable.
         """
         if self.spans.recordings or torch_profiler._is_profiler_enabled:  # Spans.on, in place
-            with self.spans.span("record", fragment.name):
+            with self.spans.span("record", fragment.name, line=as_line(place)):
                 return self._record(fragment, args, place)
         return self._record(fragment, args, place)
 
