@@ -1,4 +1,4 @@
-"""Command line of the benchmark suite: ``python -m bench quick | first-call | overhead | record-overhead | lazy-training``."""
+"""Command line of the benchmark suite: ``python -m bench --help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -114,6 +114,15 @@ def lazy_training(
     runs = training.measure(steps, console.print)
     console.print(training.table(*runs))
     raise typer.Exit(0 if training.passed(*runs) else 1)
+
+
+@app.command()
+def profiler(rounds: Rounds = 200) -> None:
+    """Microseconds a call of a compiled program costs with lazyc.profiler off and on."""
+    from bench import profiler as p
+
+    for name, time in p.measure(rounds).items():
+        _console().print(f"{name:10} {time:6.2f} us a call")
 
 
 if __name__ == "__main__":

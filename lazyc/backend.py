@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ from lazyc.errors import (
     UnsupportedVersion,
 )
 from lazyc.report import events as E
-from lazyc.report.metrics import Metrics
+from lazyc.report.metrics import Gauges, Metrics
+from lazyc.report.spans import Spans
 from lazyc.report.text import printer, writer
 from lazyc.report.trace import TraceWriter
 from lazyc.version import check_versions
@@ -49,8 +51,7 @@ if TYPE_CHECKING:
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
 EVENTS = E.EventStream()
-METRICS = Metrics()
-EVENTS.subscribe(METRICS.listen)
+SPANS = Spans()
 
 
 def lazyc(
@@ -99,7 +100,7 @@ def lazyc(
         # What was compiled before is for any size.
         restore = _restore_nothing if rooms else functools.partial(_restore, config)
         backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
-    with collector.paused():
+    with collector.paused(), SPANS.span("compile", "frontend", nodes=len(gm.graph.nodes)):
         compiled = backend(gm, example_inputs)
     if EVENTS.listening and again is not None:
         spent = time.time() - again.started
@@ -108,10 +109,11 @@ def lazyc(
 
 
 class Session:
-    """The compilers of this process, one for each Config; they share events and metrics."""
+    """The compilers of this process, one for each Config; they share events, spans and metrics."""
 
-    def __init__(self, events: E.EventStream) -> None:
+    def __init__(self, events: E.EventStream, spans: Spans) -> None:
         self._events = events
+        self._spans = spans
         self._compilers: dict[Config, Compiler] = {}
         self._recorders: dict[Config, Recorder] = {}
         self._printing: set[tuple[int, str]] = set()
@@ -136,9 +138,10 @@ class Session:
                 if config.trace and config.trace not in self._tracing:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
-                host = create_host(config.output_pool_mb << 20)
+                host = create_host(config.output_pool_mb << 20, self._spans)
                 target = host_target(config.target or None)
-                found = self._compilers[config] = Compiler(config, target, host, self._events)
+                found = Compiler(config, target, host, self._events, self._spans)
+                self._compilers[config] = found
             return found
 
     def recorder(self, config: Config) -> Recorder:
@@ -151,6 +154,7 @@ class Session:
                 found = self._recorders[config] = Recorder(
                     functools.partial(_compile_joined, config),
                     self._events,
+                    self._spans,
                     config.lazy_max_operators,
                     config.lazy_max_mb << 20,
                 )
@@ -161,6 +165,11 @@ class Session:
         with self._lock:
             return list(self._compilers.values())
 
+    def recorders(self) -> list[Recorder]:
+        """Those made so far."""
+        with self._lock:
+            return list(self._recorders.values())
+
     def flush(self, cause: str) -> None:
         """Runs all that waits in any Recorder, because of a lazy.barriers.Cause."""
         from lazyc.recording.barriers import Cause
@@ -168,8 +177,29 @@ class Session:
         for recorder in list(self._recorders.values()):
             recorder.flush_all(Cause(cause))
 
+    def bytes_used(self) -> Counter[str]:
+        """Bytes of outputs and arenas since the process began, for metrics."""
+        used: Counter[str] = Counter()
+        for compiler in self.compilers():
+            used.update(compiler.bytes_used())
+        return used
 
-_SESSION = Session(EVENTS)
+    def pending_peak(self) -> dict[str, int]:
+        """The most that waited in any one Recorder, for metrics."""
+        peaks = [recorder.peak for recorder in self.recorders()]
+        return {
+            "pending_peak_operators": max((p.operators for p in peaks), default=0),
+            "pending_peak_bytes": max((p.nbytes for p in peaks), default=0),
+        }
+
+    def restart_peaks(self) -> None:
+        for recorder in self.recorders():
+            recorder.restart_peak()
+
+
+_SESSION = Session(EVENTS, SPANS)
+METRICS = Metrics(Gauges(_SESSION.bytes_used, _SESSION.pending_peak, _SESSION.restart_peaks))
+EVENTS.subscribe(METRICS.listen)
 # A child process has none of the threads that native code of its parent ran on.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))
@@ -227,10 +257,10 @@ def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | 
         found = _SESSION.compiler(config).restore(capture, len(gm.graph.nodes), inputs)
     except CodeNotLoaded as error:
         EVENTS.emit(E.Fallback("graph", str(error)))
-        return run_in_eager(gm)
+        return _fallback(run_in_eager(gm), str(error))
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
         _report(config, error)
-        return run_in_eager(gm)
+        return _fallback(run_in_eager(gm), str(error))
     if found is None:
         return None
     executable, may_fail = found
@@ -276,10 +306,10 @@ def _compile(config: Config, graph: Graph, in_eager: Boxed, capture: str | None)
         executable = _SESSION.compiler(config).compile(graph, capture)
     except (Unschedulable, CodeNotLoaded) as error:
         EVENTS.emit(E.Fallback("graph", str(error)))
-        return in_eager
+        return _fallback(in_eager, str(error))
     except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
         _report(config, error)
-        return in_eager
+        return _fallback(in_eager, str(error))
     return _rerun_on_error(executable, in_eager) if may_report_errors(graph) else executable
 
 
@@ -288,12 +318,24 @@ def _rerun_on_error(executable: Boxed, in_eager: Boxed) -> Boxed:
     own error for it."""
     from lazyc.runtime.runner import KernelError
 
+    again = _fallback(in_eager, "a kernel reported an error")
+
     def call(args: list[Any]) -> Sequence[Any]:
         kept = list(args)
         try:
             return executable(args)
         except KernelError:
-            return in_eager(kept)
+            return again(kept)
+
+    return call
+
+
+def _fallback(in_eager: Boxed, reason: str) -> Boxed:
+    """A whole graph in eager, as a span."""
+
+    def call(args: list[Any]) -> Sequence[Any]:
+        with SPANS.span("fallback", "graph", reason=reason):
+            return in_eager(args)
 
     return call
 
@@ -308,7 +350,7 @@ def _import_failed(
         EVENTS.emit(E.Fallback("graph", str(error)))
     else:
         _report(config, error)
-    return run_in_eager(gm)
+    return _fallback(run_in_eager(gm), str(error))
 
 
 def _left_to_eager(op: str, reason: str, line: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Mapping
 
@@ -29,6 +28,7 @@ from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
+from lazyc.report.spans import Spans
 from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.host import Host
@@ -42,11 +42,14 @@ _graph_numbers = itertools.count()
 class Compiler:
     """Compiles Graphs for one target with one Config; keeps Programs and kernels for reuse."""
 
-    def __init__(self, config: Config, target: Target, host: Host, events: E.EventStream) -> None:
+    def __init__(
+        self, config: Config, target: Target, host: Host, events: E.EventStream, spans: Spans
+    ) -> None:
         self._config = config
         self._target_key = target.key()
         self._host = host
         self._events = events
+        self._spans = spans
         self._disk = DiskCache(config, events, self._target_key)
         self._kernels = KernelStore(target, self._disk, events)
         self._programs: dict[str, tuple[Program, dict[str, LoadedKernel]]] = {}
@@ -61,44 +64,53 @@ class Compiler:
         ``capture`` (``frontend.capture_key``): the key under which ``restore`` is to find it.
         """
         number = next(_graph_numbers)
-        timings = Timings()
+        timings = Timings(self._spans)
         self._events.emit(E.CompileStarted(number, len(graph.nodes), len(graph.inputs)))
-        with self._lock:
-            start = time.perf_counter()
-            parts = self._key_parts(graph)
-            key = combine(parts) if parts is not None else None
-            timings.add("key", start)
-            found = self._lookup(key, parts, timings)
-            if found is None:
-                found = self._build(number, graph, key, parts, timings)
-            if capture is not None and key is not None:
-                self._store_capture(capture, key, may_report_errors(graph))
-        return self._finish(number, *found, timings)
+        with self._spans.span("compile", f"graph {number}", nodes=len(graph.nodes)):
+            with self._lock:
+                with timings.stage("key"):
+                    parts = self._key_parts(graph)
+                    key = combine(parts) if parts is not None else None
+                found = self._lookup(key, parts, timings)
+                if found is None:
+                    found = self._build(number, graph, key, parts, timings)
+                if capture is not None and key is not None:
+                    self._store_capture(capture, key, may_report_errors(graph))
+            return self._finish(number, *found, timings)
 
     def restore(self, capture: str, nodes: int, inputs: int) -> tuple[Executable, bool] | None:
         """The Executable of the Graph that was compiled with this ``capture``, and whether a kernel of
         it may report errors; None where there was none. (``nodes`` and ``inputs`` are for reports.)
         """
-        timings = Timings()
-        with self._lock:
-            start = time.perf_counter()
-            entry = self._load_capture(self._capture_key(capture))
-            timings.add("key", start)
-            found = self._lookup(entry[0], None, timings) if entry is not None else None
-        if entry is None or found is None:
-            return None
-        number = next(_graph_numbers)
-        self._events.emit(E.CompileStarted(number, nodes, inputs))
-        return self._finish(number, *found, timings), entry[1]
+        timings = Timings(self._spans)
+        with self._spans.span("compile", "restore") as span:
+            with self._lock:
+                with timings.stage("key"):
+                    entry = self._load_capture(self._capture_key(capture))
+                found = self._lookup(entry[0], None, timings) if entry is not None else None
+            if entry is None or found is None:
+                return None
+            number = next(_graph_numbers)
+            span.note(graph=number)
+            self._events.emit(E.CompileStarted(number, nodes, inputs))
+            return self._finish(number, *found, timings), entry[1]
+
+    def bytes_used(self) -> dict[str, int]:
+        """Bytes that its programs took for results and temporaries, so far."""
+        outputs, arenas = self._host.outputs, self._host.arenas
+        return {
+            "output_bytes_allocated": outputs.allocated_bytes,
+            "output_bytes_recycled": outputs.recycled_bytes,
+            "arena_bytes_allocated": arenas.allocated_bytes,
+        }
 
     def _finish(
         self, number: int, program: Program, kernels: dict[str, LoadedKernel], timings: Timings
     ) -> Executable:
         fallbacks = self._report_fallbacks(program)
-        start = time.perf_counter()
-        executable = Executable(program, kernels, self._host)
-        self.executables.add(executable)
-        timings.add("bind", start)
+        with timings.stage("bind"):
+            executable = Executable(program, kernels, self._host, name=f"graph {number}")
+            self.executables.add(executable)
         seconds = tuple(timings.seconds.items())
         self._events.emit(
             E.CompileFinished(
@@ -131,19 +143,18 @@ class Compiler:
             timings.reused += len(found[1])
             return found
         self._events.emit(E.CacheMiss("memory", "programs", key))
-        start = time.perf_counter()
-        entry = self._disk.load("programs", key, parts)
-        if entry is None:
-            return None
-        try:
-            objects = {n.removeprefix("object "): data for n, data in entry.parts.items()}
-            program, refs = load_program(
-                {n: d for n, d in entry.parts.items() if not n.startswith("object ")}
-            )
-            kernels = self._kernels.restore(refs, objects, timings)
-        except (CacheCorrupt, KeyError):
-            return None
-        timings.add("load", start)
+        with timings.stage("load"):
+            entry = self._disk.load("programs", key, parts)
+            if entry is None:
+                return None
+            try:
+                objects = {n.removeprefix("object "): data for n, data in entry.parts.items()}
+                program, refs = load_program(
+                    {n: d for n, d in entry.parts.items() if not n.startswith("object ")}
+                )
+                kernels = self._kernels.restore(refs, objects, timings)
+            except (CacheCorrupt, KeyError):
+                return None
         self._programs[key] = (program, kernels)
         return program, kernels
 
@@ -192,8 +203,10 @@ class Compiler:
         parts: Mapping[str, str] | None,
         timings: Timings,
     ) -> tuple[Program, dict[str, LoadedKernel]]:
-        graph = self._run_passes(number, graph, timings)
-        program = self._schedule(graph, timings)
+        with timings.stage("passes"):
+            graph = self._run_passes(number, graph)
+        with timings.stage("schedule"):
+            program = self._schedule(graph)
         if self._config.trace:
             self._events.emit(E.Artifact(number, "program.txt", print_program(program)))
             for name, nest in program.nests.items():
@@ -205,10 +218,9 @@ class Compiler:
         except Exception as error:
             raise CompilerBug("code generation", error) from error
         if key is not None and parts is not None:
-            start = time.perf_counter()
-            self._programs[key] = (program, kernels)
-            self._store(key, parts, program, refs)
-            timings.add("store", start)
+            with timings.stage("store"):
+                self._programs[key] = (program, kernels)
+                self._store(key, parts, program, refs)
         return program, kernels
 
     def _trace_kernel(self, number: int, name: str, nest: LoopNest) -> None:
@@ -217,8 +229,7 @@ class Compiler:
         code = self._kernels.generate(nest, stem.replace("-", "_"))
         self._events.emit(E.Artifact(number, f"{stem}.ll", code.text))
 
-    def _run_passes(self, number: int, graph: Graph, timings: Timings) -> Graph:
-        start = time.perf_counter()
+    def _run_passes(self, number: int, graph: Graph) -> Graph:
         if self._config.trace:
             self._events.emit(E.Artifact(number, "00-captured.txt", print_graph(graph)))
         try:
@@ -239,11 +250,9 @@ class Compiler:
                 after = len(result.graph.nodes)
                 self._events.emit(E.PassFinished(result.name, result.seconds, before, after, text))
                 before = after
-        timings.add("passes", start)
         return results[-1].graph
 
-    def _schedule(self, graph: Graph, timings: Timings) -> Program:
-        start = time.perf_counter()
+    def _schedule(self, graph: Graph) -> Program:
         program = schedule(graph, self._config.fusion)
         if self._config.verify:
             try:
@@ -252,7 +261,6 @@ class Compiler:
                 verify_program(program)
             except Exception as error:
                 raise CompilerBug("schedule", error) from error
-        timings.add("schedule", start)
         return program
 
     def _report_fallbacks(self, program: Program) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from lazyc.codegen import llvm
 from lazyc.codegen.base import KernelCode
@@ -13,23 +13,35 @@ from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.report import events as E
+from lazyc.report.spans import Spans
 from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.key import nest_key
 from lazyc.runtime.serialize import KernelRef
 
 
-@dataclass
 class Timings:
     """Seconds by stage, and how many kernels were made and found, in one compilation."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    made: int = 0
-    reused: int = 0
+    def __init__(self, spans: Spans) -> None:
+        self.seconds: dict[str, float] = {}
+        self.made = 0
+        self.reused = 0
+        self._spans = spans
+        self._inner = 0.0  # seconds of stages within the one that runs
 
-    def add(self, stage: str, start: float) -> None:
-        """Charges the time since ``start`` (``time.perf_counter``) to a stage."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charges the time within it to a stage, except what a stage within it is charged."""
+        outer, self._inner = self._inner, 0.0
+        start = time.perf_counter()
+        try:
+            with self._spans.span("compile", name):
+                yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner
+            self._inner = outer + spent
 
 
 class KernelStore:
@@ -53,8 +65,7 @@ class KernelStore:
         """The loaded kernel and its record for each nest, compiled where there is none yet."""
         refs: dict[str, KernelRef] = {}
         unlinked: dict[KernelRef, bytes] = {}
-        with self._lock:
-            start = time.perf_counter()
+        with self._lock, timings.stage("kernels"):
             for key, nest in nests.items():
                 ref = self._refs.get(key)
                 if ref is None:
@@ -66,24 +77,22 @@ class KernelStore:
             self._link(unlinked, timings)
             self._refs |= refs
             loaded = {key: self._loaded[ref.symbol] for key, ref in refs.items()}
-            timings.add("kernels", start)
         return loaded, refs
 
     def _compile(self, nest: LoopNest, timings: Timings) -> tuple[KernelRef, bytes]:
         text = print_nest(nest)
         disk_key = nest_key(text, self._target_key)
         symbol = f"lazyc_{disk_key[:24]}"
-        start = time.perf_counter()
-        code = llvm.generate(nest, symbol, self._target)
-        timings.add("generate", start)
+        with timings.stage("generate"):
+            code = llvm.generate(nest, symbol, self._target)
         ref = KernelRef(symbol, code.items, code.grain)
         entry = self._disk.load("kernels", disk_key)
         if entry is not None and set(entry.parts) == {"object"}:
             timings.reused += 1
             return ref, entry.parts["object"]
         start = time.perf_counter()
-        object_code = llvm.compile_text(code.text, self._target)
-        timings.add("llvm", start)
+        with timings.stage("llvm"):
+            object_code = llvm.compile_text(code.text, self._target)
         timings.made += 1
         self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment))
         self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
@@ -110,10 +119,9 @@ class KernelStore:
         return self._objects[ref.symbol]
 
     def _link(self, objects: Mapping[KernelRef, bytes], timings: Timings) -> None:
-        start = time.perf_counter()
-        self._loader.add(list(objects.values()))
-        for ref, object_code in objects.items():
-            self._objects[ref.symbol] = object_code
-            address = self._loader.address(ref.symbol)
-            self._loaded[ref.symbol] = LoadedKernel(address, ref.items, ref.grain)
-        timings.add("load", start)
+        with timings.stage("load"):
+            self._loader.add(list(objects.values()))
+            for ref, object_code in objects.items():
+                self._objects[ref.symbol] = object_code
+                address = self._loader.address(ref.symbol)
+                self._loaded[ref.symbol] = LoadedKernel(address, ref.items, ref.grain)

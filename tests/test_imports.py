@@ -15,7 +15,13 @@ MODULES = {
 
 # What each part of lazyc may import of the others, besides itself. The first match counts; a name
 # stands for the module and everything below it.
-BASE = ("lazyc.errors", "lazyc.config", "lazyc.version", "lazyc.report.events")
+BASE = (
+    "lazyc.errors",
+    "lazyc.config",
+    "lazyc.version",
+    "lazyc.report.events",
+    "lazyc.report.spans",
+)
 WITH_IR = (*BASE, "lazyc.ir")
 ALL = ("lazyc",)
 ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (

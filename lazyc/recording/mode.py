@@ -194,7 +194,7 @@ class LazyMode(TorchDispatchMode):
     def _make(self, func: Any, arguments: _Arguments, args: Any, kwargs: dict[str, Any]) -> Call:
         templates = arguments.templates(args, kwargs)
         try:
-            with _disable_current_modes():
+            with self._recorder.spans.span("compile", str(func)), _disable_current_modes():
                 call = make_call(func, *templates, arguments.kinds)
         except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
             self._failed(error)

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -25,6 +25,7 @@ from lazyc.recording.barriers import Cause, Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.recording.recompiles import Recorded, difference
 from lazyc.report import events as E
+from lazyc.report.spans import Spans, torch_profiler
 
 # (graph, the same in eager) -> what runs it
 CompileWhole: TypeAlias = Callable[[Graph, Boxed], Boxed]
@@ -109,6 +110,13 @@ class Step:
             self.recorder.forget(self, ran=False)
 
 
+class Pending(NamedTuple):
+    """Operators that wait, and bytes of their results."""
+
+    operators: int
+    nbytes: int
+
+
 class Recorder:
     """Records fragments and runs them together. ``max_operators`` and ``max_bytes`` (of results) cap
     what may wait. All methods may be called from any thread."""
@@ -117,11 +125,13 @@ class Recorder:
         self,
         compile_whole: CompileWhole,
         events: E.EventStream,
+        spans: Spans,
         max_operators: int,
         max_bytes: int,
     ) -> None:
         self._compile = compile_whole
         self.events = events
+        self.spans = spans
         self._max_operators = max_operators
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
@@ -132,6 +142,7 @@ class Recorder:
         self._count = 0
         self._operators = 0
         self._bytes = 0
+        self._peak = Pending(0, 0)
 
     def record(
         self,
@@ -144,6 +155,17 @@ class Recorder:
 
         Raises NotRecordable.
         """
+        if self.spans.recordings or torch_profiler._is_profiler_enabled:  # Spans.on, in place
+            with self.spans.span("record", fragment.name, line=as_line(place)):
+                return self._record(fragment, args, place)
+        return self._record(fragment, args, place)
+
+    def _record(
+        self,
+        fragment: Fragment,
+        args: Sequence[Value | torch.Tensor | float],
+        place: Place | None,
+    ) -> list[Value]:
         with self._lock:
             taken: list[Value | Snapshot | float] = [
                 Snapshot(a) if isinstance(a, torch.Tensor) else a for a in args
@@ -170,10 +192,24 @@ class Recorder:
         with self._lock:
             step.recorder = None
             self._waiting.pop(step.number, None)
+            if not ran:
+                self._peak = self.peak
             self._operators -= step.fragment.operators
             self._bytes -= step.fragment.nbytes
         if not ran:
             self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
+
+    # Without the lock, which a flush holds while it compiles: a report does not wait for that.
+
+    @property
+    def peak(self) -> Pending:
+        """The most that waited at any time since ``restart_peak``. It is noted (``_peak``) where what
+        waits becomes less, which is in fewer places than where it becomes more."""
+        operators, nbytes = self._peak
+        return Pending(max(operators, self._operators), max(nbytes, self._bytes))
+
+    def restart_peak(self) -> None:
+        self._peak = Pending(self._operators, self._bytes)
 
     def _live_steps(self) -> list[Step]:
         return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
@@ -190,39 +226,45 @@ class Recorder:
         # A mode that records would record what is done here.
         with self._lock, _disable_current_modes(), torch._C.DisableTorchFunction():
             wanted = [v for v in values if v.step is not None]
-            if not wanted:
-                return
-            start = time.perf_counter()
-            steps = _needed(wanted)
-            inside = {s.number for s in steps}
-            others = [s for s in self._live_steps() if s.number not in inside]
-            later = {a for s in others for a in s.args if isinstance(a, Value)}
-            kept = [
-                (k, r, v)
-                for k, step in enumerate(steps)
-                for r, ref in enumerate(step.results)
-                if (v := ref()) is not None and (v in wanted or v in later or v.live_handles())
-            ]
-            made = self._run(steps, [(k, r) for k, r, _ in kept], others)
-            for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
-                value.step = None
-                for handle in value.live_handles():
-                    handle.settle(tensor)
-                if value in later:
-                    value.tensor = Snapshot(tensor)
-            for step in steps:
-                self.forget(step, ran=True)
-            if self.events.listening:
-                if made.is_new:
-                    self._explain(steps, time.perf_counter() - start)
-                operators = sum(s.fragment.operators for s in steps)
-                seconds = time.perf_counter() - start
-                self.events.emit(
-                    E.Flushed(
-                        cause.value, what, as_line(user_place()), len(steps), operators, len(kept), made.is_new,
-                        seconds,
-                    )
-                )  # fmt: skip
+            if wanted:
+                with self.spans.span("flush", cause.value) as span:
+                    done = self._flush(wanted, cause, what)
+                    span.note(
+                        what=what, line=done.line, regions=done.regions, operators=done.operators,
+                        results=done.results, compiled=done.compiled,
+                    )  # fmt: skip
+                    self.events.emit(done)
+
+    def _flush(self, wanted: Sequence[Value], cause: Cause, what: str) -> E.Flushed:
+        start = time.perf_counter()
+        steps = _needed(wanted)
+        inside = {s.number for s in steps}
+        others = [s for s in self._live_steps() if s.number not in inside]
+        later = {a for s in others for a in s.args if isinstance(a, Value)}
+        kept = [
+            (k, r, v)
+            for k, step in enumerate(steps)
+            for r, ref in enumerate(step.results)
+            if (v := ref()) is not None and (v in wanted or v in later or v.live_handles())
+        ]
+        made = self._run(steps, [(k, r) for k, r, _ in kept], others)
+        for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
+            value.step = None
+            for handle in value.live_handles():
+                handle.settle(tensor)
+            if value in later:
+                value.tensor = Snapshot(tensor)
+        self._peak = self.peak
+        for step in steps:
+            self.forget(step, ran=True)
+        if made.is_new:
+            self._explain(steps, time.perf_counter() - start)
+        operators = sum(s.fragment.operators for s in steps)
+        seconds = time.perf_counter() - start
+        line = as_line(user_place())
+        return E.Flushed(
+            cause.value, what, line, len(steps), operators, len(kept), made.is_new, seconds
+        )
 
     def _run(
         self, steps: Sequence[Step], results: list[tuple[int, int]], others: Sequence[Step]

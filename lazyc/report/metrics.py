@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,19 +36,46 @@ class _Totals:
     not_lazy: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (line, reason)
 
 
+_BYTES = ("output_bytes_allocated", "output_bytes_recycled", "arena_bytes_allocated")
+_PEAKS = ("pending_peak_operators", "pending_peak_bytes")
+
+
+def _nothing() -> dict[str, int]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """Numbers that are kept where they change and read for a snapshot, because an event for each
+    change would be too many. What is absent counts as 0.
+
+    ``bytes_used``: the bytes of ``_BYTES``, which only grow. ``peaks``: those of ``_PEAKS`` since
+    ``restart_peaks``.
+    """
+
+    bytes_used: Callable[[], Mapping[str, int]] = _nothing
+    peaks: Callable[[], Mapping[str, int]] = _nothing
+    restart_peaks: Callable[[], object] = _nothing
+
+
 class Metrics:
     """What happened since the last ``reset``. Subscribe ``metrics.listen`` to a stream.
 
     Compilation may run on several threads; all methods may be called from any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gauges: Gauges | None = None) -> None:
         self._lock = threading.RLock()  # an event may come from a destructor, while counting
         self._totals = _Totals()
+        self._gauges = Gauges() if gauges is None else gauges
+        self._bytes_before: Mapping[str, int] = {}
 
     def reset(self) -> None:
+        used = dict(self._gauges.bytes_used())
+        self._gauges.restart_peaks()
         with self._lock:
             self._totals = _Totals()
+            self._bytes_before = used
 
     def listen(self, event: E.Event) -> None:
         with self._lock:
@@ -61,8 +89,10 @@ class Metrics:
 
     def snapshot(self) -> dict[str, Any]:
         """The counters as plain dicts and numbers (seconds, bytes); sorted, ready for JSON."""
+        # Before the lock: a Recorder that is asked for its peak may be emitting an event just now.
+        used, peaks = self._gauges.bytes_used(), self._gauges.peaks()
         with self._lock:
-            t = self._totals
+            t, before = self._totals, self._bytes_before
             return {
                 "graphs_compiled": t.graphs,
                 "kernels_made": t.kernels_made,
@@ -90,6 +120,8 @@ class Metrics:
                     {"line": line, "reason": reason, "count": count}
                     for (line, reason), count in t.not_lazy.most_common()
                 ],
+                **{name: peaks.get(name, 0) for name in _PEAKS},
+                **{name: used.get(name, 0) - before.get(name, 0) for name in _BYTES},
             }
 
     def report(self) -> str:
@@ -166,6 +198,12 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     if s["weights_packed"]:
         mib = s["weights_packed_bytes"] / 2**20
         rows.append(("weights packed", f"{s['weights_packed']} ({mib:.1f} MiB)"))
+    if s["output_bytes_allocated"] or s["output_bytes_recycled"]:
+        made, again = (s[f"output_bytes_{what}"] / 2**20 for what in ("allocated", "recycled"))
+        rows.append(("big results, MiB new / recycled", f"{made:.1f} / {again:.1f}"))
+    if s["arena_bytes_allocated"]:
+        mib = s["arena_bytes_allocated"] / 2**20
+        rows.append(("arenas for temporaries, MiB", f"{mib:.1f}"))
     rows.append(("fallbacks to eager", str(sum(f["count"] for f in s["fallbacks"]))))
     rows += [(f"  {f['op']}: {f['reason']}", str(f["count"])) for f in s["fallbacks"]]
     if s["recompiles"]:
@@ -179,6 +217,11 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [(f"  {cause}", str(count)) for cause, count in s["flushes"].items()]
     if s["operators_never_computed"]:
         rows.append(("recorded, never computed", str(s["operators_never_computed"])))
+    if s["pending_peak_operators"]:
+        mib = s["pending_peak_bytes"] / 2**20
+        rows.append(
+            ("most that waited at once", f"{s['pending_peak_operators']} operators ({mib:.1f} MiB)")
+        )
     for row in s["regions_not_lazy"]:
         rows.append((f"run at once, {row['line']}: {row['reason']}", str(row["count"])))
     rows += [(f"compiler bugs in {stage}", str(n)) for stage, n in s["compiler_bugs"].items()]

@@ -17,8 +17,13 @@ _PLAIN = {
     "buckets": "Programs compiled for sizes rounded up.",
     "operators_flushed": "Recorded operators that ran.",
     "operators_never_computed": "Recorded operators whose results nobody asked for.",
+    "output_bytes_allocated": "Bytes of big results in fresh memory.",
+    "output_bytes_recycled": "Bytes of big results in memory that was used before.",
+    "arena_bytes_allocated": "Bytes of the memory that temporaries lie in.",
 }
 _GAUGES = {
+    "pending_peak_operators": "Most recorded operators that waited at once.",
+    "pending_peak_bytes": "Most bytes of results that waited at once.",
     "padding_waste_percent": "Padding in what programs for sizes rounded up computed, in percent.",
 }
 _BY_LABEL = {

@@ -54,12 +54,15 @@ class Layout:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NativeStep:
-    """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep."""
+    """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep. Its record is the words
+    from ``start`` to ``end`` of the table: none where there is nothing to compute."""
 
     step: KernelStep | GemmStep
     gemm: GemmCall | None = None
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,12 @@ def touched(step: Step) -> set[int]:
     if isinstance(step, SeedStep):
         return {step.output}
     return step_buffers(step) | set(step.outputs)
+
+
+def traffic(step: Step, layouts: Sequence[Layout | None]) -> int:
+    """Bytes of the buffers that a step reads or writes."""
+    found = (layouts[b] for b in touched(step))
+    return sum(layout.nbytes for layout in found if layout is not None)
 
 
 def _layout(buffer: Buffer, sizes: Sizes) -> Layout | None:
@@ -337,20 +346,18 @@ class _Writer:
             segment.start = table.position
             work = 0
             for native in segment.native:
+                native.start = table.position
                 if native.gemm is not None:
                     self._gemm(table, native.gemm)
                     work += native.gemm.flops // 16
                 else:
                     assert isinstance(native.step, KernelStep)
                     self._kernel(table, native.step)
-                work += sum(self._nbytes(b) for b in touched(native.step))
+                native.end = table.position
+                work += traffic(native.step, self.layouts)
             segment.short = work < _SHORT_WORK
             table.end()
         return table
-
-    def _nbytes(self, buffer: int) -> int:
-        layout = self.layouts[buffer]
-        return 0 if layout is None else layout.nbytes
 
     def _place(self, buffer: int, offset: int = 0) -> tuple[int, int]:
         """(slot, byte offset) of a buffer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lazyc.report.spans import Spans
 from lazyc.runtime.driver import Driver, build_driver
 from lazyc.runtime.library import Blas, find_blas
 from lazyc.runtime.memory import ArenaPool
@@ -13,17 +14,19 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Made once (``create_host``) and passed to each Executable."""
+    """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them."""
 
     driver: Driver
     blas: Blas
     threads: ThreadCount
     arenas: ArenaPool
     outputs: OutputPool
+    spans: Spans
 
 
-def create_host(output_pool_bytes: int = 512 << 20) -> Host:
-    """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool."""
+def create_host(output_pool_bytes: int = 512 << 20, spans: Spans | None = None) -> Host:
+    """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool;
+    ``spans``: default, one that nobody else has."""
     library = torch_library()
     openmp = find_openmp(library)
     return Host(
@@ -32,4 +35,5 @@ def create_host(output_pool_bytes: int = 512 << 20) -> Host:
         threads=ThreadCount(library, openmp),
         arenas=ArenaPool(),
         outputs=OutputPool(max_bytes=output_pool_bytes),
+        spans=Spans() if spans is None else spans,
     )

@@ -121,6 +121,7 @@ class ArenaPool:
     def __init__(self) -> None:
         self._idle: list[Arena] = []
         self.allocated = 0  # arenas made so far
+        self.allocated_bytes = 0
 
     def take(self, nbytes: int) -> Arena:
         """An arena of at least ``nbytes`` that nobody else has. One that is too small is dropped:
@@ -131,8 +132,10 @@ class ArenaPool:
                 return arena
         except IndexError:
             pass
+        arena = Arena(nbytes)
         self.allocated += 1
-        return Arena(nbytes)
+        self.allocated_bytes += arena.nbytes
+        return arena
 
     def give(self, arena: Arena) -> None:
         self._idle.append(arena)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +21,7 @@ from lazyc.runtime.library import concrete_product
 from lazyc.runtime.memory import Arena
 from lazyc.runtime.runner import Env, KernelError, Runner, bump_versions, picker, strided
 from lazyc.runtime.sizes import Sizes
+from lazyc.runtime.watched import in_span
 
 
 @dataclass(slots=True)
@@ -73,17 +75,27 @@ class MixedRunner(Runner):
         self._arena_bytes = max(plan.arena_bytes, 1 if self._views else 0)
         self._select = picker(plan.inputs, len(program.inputs))
         self._pack_env = struct.Struct(f"{4 + len(plan.inputs)}q").pack_into
-        self.run = self._run
+        self.run = partial(self._run, self._turns)
 
     # --- a call
 
-    def _run(self, args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
+    @cached_property
+    def run_watched(self) -> Callable[..., list[Any]]:
+        return partial(self._run, list(map(self._watched, self._turns, self.plan.segments)))
+
+    def _run(
+        self,
+        turns: Sequence[_Turn],
+        args: list[Any],
+        packs: Sequence[int] = (),
+        packed: Any = (),
+    ) -> list[Any]:
         if torch.is_grad_enabled():
             with torch.no_grad():
-                return self._run(args, packs, packed)
+                return self._run(turns, args, packs, packed)
         if torch._C._is_any_autocast_enabled():  # the graph has the casts that it asks for
             with torch._C._DisableAutocast():
-                return self._run(args, packs, packed)
+                return self._run(turns, args, packs, packed)
         host, plan = self.host, self.plan
         env = self.take_env()
         arena = host.arenas.take(self._arena_bytes) if self._arena_bytes else None
@@ -93,7 +105,7 @@ class MixedRunner(Runner):
             self._fill(state, args, packs, packed)
             mutated = [args[i] for i in plan.mutated]
             args.clear()
-            for turn in self._turns:
+            for turn in turns:
                 self._take_turn(turn, state)
             if mutated:
                 bump_versions(mutated)
@@ -158,9 +170,17 @@ class MixedRunner(Runner):
                 python.append(self._product(step))
             else:
                 python.append(self._seed(step))
-        driver = self.host.driver.run_short if segment.short else self.host.driver.run
         fresh = [(b, plan.slots[b], self.allocator(b)) for b in segment.fresh]
-        return _Turn(fresh, python, driver, plan.address(segment), segment.dead)
+        table = plan.address(segment)
+        return _Turn(fresh, python, self.driver(segment), table, segment.dead)
+
+    def _watched(self, turn: _Turn, segment: Segment) -> _Turn:
+        """A Turn of the same segment with a span for each step."""
+        python = [
+            in_span(step, run, self.plan, self.sizes, self.host.spans)
+            for step, run in zip(segment.python, turn.python, strict=True)
+        ]
+        return replace(turn, python=python, driver=self.watched_driver(segment))
 
     def _eager(self, step: EagerStep, rest: Sequence[Segment]) -> _PythonStep:
         call = EagerCall(step, self.sizes, self._log, self._reference)

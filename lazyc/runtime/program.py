@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from lazyc.ir.program import GemmStep, Program
+from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import LoadedKernel, bind
 from lazyc.runtime.eager import EagerLog
 from lazyc.runtime.host import Host
@@ -37,6 +38,7 @@ class Executable:
     Raises KernelError when a kernel reports an error, and what an eager step raises.
 
     ``pack_weights``: products marked ``pack_b`` keep a packed copy of their weight between calls.
+    ``name``: of its calls among spans.
     """
 
     def __init__(
@@ -45,11 +47,14 @@ class Executable:
         kernels: Mapping[str, LoadedKernel],
         host: Host,
         pack_weights: bool = True,
+        name: str = "program",
     ) -> None:
         self.program = program
+        self.name = name
         self.eager_log = EagerLog()
         self._kernels = kernels
         self._host = host
+        self._spans = host.spans
         self._runners: OrderedDict[Key, Runner] = OrderedDict()
         self._lock = threading.Lock()
         self._sources = [(s.input, s.dim) for s in program.symbols]
@@ -64,23 +69,34 @@ class Executable:
         steps = packed_program(program)
         compute = None
         if steps is not None:
-            compute = Executable(steps, self._kernels, self._host, pack_weights=False)
+            name = f"{self.name}, weights"
+            compute = Executable(steps, self._kernels, self._host, pack_weights=False, name=name)
             compute.eager_log = self.eager_log
         weights = WeightCache(program, self._host, compute)
         weights.packs_matrices &= pack_weights
         return weights
 
     def __call__(self, args: list[Any]) -> list[Any]:
+        if self._spans.recordings or torch_profiler._is_profiler_enabled:  # Spans.on, in place
+            with self._spans.span("program", self.name):
+                runner, packs, packed = self._prepare(args)
+                return runner.run_watched(args, packs, packed)
         if self._only is not None:
             return self._only.run(args)
+        runner, packs, packed = self._prepare(args)
+        return runner.run(args, packs, packed)
+
+    def _prepare(self, args: list[Any]) -> tuple[Runner, Sequence[int], Any]:
+        """What runs the Program with these arguments, and what it needs besides them."""
+        if self._only is not None:
+            return self._only, (), ()
         key = tuple(args[i] if dim is None else args[i].shape[dim] for i, dim in self._sources)
         weights = self.weights
         if weights is None:
-            return self._runner(key, False).run(args)
+            return self._runner(key, False), (), ()
         kept = weights.current(args)
         runner = self._runner(key, weights.packs_matrices)
-        pointers = weights.pointers(kept, runner.plan, args)
-        return runner.run(args, pointers, kept.packed)
+        return runner, weights.pointers(kept, runner.plan, args), kept.packed
 
     def _runner(self, values: tuple[int, ...], use_packs: bool) -> Runner:
         """The runner for these values of the symbols."""

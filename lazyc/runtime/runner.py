@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 
 from lazyc.errors import LazycError
 from lazyc.ir.program import Program, ProgramOutput
-from lazyc.runtime.binding import Layout, Plan
+from lazyc.runtime.binding import Layout, Plan, Segment
 from lazyc.runtime.eager import has_strides, in_layout
 from lazyc.runtime.host import Host
 from lazyc.runtime.sizes import Sizes
+from lazyc.runtime.watched import step_by_step
 
 _data_ptr = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
@@ -72,10 +74,12 @@ class Runner:
 
     ``run(args, packs, packed)`` empties ``args`` and returns the results. ``packs`` are the
     addresses of packed buffers and packed matrices, in the order of their slots; ``packed`` pairs
-    the id of each packed buffer with its tensor.
+    the id of each packed buffer with its tensor. ``run_watched`` is the same with a span for each
+    step.
     """
 
     run: Callable[..., list[Any]]
+    run_watched: Callable[..., list[Any]]
 
     def __init__(self, program: Program, plan: Plan, host: Host, sizes: Sizes) -> None:
         self.program = program
@@ -108,6 +112,14 @@ class Runner:
         layout = self.plan.layouts[buffer]
         assert layout is not None, buffer
         return layout
+
+    def driver(self, segment: Segment) -> Callable[[int, int], int]:
+        """What runs the table of a segment."""
+        return self.host.driver.run_short if segment.short else self.host.driver.run
+
+    def watched_driver(self, segment: Segment) -> Callable[[int, int], int]:
+        """What runs a segment with a span for each step."""
+        return step_by_step(segment, self.plan, self.sizes, self.host.spans, self.driver(segment))
 
     def allocator(self, buffer: int) -> Callable[[], torch.Tensor]:
         layout = self.layout(buffer)
@@ -169,13 +181,15 @@ class NativeRunner(Runner):
 
     def __init__(self, program: Program, plan: Plan, host: Host, sizes: Sizes) -> None:
         super().__init__(program, plan, host, sizes)
-        self.run = self._make_run()
+        self.run = self._make_run(self.driver(plan.segments[0]))
 
-    def _make_run(self) -> Callable[..., list[Any]]:
+    @cached_property
+    def run_watched(self) -> Callable[..., list[Any]]:
+        return self._make_run(self.watched_driver(self.plan.segments[0]))
+
+    def _make_run(self, driver: Callable[[int, int], int]) -> Callable[..., list[Any]]:
         plan, host = self.plan, self.host
-        segment = plan.segments[0]
-        driver = host.driver.run_short if segment.short else host.driver.run
-        table = plan.address(segment)
+        table = plan.address(plan.segments[0])
         select, idle = picker(plan.inputs, len(self.program.inputs)), self.idle
         allocate = [self.allocator(b) for b in plan.fresh]
         threads, openmp, scratch = host.threads, host.driver.openmp_address, 8 * plan.scratch

@@ -171,7 +171,8 @@ class WeightCache:
         blas = self._host.blas
         # Fresh memory is touched only where MKL writes to it: not the part that it leaves unused.
         target = torch.empty(packed_bytes(blas, call), dtype=torch.uint8, device="cpu")
-        pack(blas, call, address, target.data_ptr())
+        with self._host.spans.span("library", "pack a weight", bytes=source.nbytes):
+            pack(blas, call, address, target.data_ptr())
         return target
 
 
