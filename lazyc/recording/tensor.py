@@ -13,11 +13,12 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
 from lazyc.recording.barriers import Cause, user_place
 from lazyc.recording.join import Fragment, Spec
-from lazyc.recording.kinds import Kind, kind_of
+from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
 
 _CPU = torch.device("cpu")
@@ -164,6 +165,9 @@ def compute(x: LazyTensor, what: str, cause: Cause = Cause.VALUE_READ) -> torch.
 
 def run_on_values(func: Any, args: Any, kwargs: dict[str, Any], what: str) -> Any:
     """``func`` on the plain tensors that LazyTensors among its arguments stand for."""
+    mutable = func._schema.is_mutable
+    if mutable and torch.Tag.inplace_view in func.tags and type(args[0]) is LazyTensor:
+        return _change_layout(args[0], func, args[1:], kwargs, what)
     found: dict[int, LazyTensor] = {}
 
     def plain(x: LazyTensor) -> torch.Tensor:
@@ -174,10 +178,42 @@ def run_on_values(func: Any, args: Any, kwargs: dict[str, Any], what: str) -> An
     result = func(
         *tree_map_only(LazyTensor, plain, args), **tree_map_only(LazyTensor, plain, kwargs)
     )
-    if not func._schema.is_mutable:
+    if not mutable:
         return result
     # In place: the caller gets back the tensor that it gave.
     return tree_map_only(torch.Tensor, lambda t: found.get(id(t), t), result)
+
+
+def _change_layout(
+    x: LazyTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str
+) -> LazyTensor:
+    """``x``, after an operator that changes its layout in place: it is another view of its memory then, or
+    (``resize_``, ``set_``) has another memory. Other tensors of that memory stay what they are."""
+    view = _out_of_place(func)
+    if view is not None:
+        kind = view_kinds(x._kind, view, args, kwargs)
+        assert isinstance(kind, Kind)
+        other = LazyTensor(x._memory, kind, x.device)
+    else:
+        tensor = compute(x, what).detach()
+        run_on_values(func, (tensor, *args), kwargs, what)
+        spec = Spec(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        kind = Kind(spec, (), spec, int(tensor.storage_offset()))
+        other = LazyTensor(Memory(tensor=tensor), kind, tensor.device)
+    x._memory, x._kind, x._plain = other._memory, other._kind, None
+    with no_dispatch():
+        x.data = other  # shape and strides as torch sees them
+    return x
+
+
+@lru_cache(maxsize=64)
+def _out_of_place(func: Any) -> Any:
+    """The operator that returns the view which ``func`` makes of its argument; None where there is none."""
+    packet = getattr(
+        torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None
+    )
+    view = getattr(packet, func._overloadname, None)
+    return view if view is not None and view.is_view else None
 
 
 def record(

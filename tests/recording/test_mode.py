@@ -130,6 +130,47 @@ def test_views_share_memory_after_they_are_computed() -> None:
     assert x.data_ptr() + 16 == row.data_ptr()
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "squeeze_": lambda x: x.squeeze_(),
+    "squeeze_ a dim": lambda x: x.squeeze_(1),
+    "unsqueeze_": lambda x: x.unsqueeze_(0),
+    "t_": lambda x: x[:, 0].t_(),
+    "transpose_": lambda x: x.transpose_(0, 2),
+    "as_strided_": lambda x: x.as_strided_((2, 2), (1, 2), 1),
+    "of a view": lambda x: x[1:].squeeze_(),
+    "resize_": lambda x: x.resize_(2, 2),
+    "set_": lambda x: x.set_(torch.ones(5)),
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("within", [True, False])
+def test_a_layout_changes_in_place(change: Callable[[torch.Tensor], Any], within: bool) -> None:
+    def values(x: torch.Tensor) -> list[torch.Tensor]:
+        y = x * 2
+        same, row = y.detach(), y[0]
+        if within:
+            made = change(y)
+            return [y, made, same, row, made.add_(1), y * 2, same * 2]
+        return [y, same, row]
+
+    found, expected = both(values, torch.randn(3, 1, 2))
+    if not within:
+        for results in (found[0], expected[0]):
+            results += [change(results[0]), results[0] * 3]
+    for a, b in zip(found[0], expected[0], strict=True):
+        assert (a.shape, a.stride()) == (b.shape, b.stride())
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_changes_its_layout_goes_on_waiting() -> None:
+    with lazyc.lazy():
+        x = torch.randn(3, 1) * 2
+        x.squeeze_(1).unsqueeze_(0)
+        assert flushes() == {}
+    assert x.shape == (1, 3)
+
+
 LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
     "numpy": lambda x: x.numpy().copy(),
     "np.asarray": lambda x: np.array(np.asarray(x)),
