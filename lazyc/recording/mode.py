@@ -289,18 +289,23 @@ class ReadingMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _LOOKS and self._writes.concern(args, {}):
-            self._writes.flush(Cause.VALUE_READ, func.__name__)
+        if func in _LOOKS:
+            if self._writes.concern(args, {}):
+                self._writes.flush(Cause.VALUE_READ, func.__name__)
+            if func == _SET_DATA:  # torch would take the memory that a LazyTensor does not have
+                args = tuple(compute(x, "data") if type(x) is LazyTensor else x for x in args)
         return func(*args, **(kwargs or {}))
 
 
+_DATA: Any = torch.Tensor.data
+_SET_DATA = _DATA.__set__
 _LOOKS = frozenset(
     getattr(torch.Tensor, name)
     for name in (
         "numpy", "tolist", "data_ptr", "__array__", "__dlpack__", "untyped_storage", "storage",
         "share_memory_", "__reduce_ex__", "__deepcopy__", "__repr__",
     )
-)  # fmt: skip
+) | {_SET_DATA}  # fmt: skip
 
 
 class Written(Memory):

@@ -21,6 +21,7 @@ from lazyc.recording.join import Fragment, Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
 
+_DATA: Any = torch.Tensor.data
 _CPU = torch.device("cpu")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
@@ -130,6 +131,14 @@ class LazyTensor(torch.Tensor):
             return LazyTensor(args[0]._memory, args[0]._kind, args[0].device)
         return run_on_values(func, args, kwargs or {}, str(func))
 
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return _DATA.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        _become(self, value if isinstance(value, LazyTensor) else _computed(value.detach()))
+
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return compute(self, "print").__repr__(**kwargs)
 
@@ -197,12 +206,22 @@ def _change_layout(
     else:
         tensor = compute(x, what).detach()
         run_on_values(func, (tensor, *args), kwargs, what)
-        spec = Spec(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        kind = Kind(spec, (), spec, int(tensor.storage_offset()))
-        other = LazyTensor(Memory(tensor=tensor), kind, tensor.device)
+        other = _computed(tensor)
+    return _become(x, other)
+
+
+def _computed(tensor: torch.Tensor) -> LazyTensor:
+    """A LazyTensor that is ``tensor``."""
+    spec = Spec(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    kind = Kind(spec, (), spec, int(tensor.storage_offset()))
+    return LazyTensor(Memory(tensor=tensor), kind, tensor.device)
+
+
+def _become(x: LazyTensor, other: LazyTensor) -> LazyTensor:
+    """``x``, which is from now on the same view of the same memory as ``other``."""
     x._memory, x._kind, x._plain = other._memory, other._kind, None
-    with no_dispatch():
-        x.data = other  # shape and strides as torch sees them
+    with torch._C.DisableTorchFunction(), no_dispatch():
+        _DATA.__set__(x, other)  # shape and strides as torch sees them
     return x
 
 

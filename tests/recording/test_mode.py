@@ -171,6 +171,28 @@ def test_what_changes_its_layout_goes_on_waiting() -> None:
     assert x.shape == (1, 3)
 
 
+@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("which", ["parameter", "waiting"])
+def test_data_is_replaced(which: str, within: bool) -> None:
+    def replace(x: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:
+        x.data = new
+        new.add_(1)
+        return [x, x * 2, new]
+
+    def values(p: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+        x, new = (p, value * 3) if which == "parameter" else (value * 2, torch.ones(2, 2))
+        before = x.detach()
+        with torch.no_grad():
+            x.mul_(2)
+        return [x, new, before, *(replace(x, new) if within else [])]
+
+    found, expected = both(values, torch.nn.Parameter(torch.randn(3)), torch.randn(3))
+    if not within and which == "waiting":
+        for results in (found[0], expected[0]):
+            results += replace(*results[:2])
+    torch.testing.assert_close(found, expected)
+
+
 LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
     "numpy": lambda x: x.numpy().copy(),
     "np.asarray": lambda x: np.array(np.asarray(x)),
