@@ -276,6 +276,19 @@ def test_foreign_tensors_run_at_once() -> None:
     check(function, torch.randn(3, 4))
 
 
+def test_an_operator_that_looks_at_memory_by_itself_gets_it() -> None:
+    def function(x: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
+        x.requires_grad_()
+        whole = x * 2
+        parts = [
+            *torch.tensor_split(whole, sizes + 1),
+            *whole.detach().tensor_split(tensor_indices_or_sections=sizes * 2),
+        ]
+        return [*parts, *torch.autograd.grad(parts[1].exp().sum(), x)]
+
+    check(function, torch.randn(8), torch.tensor([1, 3]))
+
+
 def test_what_cannot_wait_is_reported() -> None:
     seen: list[E.NotLazy] = []
     stop = EVENTS.subscribe(lambda event: isinstance(event, E.NotLazy) and seen.append(event))
