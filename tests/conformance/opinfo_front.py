@@ -82,6 +82,7 @@ class Front:
     settings: dict[str, Any]
     series: Series
     recorded: Recorded = field(default_factory=Recorded)
+    _inputs_recorded: int = 0  # operators that are none of the sample's
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What to call in place of ``function``."""
@@ -106,7 +107,7 @@ class Front:
         y = y.clone() if y.dim() else y.reshape(1).clone().reshape(())  # a number would be computed
         if type(y) is torch.Tensor or y.stride() != x.stride():
             return x
-        self.recorded.operators -= 1  # not one of the sample's
+        self._inputs_recorded += 1
         return y.requires_grad_(x.requires_grad)
 
     @contextmanager
@@ -117,7 +118,7 @@ class Front:
             return
         import lazyc
 
-        before = lazyc.metrics.snapshot()
+        before, self._inputs_recorded = lazyc.metrics.snapshot(), 0
         if self.name == "lazy":
             yield
         else:
@@ -127,6 +128,7 @@ class Front:
         after = lazyc.metrics.snapshot()
         for count in ("operators_flushed", "operators_never_computed"):
             self.recorded.operators += after[count] - before[count]
+        self.recorded.operators -= self._inputs_recorded
         if self.name == "lazy":
             self.recorded.at_once |= _reasons(after) - _reasons(before)
 
