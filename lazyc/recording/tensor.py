@@ -228,11 +228,17 @@ def _become(x: LazyTensor, other: LazyTensor) -> LazyTensor:
 @lru_cache(maxsize=64)
 def _out_of_place(func: Any) -> Any:
     """The operator that returns the view which ``func`` makes of its argument; None where there is none."""
-    packet = getattr(
-        torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None
-    )
-    view = getattr(packet, func._overloadname, None)
-    return view if view is not None and view.is_view else None
+    name = func._schema.name.removeprefix("aten::").removesuffix("_")
+    packet = getattr(torch.ops.aten, name, None)
+    for overload in packet.overloads() if packet is not None else ():
+        view = getattr(packet, overload)
+        if view.is_view and _takes(view) == _takes(func):
+            return view
+    return None
+
+
+def _takes(func: Any) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in func._schema.arguments]
 
 
 def record(

@@ -166,9 +166,25 @@ def test_a_layout_changes_in_place(change: Callable[[torch.Tensor], Any], within
 def test_what_changes_its_layout_goes_on_waiting() -> None:
     with lazyc.lazy():
         x = torch.randn(3, 1) * 2
-        x.squeeze_(1).unsqueeze_(0)
+        x.squeeze_(1).unsqueeze_(0).transpose_(0, 1).t_()
         assert flushes() == {}
     assert x.shape == (1, 3)
+
+
+def test_operators_with_a_number_wait_whatever_it_is() -> None:
+    """Also one that is not an argument of the fragment."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        made = []
+        for number in (1.0, 2.0, 0.3):
+            made += [torch.addcdiv(x, x, y, value=number), torch.addcmul(x, x, y, value=number)]
+            made += [torch.lerp(x, y, number), torch.add(x, y, alpha=number)]
+            made += [made[0].addcdiv_(x, y, value=number), made[2].lerp_(x, number) * 1]
+        made += [torch.addcdiv(x, x, y.sum()), torch.addcmul(x, y.sum(), y.sum(), value=0.3)]
+        return made
+
+    check(function, torch.randn(3), torch.randn(3))
+    assert lazyc.metrics.snapshot()["regions_not_lazy"] == []
 
 
 @pytest.mark.parametrize("within", [True, False])
