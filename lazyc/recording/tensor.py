@@ -213,8 +213,14 @@ def _change_layout(
 def _computed(tensor: torch.Tensor) -> LazyTensor:
     """A LazyTensor that is ``tensor``."""
     spec = Spec(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-    kind = Kind(spec, (), spec, int(tensor.storage_offset()))
+    kind = _kind_at(spec, int(tensor.storage_offset()))
     return LazyTensor(Memory(tensor=tensor), kind, tensor.device)
+
+
+@lru_cache(maxsize=4096)
+def _kind_at(spec: Spec, offset: int) -> Kind:
+    """One for all tensors alike: calls are told apart by it."""
+    return Kind(spec, (), spec, offset) if offset else kind_of(spec)
 
 
 def _become(x: LazyTensor, other: LazyTensor) -> LazyTensor:

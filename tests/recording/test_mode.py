@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -207,6 +208,17 @@ def test_data_is_replaced(which: str, within: bool) -> None:
         for results in (found[0], expected[0]):
             results += replace(*results[:2])
     torch.testing.assert_close(found, expected)
+
+
+def test_a_step_that_replaces_data_is_compiled_once() -> None:
+    with lazyc.lazy():
+        for k in range(4):
+            x = torch.ones(4) * 2
+            x.data = torch.full((4,), float(k))
+            y = x.exp().sum()
+            lazyc.mark_step()
+            assert y.item() == pytest.approx(4 * math.exp(k))
+    assert lazyc.metrics.snapshot()["graphs_compiled"] == 1
 
 
 LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
