@@ -135,8 +135,9 @@ def _keep_random_ops_compiled() -> None:
     # OpInfo wraps random ops so that they reset the seed; the wrapper breaks the graph, and the op
     # itself would never be compiled. Case.call seeds instead.
     for module in list(sys.modules.values()):
-        if "wrapper_set_seed" in getattr(module, "__dict__", {}):
-            module.wrapper_set_seed = lambda f, *args, **kwargs: f(*args, **kwargs)
+        names = getattr(module, "__dict__", {})
+        if "wrapper_set_seed" in names:
+            names["wrapper_set_seed"] = lambda f, *args, **kwargs: f(*args, **kwargs)
 
 
 def _wants_backward(op: Any, options: Options) -> bool:

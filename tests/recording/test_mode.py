@@ -140,7 +140,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "as_strided_": lambda x: x.as_strided_((2, 2), (1, 2), 1),
     "of a view": lambda x: x[1:].squeeze_(),
     "resize_": lambda x: x.resize_(2, 2),
-    "set_": lambda x: x.set_(torch.ones(5)),
+    "set_": lambda x: x.set_(torch.ones(5)),  # type: ignore[arg-type]
 }
 
 
