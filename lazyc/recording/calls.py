@@ -67,8 +67,8 @@ def make_call(
     def run(*memories: torch.Tensor) -> list[torch.Tensor]:
         own = [m.clone() if k in written else m for k, m in enumerate(memories)]
         tensors = [kind.of(m) for kind, m in zip(kinds, own, strict=True)]
-        options = _filled(kwargs, tensors)
-        made = tensor_form(func, options)(*_filled(args, tensors), **options)
+        given, options = _filled(args, tensors), _filled(kwargs, tensors)
+        made = tensor_form(func, given, options)(*given, **options)
         several = isinstance(made, list | tuple)
         new: list[torch.Tensor] = []
         returns: list[tuple[str, int] | None] = []

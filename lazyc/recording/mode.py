@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -28,7 +29,7 @@ from torch._C._dynamo.eval_frame import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lazyc.recording import scalars
 from lazyc.recording.barriers import Cause, as_line, user_place
@@ -289,18 +290,38 @@ class ReadingMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _LOOKS and self._writes.concern(args, {}):
-            self._writes.flush(Cause.VALUE_READ, func.__name__)
-        return func(*args, **(kwargs or {}))
+        if func in _LOOKS:
+            if self._writes.concern(args, {}):
+                self._writes.flush(Cause.VALUE_READ, func.__name__)
+            if func == _SET_DATA:  # torch would take the memory that a LazyTensor does not have
+                args = tuple(compute(x, "data") if type(x) is LazyTensor else x for x in args)
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            # An operator made of others that looks at memory by itself (``tensor_split``). Not a Python
+            # function, which may have drawn or written before.
+            if isinstance(func, FunctionType) or _NO_MEMORY not in str(error):
+                raise
+
+        def plain(x: LazyTensor) -> torch.Tensor:  # gradients flow through those that need them
+            return x if x.requires_grad else compute(x, func.__name__)
+
+        return func(
+            *tree_map_only(LazyTensor, plain, args), **tree_map_only(LazyTensor, plain, kwargs)
+        )
 
 
+_NO_MEMORY = "data is not allocated yet"  # torch, of a LazyTensor
+_DATA: Any = torch.Tensor.data
+_SET_DATA = _DATA.__set__
 _LOOKS = frozenset(
     getattr(torch.Tensor, name)
     for name in (
         "numpy", "tolist", "data_ptr", "__array__", "__dlpack__", "untyped_storage", "storage",
         "share_memory_", "__reduce_ex__", "__deepcopy__", "__repr__",
     )
-)  # fmt: skip
+) | {_SET_DATA}  # fmt: skip
 
 
 class Written(Memory):

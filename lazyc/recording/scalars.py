@@ -7,7 +7,7 @@ be compiled anew each time; it is handed to the fragment as a 0-dim tensor inste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,9 +77,15 @@ def is_argument(value: float) -> bool:
     return math.isfinite(value) and not value.is_integer() and abs(math.frexp(value)[0]) != 0.5
 
 
-def tensor_form(func: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[..., Any]:
-    """``func`` for tensors in place of its floats."""
+def tensor_form(
+    func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Callable[..., Any]:
+    """What computes ``func(*args, **kwargs)`` where a tensor may stand in place of a float."""
     if isinstance(kwargs.get("alpha"), torch.Tensor):
         return _WITH_ALPHA[func]
     form = _FORMS.get(func)
-    return func if form is None else form
+    if form is None:
+        return func
+    last = func._schema.arguments[-1]
+    number = kwargs.get(last.name) if last.kwarg_only else args[-1]
+    return form if isinstance(number, torch.Tensor) else func

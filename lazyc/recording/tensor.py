@@ -13,13 +13,15 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
 from lazyc.recording.barriers import Cause, user_place
 from lazyc.recording.join import Fragment, Spec
-from lazyc.recording.kinds import Kind, kind_of
+from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
 
+_DATA: Any = torch.Tensor.data
 _CPU = torch.device("cpu")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
@@ -129,6 +131,14 @@ class LazyTensor(torch.Tensor):
             return LazyTensor(args[0]._memory, args[0]._kind, args[0].device)
         return run_on_values(func, args, kwargs or {}, str(func))
 
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return _DATA.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        _become(self, value if isinstance(value, LazyTensor) else _computed(value.detach()))
+
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return compute(self, "print").__repr__(**kwargs)
 
@@ -164,6 +174,9 @@ def compute(x: LazyTensor, what: str, cause: Cause = Cause.VALUE_READ) -> torch.
 
 def run_on_values(func: Any, args: Any, kwargs: dict[str, Any], what: str) -> Any:
     """``func`` on the plain tensors that LazyTensors among its arguments stand for."""
+    mutable = func._schema.is_mutable
+    if mutable and torch.Tag.inplace_view in func.tags and type(args[0]) is LazyTensor:
+        return _change_layout(args[0], func, args[1:], kwargs, what)
     found: dict[int, LazyTensor] = {}
 
     def plain(x: LazyTensor) -> torch.Tensor:
@@ -174,10 +187,64 @@ def run_on_values(func: Any, args: Any, kwargs: dict[str, Any], what: str) -> An
     result = func(
         *tree_map_only(LazyTensor, plain, args), **tree_map_only(LazyTensor, plain, kwargs)
     )
-    if not func._schema.is_mutable:
+    if not mutable:
         return result
     # In place: the caller gets back the tensor that it gave.
     return tree_map_only(torch.Tensor, lambda t: found.get(id(t), t), result)
+
+
+def _change_layout(
+    x: LazyTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str
+) -> LazyTensor:
+    """``x``, after an operator that changes its layout in place: it is another view of its memory then, or
+    (``resize_``, ``set_``) has another memory. Other tensors of that memory stay what they are."""
+    view = _out_of_place(func)
+    if view is not None:
+        kind = view_kinds(x._kind, view, args, kwargs)
+        assert isinstance(kind, Kind)
+        other = LazyTensor(x._memory, kind, x.device)
+    else:
+        tensor = compute(x, what).detach()
+        run_on_values(func, (tensor, *args), kwargs, what)
+        other = _computed(tensor)
+    return _become(x, other)
+
+
+def _computed(tensor: torch.Tensor) -> LazyTensor:
+    """A LazyTensor that is ``tensor``."""
+    spec = Spec(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    kind = _kind_at(spec, int(tensor.storage_offset()))
+    return LazyTensor(Memory(tensor=tensor), kind, tensor.device)
+
+
+@lru_cache(maxsize=4096)
+def _kind_at(spec: Spec, offset: int) -> Kind:
+    """One for all tensors alike: calls are told apart by it."""
+    return Kind(spec, (), spec, offset) if offset else kind_of(spec)
+
+
+def _become(x: LazyTensor, other: LazyTensor) -> LazyTensor:
+    """``x``, which is from now on the same view of the same memory as ``other``."""
+    x._memory, x._kind, x._plain = other._memory, other._kind, None
+    with torch._C.DisableTorchFunction(), no_dispatch():
+        _DATA.__set__(x, other)  # shape and strides as torch sees them
+    return x
+
+
+@lru_cache(maxsize=64)
+def _out_of_place(func: Any) -> Any:
+    """The operator that returns the view which ``func`` makes of its argument; None where there is none."""
+    name = func._schema.name.removeprefix("aten::").removesuffix("_")
+    packet = getattr(torch.ops.aten, name, None)
+    for overload in packet.overloads() if packet is not None else ():
+        view = getattr(packet, overload)
+        if view.is_view and _takes(view) == _takes(func):
+            return view
+    return None
+
+
+def _takes(func: Any) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in func._schema.arguments]
 
 
 def record(

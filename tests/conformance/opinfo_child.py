@@ -1,4 +1,4 @@
-"""One op of the OpInfo sweep: every sample in eager and compiled. Runs in a process of its own."""
+"""One op of the OpInfo sweep: every sample in eager and by lazyc. Runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import torch._dynamo as dynamo
 
 from tests.conformance.opinfo_case import SEED, Case
+from tests.conformance.opinfo_front import CountingBackend, Front, Series, series
 from tests.conformance.opinfo_judge import FLOAT_DTYPES, Judge, Neighbours
 
 # Ops whose values nobody defines.
@@ -26,6 +27,7 @@ class Options:
     """What the sweep runs, the same for every op. ``max_samples`` 0 means all samples."""
 
     backend: str
+    front: str = "compile"
     dtype: str = "float32"
     mode: str = "samples"
     variant: str = "function"
@@ -44,7 +46,8 @@ class Options:
 @dataclass
 class Tally:
     """What happened to one op so far; sent to the parent before each sample, so that a crash is
-    charged to the sample that caused it. ``code`` says who ran it, see ``code_share``."""
+    charged to the sample that caused it. ``code`` says who ran it, see ``code_share``; ``lazy`` whether
+    it was recorded, see ``opinfo_front.Recorded``."""
 
     run: int = 0
     ok: int = 0
@@ -59,29 +62,15 @@ class Tally:
     eager_reason: str = ""
     skip: str = ""
     code: str = ""
+    lazy: str = ""
+    recorded: int = 0
+    at_once: list[str] = field(default_factory=list)
 
     def bad(self, kind: str, why: str) -> None:
         """Counts a failed sample ("wrong" or "raised") and keeps the first reason."""
         setattr(self, kind, getattr(self, kind) + 1)
         if not self.reason:
             self.reason = f"#{self.run - 1} {why}"
-
-
-@dataclass
-class CountingBackend:
-    """A torch.compile backend that counts the graphs that reach the real one."""
-
-    name: str
-    graphs: int = 0
-    real: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.real = dynamo.lookup_backend(self.name)
-        self.__name__ = self.name
-
-    def __call__(self, graph: Any, examples: Any, **options: Any) -> Any:
-        self.graphs += 1
-        return self.real(graph, examples, **options)
 
 
 def code_share(backend: str, graphs: int) -> str:
@@ -113,31 +102,42 @@ def run_op(op: Any, options: Options, emit: Callable[[Tally], None]) -> Tally:
         tally.skip = f"no {options.variant} variant"
         return tally
     backend = CountingBackend(options.backend)
+    settings = {"fullgraph": options.fullgraph, "dynamic": options.dynamic}
     step = _error_sample if options.mode == "errors" else _sample
-    for sample in _samples(op, options):
-        if options.max_samples and tally.run >= options.max_samples:
-            break
-        if options.variant == "inplace" and getattr(sample, "broadcasts_input", False):
-            continue
-        dynamo.reset()
-        compiled = torch.compile(
-            lambda *args, **kwargs: function(*args, **kwargs),
-            backend=backend,
-            fullgraph=options.fullgraph,
-            dynamic=options.dynamic,
-        )
-        step(op, options, sample, function, compiled, tally, emit)
-        tally.graphs = backend.graphs
-    tally.code = code_share(options.backend, backend.graphs)
+    for way in series(options.front, _wants_backward(op, options)):
+        front = Front(options.front, backend, settings, way)
+        before = tally.run
+        for sample in _samples(op, options, way):
+            if options.max_samples and tally.run - before >= options.max_samples:
+                break
+            if options.variant == "inplace" and getattr(sample, "broadcasts_input", False):
+                continue
+            dynamo.reset()
+            step(op, options, sample, function, front, tally, emit)
+            tally.graphs = _graphs(front)
+        if options.front != "compile" and way.counts:
+            tally.lazy, tally.recorded = front.recorded.share, front.recorded.operators
+            tally.at_once = sorted(front.recorded.at_once)
+    tally.code = code_share(options.backend, tally.graphs)
     return tally
+
+
+def _graphs(front: Front) -> int:
+    """Graphs that lazyc was given; of eager code, those that it joined."""
+    if front.name != "lazy-mode":
+        return front.backend.graphs
+    import lazyc
+
+    return lazyc.metrics.snapshot()["graphs_compiled"]
 
 
 def _keep_random_ops_compiled() -> None:
     # OpInfo wraps random ops so that they reset the seed; the wrapper breaks the graph, and the op
     # itself would never be compiled. Case.call seeds instead.
     for module in list(sys.modules.values()):
-        if "wrapper_set_seed" in getattr(module, "__dict__", {}):
-            module.wrapper_set_seed = lambda f, *args, **kwargs: f(*args, **kwargs)
+        names = getattr(module, "__dict__", {})
+        if "wrapper_set_seed" in names:
+            names["wrapper_set_seed"] = lambda f, *args, **kwargs: f(*args, **kwargs)
 
 
 def _wants_backward(op: Any, options: Options) -> bool:
@@ -145,12 +145,11 @@ def _wants_backward(op: Any, options: Options) -> bool:
     return options.backward and options.variant != "inplace" and supported
 
 
-def _samples(op: Any, options: Options) -> Iterator[Any]:
+def _samples(op: Any, options: Options, way: Series) -> Iterator[Any]:
     torch.manual_seed(SEED)
     if options.mode == "errors":
         return iter(op.error_inputs("cpu"))
-    dtype, backward = options.torch_dtype, _wants_backward(op, options)
-    return iter(op.sample_inputs("cpu", dtype, requires_grad=backward))
+    return iter(op.sample_inputs("cpu", options.torch_dtype, requires_grad=way.gradients))
 
 
 def _error_sample(
@@ -158,11 +157,11 @@ def _error_sample(
     options: Options,
     sample: Any,
     function: Callable[..., Any],
-    compiled: Callable[..., Any],
+    front: Front,
     tally: Tally,
     emit: Callable[[Tally], None],
 ) -> None:
-    """Where eager raises, the compiled function must raise too, and not because of a bug."""
+    """Where eager raises, lazyc must raise too, and not because of a bug."""
     case = Case.of(sample.sample_input)
     try:
         case.call(function, case.inputs())
@@ -173,14 +172,16 @@ def _error_sample(
     tally.run += 1
     emit(tally)
     try:
-        case.call(compiled, case.inputs())
+        flat = case.inputs()
+        with front.run():
+            _kept = case.call(front.function(function), front.given(flat))  # or it never runs
     except Exception as error:  # judged below
         if any(type(e).__name__ == "CompilerBug" for e in _chain(error)):
             tally.bad("raised", _describe(error))
         else:
             tally.ok += 1
     else:
-        tally.bad("wrong", f"eager raises {wanted}, compiled returned")
+        tally.bad("wrong", f"eager raises {wanted}, lazyc returned")
 
 
 def _sample(
@@ -188,7 +189,7 @@ def _sample(
     options: Options,
     sample: Any,
     function: Callable[..., Any],
-    compiled: Callable[..., Any],
+    front: Front,
     tally: Tally,
     emit: Callable[[Tally], None],
 ) -> None:
@@ -207,7 +208,9 @@ def _sample(
     undefined = bool(UNINITIALISED.match(op.name)) or case.is_random(function, out)
     exact = _Float64(case, function, backward) if options.torch_dtype in FLOAT_DTYPES else None
     try:
-        found, found_grads, found_inputs = case.run(compiled, case.inputs(), backward)
+        flat, ours = case.inputs(), front.function(function)
+        with front.run():
+            found, found_grads, found_inputs = case.run(ours, front.given(flat), backward)
     except Exception as error:  # a result of the sweep
         tally.bad("raised", _describe(error))
         return

@@ -2,15 +2,22 @@
 
   python -m tests.conformance.opinfo_runner --backend lazyc --dtype float32 --max-samples 3 --jobs 2
 
-For each op and sample (or error input, with ``--mode errors``), eager and compiled must agree on
+For each op and sample (or error input, with ``--mode errors``), eager and lazyc must agree on
 outputs (type, dtype, shape, value), mutated inputs, requires_grad, and the gradients of every
 differentiable input. A line an op:
 
-  STATUS op dtype samples=ok/run bwd=ok/run graphs=N fp64=N code=WHO t=S [reason]
+  STATUS op dtype samples=ok/run bwd=ok/run graphs=N fp64=N code=WHO [lazy=SHARE(N)] t=S [reason]
 
 ``code`` says who ran it: compiled (lazyc alone), partly (some steps in eager), eager, unseen (no
-graph reached the backend). The summary gives the share of ops that lazyc alone compiled. Exit code 1
-when an op failed.
+graph reached the backend). The summary gives the share of ops that lazyc alone compiled.
+
+``--front lazy`` and ``--front lazy-mode`` take the ways into lazyc that record (``opinfo_front.py``).
+``lazy`` says what happened to the operators of an op: recorded, partly, at_once (none waited), nothing
+(none computes); N were recorded. The summary counts them; ``--json`` has the names of those that ran at
+once. Front lazy runs each sample without gradients, which may wait, and then with them. Front lazy-mode
+runs it on plain inputs, and then on inputs that wait, which is what ``lazy`` is about.
+
+Exit code 1 when an op failed.
 """
 
 from __future__ import annotations
@@ -32,9 +39,18 @@ os.environ.setdefault("LAZYC_STRICT", "1")
 os.environ.setdefault("LAZYC_DISK_CACHE", "0")
 
 import torch
-import torch._dynamo  # imported before forking, so that children need not
 
+# Imported before forking, so that children need not: most of the time of a child.
+import torch._dynamo
+import torch._functorch.partitioners
+import torch._inductor.compile_fx
+
+import lazyc.backend
+import lazyc.compiler
+import lazyc.recording.mode
+import lazyc.recording.regions  # noqa: F401
 from tests.conformance.opinfo_child import Options
+from tests.conformance.opinfo_front import FRONTS
 from tests.conformance.opinfo_parent import Limits, Outcome, select_ops, sweep
 
 DYNAMIC = {"auto": None, "true": True, "false": False}
@@ -46,6 +62,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--backend", default="lazyc")
+    add("--front", choices=FRONTS, default="compile", help="the way into lazyc")
     add("--import", dest="imports", action="append", default=[], help="module to import first")
     add("--dtype", default="float32")
     add("--shard", default="0/1", help="i/n, i from 0")
@@ -68,6 +85,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def options_from(args: argparse.Namespace) -> Options:
     return Options(
         backend=args.backend,
+        front=args.front,
         dtype=args.dtype,
         mode=args.mode,
         variant=args.variant,
@@ -84,10 +102,11 @@ def line(outcome: Outcome, dtype: str) -> str:
     """The outcome as one line of text."""
     t = outcome.tally
     code = f" code={t.code}" if t.code else ""
+    lazy = f" lazy={t.lazy}({t.recorded})" if t.lazy else ""
     reason = f" | {outcome.reason}" if outcome.reason else ""
     return (
         f"{outcome.status:5} {outcome.op} {dtype} samples={t.ok}/{t.run} "
-        f"bwd={t.backward_ok}/{t.backward} graphs={t.graphs} fp64={t.float64}{code} "
+        f"bwd={t.backward_ok}/{t.backward} graphs={t.graphs} fp64={t.float64}{code}{lazy} "
         f"t={outcome.seconds:.1f}{reason}"
     )
 
@@ -98,6 +117,7 @@ class Summary:
 
     by_status: Counter[str]
     by_code: Counter[str]
+    by_lazy: Counter[str]
     vacuous: int
 
     @property
@@ -117,13 +137,14 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
     by_status = Counter(o.status for o in outcomes)
     passed = [o for o in outcomes if o.status == "PASS"]
     by_code = Counter(o.tally.code for o in passed if o.tally.code)
-    return Summary(by_status, by_code, sum(o.tally.graphs == 0 for o in passed))
+    by_lazy = Counter(o.tally.lazy for o in passed if o.tally.lazy)
+    return Summary(by_status, by_code, by_lazy, sum(o.tally.graphs == 0 for o in passed))
 
 
 def print_summary(summary: Summary, args: argparse.Namespace, seconds: float) -> None:
     counts = " ".join(f"{s}={summary.by_status[s]}" for s in ("PASS", "FAIL", "ERROR", "SKIP"))
     print(
-        f"total: backend={args.backend} dtype={args.dtype} mode={args.mode} variant={args.variant} "
+        f"total: backend={args.backend} front={args.front} dtype={args.dtype} mode={args.mode} variant={args.variant} "
         f"torch={torch.__version__} {counts} vacuous={summary.vacuous} t={seconds:.0f}s"
     )
     if summary.by_code:
@@ -131,6 +152,13 @@ def print_summary(summary: Summary, args: argparse.Namespace, seconds: float) ->
         print(
             f"code: lazyc alone compiled {summary.by_code['compiled']} of {summary.ran} ops that "
             f"ran = {100 * summary.share:.1f}% ({rest})"
+        )
+    if summary.by_lazy:
+        rest = ", ".join(f"{summary.by_lazy[w]} {w}" for w in ("partly", "at_once", "nothing"))
+        share = 100 * summary.by_lazy["recorded"] / summary.ran
+        print(
+            f"lazy: recorded {summary.by_lazy['recorded']} of {summary.ran} ops that ran "
+            f"= {share:.1f}% ({rest})"
         )
     passed, skipped = summary.by_status["PASS"], summary.by_status["SKIP"]
     print(f"opinfo: {passed} passed, {summary.failed} failed, {skipped} skipped")
@@ -151,7 +179,12 @@ def main(arguments: Sequence[str]) -> int:
         outcomes.append(outcome)
         print(line(outcome, args.dtype), flush=True)
         if args.json:
-            record = {"dtype": args.dtype, "mode": args.mode, "backend": args.backend}
+            record = {
+                "front": args.front,
+                "dtype": args.dtype,
+                "mode": args.mode,
+                "backend": args.backend,
+            }
             with args.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record | dataclasses.asdict(outcome)) + "\n")
     summary = summarize(outcomes)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 OPS = (
     "add",
@@ -45,6 +49,26 @@ OPS = (
 # Their gradient is a call of torch's library, by choice.
 PARTLY = {"nn.functional.conv2d"}
 
+# What is recorded of an op by each way into lazyc that records; see opinfo_front.Recorded.
+RECORDED = {
+    "lazy": {
+        "addmm": "recorded",
+        "nn.functional.gelu": "recorded",
+        "nonzero": "nothing",  # Dynamo leaves it to eager
+        "quantile": "recorded",
+        "softmax": "recorded",
+        "squeeze": "at_once",  # a view
+    },
+    "lazy-mode": {
+        "addmm": "recorded",
+        "nn.functional.gelu": "recorded",
+        "nonzero": "at_once",
+        "quantile": "partly",
+        "softmax": "recorded",
+        "squeeze": "nothing",  # a view
+    },
+}
+
 
 def run_sweep(tmp: Path, *arguments: str, timeout: float = 600.0) -> tuple[str, list[Any]]:
     """Runs the sweep with these arguments; its printed output and one record an op.
@@ -66,9 +90,21 @@ def run_sweep(tmp: Path, *arguments: str, timeout: float = 600.0) -> tuple[str, 
     return done.stdout, [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def pattern(names: Iterable[str]) -> str:
+    return "^(" + "|".join(map(re.escape, names)) + ")$"
+
+
+@pytest.mark.parametrize("front", RECORDED)
+def test_ops_agree_with_eager_and_are_recorded(front: str, tmp_path: Path) -> None:
+    wanted = RECORDED[front]
+    arguments = ("--front", front, "--ops", pattern(wanted), "--max-samples", "1", "--jobs", "2")
+    output, records = run_sweep(tmp_path, *arguments)
+    assert {r["op"]: r["tally"]["lazy"] for r in records} == wanted, output
+    assert {r["status"] for r in records} == {"PASS"}, output
+
+
 def test_ops_agree_with_eager_and_are_compiled(tmp_path: Path) -> None:
-    pattern = "^(" + "|".join(name.replace(".", r"\.") for name in OPS) + ")$"
-    arguments = ("--ops", pattern, "--max-samples", "2", "--jobs", "2", "--timeout", "100")
+    arguments = ("--ops", pattern(OPS), "--max-samples", "2", "--jobs", "2", "--timeout", "100")
     output, records = run_sweep(tmp_path, *arguments)
     assert {record["op"] for record in records} == set(OPS)
     wrong = [r["op"] for r in records if r["status"] != "PASS" or not r["tally"]["graphs"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -130,6 +131,96 @@ def test_views_share_memory_after_they_are_computed() -> None:
     assert x.data_ptr() + 16 == row.data_ptr()
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "squeeze_": lambda x: x.squeeze_(),
+    "squeeze_ a dim": lambda x: x.squeeze_(1),
+    "unsqueeze_": lambda x: x.unsqueeze_(0),
+    "t_": lambda x: x[:, 0].t_(),
+    "transpose_": lambda x: x.transpose_(0, 2),
+    "as_strided_": lambda x: x.as_strided_((2, 2), (1, 2), 1),
+    "of a view": lambda x: x[1:].squeeze_(),
+    "resize_": lambda x: x.resize_(2, 2),
+    "set_": lambda x: x.set_(torch.ones(5)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("within", [True, False])
+def test_a_layout_changes_in_place(change: Callable[[torch.Tensor], Any], within: bool) -> None:
+    def values(x: torch.Tensor) -> list[torch.Tensor]:
+        y = x * 2
+        same, row = y.detach(), y[0]
+        if within:
+            made = change(y)
+            return [y, made, same, row, made.add_(1), y * 2, same * 2]
+        return [y, same, row]
+
+    found, expected = both(values, torch.randn(3, 1, 2))
+    if not within:
+        for results in (found[0], expected[0]):
+            results += [change(results[0]), results[0] * 3]
+    for a, b in zip(found[0], expected[0], strict=True):
+        assert (a.shape, a.stride()) == (b.shape, b.stride())
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_changes_its_layout_goes_on_waiting() -> None:
+    with lazyc.lazy():
+        x = torch.randn(3, 1) * 2
+        x.squeeze_(1).unsqueeze_(0).transpose_(0, 1).t_()
+        assert flushes() == {}
+    assert x.shape == (1, 3)
+
+
+def test_operators_with_a_number_wait_whatever_it_is() -> None:
+    """Also one that is not an argument of the fragment."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        made = []
+        for number in (1.0, 2.0, 0.3):
+            made += [torch.addcdiv(x, x, y, value=number), torch.addcmul(x, x, y, value=number)]
+            made += [torch.lerp(x, y, number), torch.add(x, y, alpha=number)]
+            made += [made[0].addcdiv_(x, y, value=number), made[2].lerp_(x, number) * 1]
+        made += [torch.addcdiv(x, x, y.sum()), torch.addcmul(x, y.sum(), y.sum(), value=0.3)]
+        return made
+
+    check(function, torch.randn(3), torch.randn(3))
+    assert lazyc.metrics.snapshot()["regions_not_lazy"] == []
+
+
+@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("which", ["parameter", "waiting"])
+def test_data_is_replaced(which: str, within: bool) -> None:
+    def replace(x: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor]:
+        x.data = new
+        new.add_(1)
+        return [x, x * 2, new]
+
+    def values(p: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+        x, new = (p, value * 3) if which == "parameter" else (value * 2, torch.ones(2, 2))
+        before = x.detach()
+        with torch.no_grad():
+            x.mul_(2)
+        return [x, new, before, *(replace(x, new) if within else [])]
+
+    found, expected = both(values, torch.nn.Parameter(torch.randn(3)), torch.randn(3))
+    if not within and which == "waiting":
+        for results in (found[0], expected[0]):
+            results += replace(*results[:2])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_step_that_replaces_data_is_compiled_once() -> None:
+    with lazyc.lazy():
+        for k in range(4):
+            x = torch.ones(4) * 2
+            x.data = torch.full((4,), float(k))
+            y = x.exp().sum()
+            lazyc.mark_step()
+            assert y.item() == pytest.approx(4 * math.exp(k))
+    assert lazyc.metrics.snapshot()["graphs_compiled"] == 1
+
+
 LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
     "numpy": lambda x: x.numpy().copy(),
     "np.asarray": lambda x: np.array(np.asarray(x)),
@@ -211,6 +302,19 @@ def test_foreign_tensors_run_at_once() -> None:
         return [z.abs(), torch.view_as_real(z), sparse.to_dense() + x, (x > 0).nonzero()]
 
     check(function, torch.randn(3, 4))
+
+
+def test_an_operator_that_looks_at_memory_by_itself_gets_it() -> None:
+    def function(x: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
+        x.requires_grad_()
+        whole = x * 2
+        parts = [
+            *torch.tensor_split(whole, sizes + 1),
+            *whole.detach().tensor_split(tensor_indices_or_sections=sizes * 2),
+        ]
+        return [*parts, *torch.autograd.grad(parts[1].exp().sum(), x)]
+
+    check(function, torch.randn(8), torch.tensor([1, 3]))
 
 
 def test_what_cannot_wait_is_reported() -> None:
