@@ -138,7 +138,7 @@ class Session:
                 if config.trace and config.trace not in self._tracing:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
-                host = create_host(config.output_pool_mb << 20, self._spans)
+                host = create_host(config.output_pool_mb << 20, self._spans, self._events)
                 target = host_target(config.target or None)
                 found = Compiler(config, target, host, self._events, self._spans)
                 self._compilers[config] = found

@@ -326,7 +326,8 @@ def test_recorded_regions(tmp_path: Path) -> None:
     torch.testing.assert_close(result, torch.full((4,), 4.4567))
     spans = read(tmp_path / "trace.json")
     regions = [s for s in spans if s.category == "record"]
-    assert [s.name for s in regions] == ["a region", "a region"]
+    assert len(regions) == 2
+    assert all(s.name.startswith("the region at test_profiler.py:") for s in regions)
     assert all(s.args["line"].startswith("test_profiler.py:") for s in regions)
     assert one(spans, "flush", "mark_step").args["regions"] == 2
 

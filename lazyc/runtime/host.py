@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
 from lazyc.runtime.driver import Driver, build_driver
 from lazyc.runtime.library import Blas, find_blas
@@ -14,7 +15,8 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them."""
+    """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them; ``events``:
+    who is told of weights that are packed."""
 
     driver: Driver
     blas: Blas
@@ -22,11 +24,16 @@ class Host:
     arenas: ArenaPool
     outputs: OutputPool
     spans: Spans
+    events: EventStream
 
 
-def create_host(output_pool_bytes: int = 512 << 20, spans: Spans | None = None) -> Host:
+def create_host(
+    output_pool_bytes: int = 512 << 20,
+    spans: Spans | None = None,
+    events: EventStream | None = None,
+) -> Host:
     """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool;
-    ``spans``: default, one that nobody else has."""
+    ``spans`` and ``events``: default, those that nobody else has."""
     library = torch_library()
     openmp = find_openmp(library)
     return Host(
@@ -36,4 +43,5 @@ def create_host(output_pool_bytes: int = 512 << 20, spans: Spans | None = None) 
         arenas=ArenaPool(),
         outputs=OutputPool(max_bytes=output_pool_bytes),
         spans=Spans() if spans is None else spans,
+        events=EventStream() if events is None else events,
     )

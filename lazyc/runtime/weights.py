@@ -34,6 +34,7 @@ from lazyc.ir.program import (
     ProgramOutput,
 )
 from lazyc.ir.types import storage_extent
+from lazyc.report.events import WeightsPacked
 from lazyc.runtime.binding import Plan
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
@@ -127,6 +128,7 @@ class WeightCache:
             self.packs_matrices = False
         results = self._compute(list(args)) if self._compute is not None else []
         packed = list(zip(self._ids, results, strict=True))
+        self._tell(results)
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
             return Kept(packed, lambda now: False)
@@ -148,6 +150,7 @@ class WeightCache:
     def _find_pointers(self, kept: Kept, plan: Plan, args: Sequence[Any]) -> list[int]:
         values = dict(kept.packed)
         found = [values[b].data_ptr() for b in plan.packed]
+        new: list[torch.Tensor] = []
         for request in plan.packs:
             call = request.call
             key = (call.product.b, call.product.m, call.product.n, call.ldb, call.transpose_b)
@@ -155,8 +158,16 @@ class WeightCache:
                 matrix = kept.matrices.get(key)
                 if matrix is None:
                     matrix = kept.matrices[key] = self._pack(call, values, args)
+                    new.append(matrix)
             found.append(matrix.data_ptr())
+        self._tell(new)
         return found
+
+    def _tell(self, new: Sequence[torch.Tensor]) -> None:
+        """Reports what was made of weights."""
+        if new:
+            size = sum(t.nbytes for t in new)
+            self._host.events.emit(WeightsPacked(len(new), size, self.renewals > 1))
 
     def _pack(self, call: GemmCall, values: Mapping[int, Any], args: Sequence[Any]) -> torch.Tensor:
         b = call.product.b
