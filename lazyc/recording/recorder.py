@@ -14,7 +14,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -31,6 +32,7 @@ from lazyc.report.spans import Spans, torch_profiler
 CompileWhole: TypeAlias = Callable[[Graph, Boxed], Boxed]
 
 _MOST_PROGRAMS = 256  # joined programs kept; the ones used longest ago go first
+_modes = torch._C._len_torch_dispatch_stack
 _address = torch._C._data_address  # type: ignore[attr-defined]
 _lazy_clone = torch.ops.aten._lazy_clone.default._op  # half the time of the overload's __call__
 
@@ -46,15 +48,14 @@ class Snapshot:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self._copy: torch.Tensor | None = None
-        self.take()
-
-    def take(self) -> None:
-        """Has the tensor kept as it is now. Raises NotRecordable."""
         try:
-            self._copy = _lazy_clone(self.tensor)
+            self._copy: torch.Tensor | None = _lazy_clone(tensor)
         except RuntimeError as error:  # memory of numpy, or shared with another process
             raise NotRecordable("memory that torch does not own") from error
+
+    def take(self) -> None:
+        """Has the tensor kept as it is now, again."""
+        self._copy = _lazy_clone(self.tensor)
 
     def settle(self) -> torch.Tensor:
         """The tensor, or, where it was written to, its copy from before. The clone is given up: while
@@ -224,7 +225,7 @@ class Recorder:
     def flush(self, values: Iterable[Value], cause: Cause, what: str = "") -> None:
         """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""
         # A mode that records would record what is done here.
-        with self._lock, _disable_current_modes(), torch._C.DisableTorchFunction():
+        with self._lock, _without_modes(), torch._C.DisableTorchFunction():
             wanted = [v for v in values if v.step is not None]
             if wanted:
                 with self.spans.span("flush", cause.value) as span:
@@ -241,11 +242,12 @@ class Recorder:
         inside = {s.number for s in steps}
         others = [s for s in self._live_steps() if s.number not in inside]
         later = {a for s in others for a in s.args if isinstance(a, Value)}
+        asked = set(wanted) | later
         kept = [
             (k, r, v)
             for k, step in enumerate(steps)
             for r, ref in enumerate(step.results)
-            if (v := ref()) is not None and (v in wanted or v in later or v.live_handles())
+            if (v := ref()) is not None and (v in asked or v.live_handles())
         ]
         made = self._run(steps, [(k, r) for k, r, _ in kept], others)
         for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
@@ -273,32 +275,35 @@ class Recorder:
         numbers = {s.number: k for k, s in enumerate(steps)}
         tensors: list[torch.Tensor] = []
         known: dict[int, int] = {}
-
-        def source(arg: Value | Snapshot | float) -> Source:
-            if isinstance(arg, float | int):  # one for each place: they may differ next time
-                tensors.append(torch.tensor(arg, dtype=torch.float64))
-                return len(tensors) - 1
-            if isinstance(arg, Value):
-                if arg.step is not None:
-                    return numbers[arg.step.number], arg.result
-                assert arg.tensor is not None
-                arg = arg.tensor
-            tensor = arg.settle()
-            if id(tensor) not in known:
-                known[id(tensor)] = len(tensors)
-                tensors.append(tensor)
-            return known[id(tensor)]
-
-        parts = tuple(Part(s.fragment, tuple(map(source, s.args))) for s in steps)
+        sources: list[tuple[Source, ...]] = []
+        for step in steps:
+            found: list[Source] = []
+            for arg in step.args:
+                if type(arg) is Value:
+                    if arg.step is not None:
+                        found.append((numbers[arg.step.number], arg.result))
+                        continue
+                    assert arg.tensor is not None
+                    arg = arg.tensor
+                if type(arg) is Snapshot:
+                    tensor = arg.settle()
+                    number = known.get(id(tensor))
+                    if number is None:
+                        number = known[id(tensor)] = len(tensors)
+                        tensors.append(tensor)
+                    found.append(number)
+                else:  # a float; one for each place, since they may differ next time
+                    found.append(len(tensors))
+                    tensors.append(torch.tensor(arg, dtype=torch.float64))
+            sources.append(tuple(found))
         # Clones of the same tensors that others keep, or asking for an address would copy these.
         shared = [s for s in _snapshots(others) if id(s.tensor) in known]
         for snapshot in shared:
             snapshot.settle()
         own: list[Snapshot] = []
         try:
-            program, is_new = self._program(parts, results)
-            # Whatever modes the reader is in, results are those of the region.
-            with torch.inference_mode(False), torch.no_grad(), torch._C._DisableAutocast():
+            program, is_new = self._program(steps, sources, results)
+            with _as_recorded(), torch._C._DisableAutocast():
                 return _Made(list(program(tensors)), is_new)
         except BaseException:
             own = _snapshots(steps)  # goes on waiting
@@ -324,14 +329,20 @@ class Recorder:
             self._made_for.popitem(last=False)
 
     def _program(
-        self, parts: tuple[Part, ...], results: list[tuple[int, int]]
+        self,
+        steps: Sequence[Step],
+        sources: Sequence[tuple[Source, ...]],
+        results: list[tuple[int, int]],
     ) -> tuple[Boxed, bool]:
-        """What runs ``parts``, and whether it was made now."""
-        key = tuple((p.fragment.number, p.sources) for p in parts), tuple(results)
+        """What runs ``steps``, and whether it was made now."""
+        key = tuple([s.fragment.number for s in steps]), tuple(sources), tuple(results)
         program = self._programs.get(key)
         if program is not None:
             self._programs.move_to_end(key)
             return program, False
+
+        pairs = zip(steps, sources, strict=True)
+        parts = tuple(Part(step.fragment, found) for step, found in pairs)
 
         def in_eager(args: list[Any]) -> Sequence[Any]:
             return run_in_eager(parts, results, args)
@@ -340,6 +351,24 @@ class Recorder:
         if len(self._programs) > _MOST_PROGRAMS:
             self._programs.popitem(last=False)
         return program, True
+
+
+def _without_modes() -> Any:
+    """Takes away the dispatch modes of whoever reads a value."""
+    return _disable_current_modes() if _modes() else nullcontext()
+
+
+@contextmanager
+def _recorded_modes() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _as_recorded() -> Any:
+    """Whatever modes the reader is in, results are those of what was recorded."""
+    if torch.is_inference_mode_enabled() or torch.is_grad_enabled():
+        return _recorded_modes()
+    return nullcontext()
 
 
 class _MadeFor:

@@ -92,11 +92,6 @@ class LazyTensor(torch.Tensor):
         self._memory, self._kind, self._plain = memory, kind, None
         return self
 
-    @staticmethod
-    def waiting(value: Value, recorder: Recorder) -> LazyTensor:
-        """A tensor for a value that is not computed yet."""
-        return LazyTensor(Memory(recorder, value=value), kind_of(value.spec))
-
     # --- for Dynamo
 
     @property
@@ -262,9 +257,15 @@ def record(
         else:
             given.append(compute(x, "taken by a region with other options"))
     values = recorder.record(fragment, given, user_place())
-    results = [LazyTensor.waiting(v, recorder) for v in values]
+    pairs = zip(values, _kinds(fragment), strict=True)
+    results = [LazyTensor(Memory(recorder, value=v), kind) for v, kind in pairs]
     recorder.keep_within_caps()
     return results
+
+
+@lru_cache(maxsize=1024)
+def _kinds(fragment: Fragment) -> tuple[Kind, ...]:
+    return tuple(map(kind_of, fragment.results))
 
 
 @lru_cache(maxsize=256)
