@@ -21,6 +21,7 @@ from lazyc.passes import loop_axes
 from lazyc.passes.index_maps import Position
 from lazyc.passes.nest_body import Body, Location
 from lazyc.passes.nest_finish import finish_nest
+from lazyc.passes.realize import INLINE_LEAVES
 from lazyc.passes.regions import Kernel, Root, Target, flat, sizes
 
 # Elements of scratch that one outer point may use. With a vector of outer points each lane has its
@@ -276,8 +277,8 @@ class _Writer:
         return value if at is None or at == position else None
 
     def _locate(self, node: Node, position: Position) -> Location | None:
-        if node not in self.c.realized:
-            return None
+        if node not in self.c.realized or node.op in INLINE_LEAVES:
+            return None  # a leaf is computed again: accesses, and so the order of steps, leave it out
         if node in self.c.memory:
             return self._place(self.c.memory[node], position)
         if node in self.c.scratch:

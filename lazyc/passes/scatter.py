@@ -17,6 +17,7 @@ from lazyc.passes.index_maps import Position
 from lazyc.passes.lower_kernel import LoweredKernel, buffer_extent
 from lazyc.passes.nest_body import Body, Location
 from lazyc.passes.nest_finish import finish_nest
+from lazyc.passes.realize import INLINE_LEAVES
 
 
 def lower_scatter(
@@ -34,7 +35,9 @@ def lower_scatter(
         return number, linearize(position, buffer.strides), dtype
 
     def locate(read: Node, position: Position) -> Location | None:
-        return place(memory[read], position) if read in realized else None
+        if read not in realized or read.op in INLINE_LEAVES:
+            return None
+        return place(memory[read], position)
 
     body = Body(locate, lambda read, position: None)
     axes = tuple(Axis(f"u{k}", d) for k, d in enumerate(update.shape))

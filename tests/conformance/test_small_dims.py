@@ -91,3 +91,17 @@ def test_views_of_arguments(shape: tuple[int, ...], dynamic: bool) -> None:
         assert result._base is x or name == "detach", name
     one = torch.compile(lambda x: x[0:0], backend="lazyc", dynamic=dynamic)
     assert one(x).shape == x[0:0].shape
+
+
+def test_counted_index_into_itself() -> None:
+    """An arange that is read through memory (as the source of a gather) and written into by a scatter."""
+
+    def function(n: int) -> torch.Tensor:
+        places = torch.arange(n)
+        chosen = torch.index_select(places, 0, torch.remainder(places, n))
+        return torch.index_fill(chosen, 0, torch.remainder(chosen, n), 2) + places.sort().values
+
+    for n in (1, 2, 5):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, backend="lazyc", dynamic=False)
+        assert compiled(n).tolist() == function(n).tolist()
