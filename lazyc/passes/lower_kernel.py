@@ -277,8 +277,9 @@ class _Writer:
         return value if at is None or at == position else None
 
     def _locate(self, node: Node, position: Position) -> Location | None:
+        # A leaf is computed again: accesses, and so the order of steps, leave it out.
         if node not in self.c.realized or node.op in INLINE_LEAVES:
-            return None  # a leaf is computed again: accesses, and so the order of steps, leave it out
+            return None
         if node in self.c.memory:
             return self._place(self.c.memory[node], position)
         if node in self.c.scratch:

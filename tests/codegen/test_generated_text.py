@@ -148,6 +148,7 @@ def test_loader_leaves_memory_maps_to_the_process(
     limit = tmp_path / "max_map_count"
     limit.write_text("100\n")
     monkeypatch.setattr(loader_module, "_MAX_MAPS", limit)
+    monkeypatch.setattr(loader_module, "_memory_maps", loader_module._MemoryMaps())
     code = compile_text("define void @f() {\n  ret void\n}\n", target)
     loader = Loader(target)
     for _ in range(2):
@@ -156,6 +157,51 @@ def test_loader_leaves_memory_maps_to_the_process(
     limit.write_text("65530\n")
     loader.add([code])
     assert loader.address("f")
+
+
+NEAR_THE_LIMIT = """
+import ctypes, mmap
+from pathlib import Path
+from lazyc.codegen.llvm.compile import compile_text
+from lazyc.codegen.llvm.loader import Loader
+from lazyc.codegen.target import host_target
+from lazyc.errors import CodeNotLoaded
+
+target = host_target()
+code = compile_text("define void @f() {\\n  ret void\\n}\\n", target)
+loaders = [Loader(target) for _ in range(16)]
+for loader in loaders:
+    loader.add([code])
+limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+if limit > 200_000:
+    print("refused, by a limit too high to be met here")
+    raise SystemExit
+used = Path("/proc/self/maps").read_bytes().count(b"\\n")
+count = limit - used - 2100
+block = mmap.mmap(-1, count * mmap.PAGESIZE)
+start = ctypes.addressof(ctypes.c_char.from_buffer(block))
+libc = ctypes.CDLL(None)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+for k in range(0, count, 2):  # every second page a map of its own
+    libc.mprotect(start + k * mmap.PAGESIZE, mmap.PAGESIZE, mmap.PROT_READ)
+for k in range(2000):
+    try:
+        for loader in loaders:
+            loader.add([compile_text(f"define void @f{k}() {{\\n  ret void\\n}}\\n", target)])
+            ctypes.CFUNCTYPE(None)(loader.address(f"f{k}"))()
+    except CodeNotLoaded as error:
+        print("refused", error)
+        break
+"""
+
+
+def test_loaders_stop_before_the_kernels_limit() -> None:
+    """Several Loaders in a process that has nearly all the memory maps that it may have."""
+    done = subprocess.run(
+        [sys.executable, "-c", NEAR_THE_LIMIT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused")
 
 
 def test_objects_loaded_together_share_pages(target: Target) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,11 +20,43 @@ _ELF_SECTION = struct.Struct("<IIQQQQIIQQ")
 _ELF_SYMBOL = struct.Struct("<IBBHQQ")
 _SYMBOL_TABLE = 2  # section type SHT_SYMTAB
 
-# Each load maps a few ranges. Linux refuses to map more than max_map_count; the rest of the process
-# needs some too.
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
-_LOADS_BETWEEN_CHECKS = 256
-_SPARE_MAPS = 8 * _LOADS_BETWEEN_CHECKS
+_MAPS_PER_LOAD = 16  # more than any load takes
+_MOST_LOADS = 256  # without another look; it takes as long as there are maps
+_SPARE_MAPS = 2048  # for the rest of the process
+
+
+class _MemoryMaps:
+    """Keeps this process from the number of memory maps at which Linux refuses another one, and LLVM then
+    ends the process. One for all Loaders: the limit is that of the process."""
+
+    def __init__(self) -> None:
+        self._left = 0  # loads that may come before the next look
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Before each load. Raises CodeNotLoaded where there may be no room for it."""
+        with self._lock:
+            if self._left == 0:
+                self._left = self._look()
+            self._left -= 1
+
+    def _look(self) -> int:
+        try:
+            limit = int(_MAX_MAPS.read_text())
+            used = _MAPS.read_bytes().count(b"\n")
+        except (OSError, ValueError):
+            return _MOST_LOADS  # no such files on this system
+        room = (limit - used - _SPARE_MAPS) // _MAPS_PER_LOAD
+        if room < 1:
+            raise CodeNotLoaded(
+                f"this process has {used} of {limit} memory maps, too many to load more code; "
+                "the limit is the kernel setting vm.max_map_count"
+            )
+        return min(room, _MOST_LOADS)
+
+
+_memory_maps = _MemoryMaps()
 
 
 def undefined_symbols(data: bytes) -> Iterator[str]:
@@ -52,7 +85,6 @@ class Loader:
 
     def __init__(self, target: Target) -> None:
         machine = new_machine(target)  # the engine takes it over
-        self._loads = -1
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
     def add(self, objects: Sequence[bytes]) -> None:
@@ -64,28 +96,12 @@ class Loader:
         """
         if not objects:
             return
-        self._check_maps()
+        _memory_maps.take()
         for symbol in {s for data in objects for s in undefined_symbols(data)}:
             llvm.add_symbol(symbol, resolve(symbol))
         for data in objects:
             self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
         self._engine.finalize_object()
-
-    def _check_maps(self) -> None:
-        self._loads += 1
-        if self._loads % _LOADS_BETWEEN_CHECKS:
-            return
-        try:
-            limit = int(_MAX_MAPS.read_text())
-            used = _MAPS.read_bytes().count(b"\n")
-        except (OSError, ValueError):
-            return  # no such files on this system
-        if limit - used < _SPARE_MAPS:
-            self._loads -= 1  # look again next time
-            raise CodeNotLoaded(
-                f"this process has {used} of {limit} memory maps, too many to load more code; "
-                "the limit is the kernel setting vm.max_map_count"
-            )
 
     def address(self, symbol: str) -> int:
         """The address of an exported function. Raises CodegenError when no object file has it."""
