@@ -174,18 +174,24 @@ def run_on_values(func: Any, args: Any, kwargs: dict[str, Any], what: str) -> An
         return _change_layout(args[0], func, args[1:], kwargs, what)
     found: dict[int, LazyTensor] = {}
 
-    def plain(x: LazyTensor) -> torch.Tensor:
-        tensor = compute(x, what)
-        found[id(tensor)] = x
-        return tensor
-
     result = func(
-        *tree_map_only(LazyTensor, plain, args), **tree_map_only(LazyTensor, plain, kwargs)
+        *[_plain(x, what, found) for x in args],
+        **{k: _plain(x, what, found) for k, x in kwargs.items()},
     )
     if not mutable:
         return result
     # In place: the caller gets back the tensor that it gave.
     return tree_map_only(torch.Tensor, lambda t: found.get(id(t), t), result)
+
+
+def _plain(x: Any, what: str, found: dict[int, LazyTensor]) -> Any:
+    """An argument of an operator (tensors, lists of them, plain data: a tree_map takes longer) without
+    LazyTensors; these are ``found`` by the ids of their values."""
+    if type(x) is LazyTensor:
+        tensor = compute(x, what)
+        found[id(tensor)] = x
+        return tensor
+    return [_plain(v, what, found) for v in x] if isinstance(x, list | tuple) else x
 
 
 def _change_layout(
