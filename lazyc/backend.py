@@ -283,13 +283,28 @@ def _compile_graph(
     in_eager = run_in_eager(gm)
     if any(s.symbol in rooms for s in graph.symbols):
         policy, count = config.on_new_shape, METRICS.count_padding
-        compile = functools.partial(_compile, config, in_eager=in_eager, capture=None)
+        compile = functools.partial(_compile_padded, config, in_eager)
         return Bucketed(graph, rooms, compile, in_eager, policy, bool(new_shape), EVENTS, count)
 
     def make() -> Boxed:
         return _compile(config, graph, in_eager, part.capture)
 
     return for_new_shape(config.on_new_shape, new_shape, make, in_eager, EVENTS)
+
+
+def _compile_padded(
+    config: Config, in_eager: Boxed, graph: Graph, rooms: Mapping[sympy.Symbol, int]
+) -> Boxed:
+    """What runs a Graph with symbols rounded up to ``rooms``; one for any size where there are none."""
+    from lazyc.passes.pad_to_bucket import pad_to_bucket
+
+    if rooms:
+        try:
+            graph = pad_to_bucket(graph, rooms)
+        except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
+            _report(config, CompilerBug("pass pad_to_bucket", error))
+            return in_eager
+    return _compile(config, graph, in_eager, None)
 
 
 def _compile_joined(config: Config, graph: Graph, in_eager: Boxed) -> Boxed:

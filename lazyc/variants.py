@@ -14,11 +14,11 @@ import sympy
 
 from lazyc.errors import NewShape
 from lazyc.ir.graph import Graph
-from lazyc.passes.pad_to_bucket import pad_to_bucket
 from lazyc.report import events as E
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
-Compile: TypeAlias = Callable[[Graph], Boxed]
+# What runs a Graph, with the symbols rounded up to the given sizes.
+Compile: TypeAlias = Callable[[Graph, Mapping[sympy.Symbol, int]], Boxed]
 Room: TypeAlias = Callable[[int], "int | None"]
 CountPadding: TypeAlias = Callable[[int, int], None]  # elements that count, elements computed
 
@@ -91,9 +91,8 @@ class Bucketed:
     """A Graph with sizes that change, compiled for sizes rounded up, once for each combination.
 
     ``rooms`` round the values of symbols up, or give None for what is larger than any bucket; the program
-    then is one for all sizes. ``in_eager`` is the same in torch; it may
-    serve buckets after the first, or from the first where that ``is_new``, as ``on_new_shape`` says.
-    ``count`` is told of every call.
+    then is one for all sizes. ``in_eager`` is the same in torch; it may serve buckets after the first, or
+    from the first where that ``is_new``, as ``on_new_shape`` says. ``count`` is told of every padded call.
     """
 
     def __init__(
@@ -130,8 +129,9 @@ class Bucketed:
         program = self._programs.get(rooms)
         if program is None:
             program = self._add(rooms, sizes)
-        room = math.prod(s if r is None else r for s, r in zip(sizes, rooms, strict=True))
-        self._count(math.prod(sizes), room)
+        if program is not self._in_eager:
+            room = math.prod(s if r is None else r for s, r in zip(sizes, rooms, strict=True))
+            self._count(math.prod(sizes), room)
         return program(args)
 
     def _add(self, rooms: tuple[int | None, ...], sizes: Sequence[int]) -> Boxed:
@@ -161,5 +161,4 @@ class Bucketed:
         }
         if chosen:
             self._events.emit(E.Padded(shown))
-            return self._compile(pad_to_bucket(self._graph, chosen))
-        return self._compile(self._graph)
+        return self._compile(self._graph, chosen)

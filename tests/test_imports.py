@@ -38,7 +38,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lazyc.compiler", (*WITH_IR, "lazyc.passes", "lazyc.codegen", "lazyc.runtime",
                         "lazyc.kernels", "lazyc.report")),
     ("lazyc.recording", (*WITH_IR, "lazyc.frontend")),
-    ("lazyc.variants", (*WITH_IR, "lazyc.passes", "lazyc.report")),
+    ("lazyc.variants", (*WITH_IR, "lazyc.report")),
     ("lazyc.backend", ALL),
     ("lazyc.cli", ALL),
     ("lazyc", ALL),

@@ -12,7 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 import lazyc
 from lazyc.backend import EVENTS
-from lazyc.errors import ConfigError
+from lazyc.errors import CompilerBugWarning, ConfigError
 from lazyc.frontend.shapes import SizePolicy, next_size
 from lazyc.report import events as E
 from lazyc.variants import InBackground, _workers
@@ -133,6 +133,7 @@ def test_training_with_buckets(block: Block) -> None:
             kept += [p.grad for p in block.parameters()]
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert lazyc.metrics.snapshot()["buckets"] > 2
+    assert lazyc.metrics.snapshot()["fallbacks"] == []
 
 
 def test_written_arguments_and_eager_calls_are_not_padded() -> None:
@@ -299,3 +300,16 @@ def test_background_failures_are_reported() -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         serve([])
     assert serve([]) == ["meanwhile"]
+
+
+def test_a_bug_in_padding_leaves_the_model_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(graph: Any, rooms: Any) -> Any:
+        raise AssertionError("on purpose")
+
+    monkeypatch.setattr("lazyc.passes.pad_to_bucket.pad_to_bucket", fails)
+    torch._dynamo.reset()
+    x = torch.randn(5)
+    torch._dynamo.mark_dynamic(x, 0)
+    function = compiled(lambda x: x.exp().sum(0), shapes="bucket", strict=False)
+    with pytest.warns(CompilerBugWarning, match="pass pad_to_bucket"):
+        torch.testing.assert_close(function(x), x.exp().sum(0))

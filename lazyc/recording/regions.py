@@ -67,7 +67,12 @@ def make_lazy_backend(
             waiting = region.waiting
             if waiting is None:
                 return compiled(*_computed(args, why))
-            fragment = waiting.fragment(args, too_many)
+            try:
+                fragment = waiting.fragment(args, too_many)
+            except Exception as error:  # noqa: BLE001 - reported; the region runs at once from now on
+                region.waiting = None
+                import_failed(error, gm, "inference")
+                fragment = None
             if fragment is None:
                 return compiled(*_computed(args, "a region that runs at once: its sizes change"))
             try:

@@ -489,3 +489,18 @@ def test_a_fork_runs_what_waits_first(events: list[E.Event]) -> None:
         os._exit(0 if torch.equal(waiting, wanted) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert flushes(events) == [("fork", "", 1)]
+
+
+@torch.no_grad()
+def test_a_bug_in_specializing_leaves_the_model_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(graph: Any, values: Any) -> Any:
+        raise AssertionError("on purpose")
+
+    monkeypatch.setattr("lazyc.recording.regions.specialize", fails)
+    torch._dynamo.reset()
+    options = {"lazy": True, "strict": False}
+    fn = torch.compile(lambda x: x.exp() + 1, backend="lazyc", options=options, dynamic=True)
+    x = torch.randn(5)
+    with pytest.warns(UserWarning, match="on purpose"):
+        torch.testing.assert_close(fn(x) + 0, x.exp() + 1)
+    torch.testing.assert_close(fn(x) + 0, x.exp() + 1)
