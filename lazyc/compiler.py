@@ -102,6 +102,7 @@ class Compiler:
             "output_bytes_allocated": outputs.allocated_bytes,
             "output_bytes_recycled": outputs.recycled_bytes,
             "arena_bytes_allocated": arenas.allocated_bytes,
+            "arena_bytes_recycled": arenas.recycled_bytes,
         }
 
     def _finish(

@@ -36,7 +36,9 @@ class _Totals:
     not_lazy: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (line, reason)
 
 
-_BYTES = ("output_bytes_allocated", "output_bytes_recycled", "arena_bytes_allocated")
+_BYTES = tuple(
+    f"{memory}_bytes_{what}" for memory in ("output", "arena") for what in ("allocated", "recycled")
+)
 _PEAKS = ("pending_peak_operators", "pending_peak_bytes")
 
 
@@ -198,12 +200,10 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     if s["weights_packed"]:
         mib = s["weights_packed_bytes"] / 2**20
         rows.append(("weights packed", f"{s['weights_packed']} ({mib:.1f} MiB)"))
-    if s["output_bytes_allocated"] or s["output_bytes_recycled"]:
-        made, again = (s[f"output_bytes_{what}"] / 2**20 for what in ("allocated", "recycled"))
-        rows.append(("big results, MiB new / recycled", f"{made:.1f} / {again:.1f}"))
-    if s["arena_bytes_allocated"]:
-        mib = s["arena_bytes_allocated"] / 2**20
-        rows.append(("arenas for temporaries, MiB", f"{mib:.1f}"))
+    for memory, content in (("output", "big results"), ("arena", "temporaries")):
+        made, again = (s[f"{memory}_bytes_{what}"] / 2**20 for what in ("allocated", "recycled"))
+        if made or again:
+            rows.append((f"{content}, MiB new / recycled", f"{made:.1f} / {again:.1f}"))
     rows.append(("fallbacks to eager", str(sum(f["count"] for f in s["fallbacks"]))))
     rows += [(f"  {f['op']}: {f['reason']}", str(f["count"])) for f in s["fallbacks"]]
     if s["recompiles"]:

@@ -19,7 +19,8 @@ _PLAIN = {
     "operators_never_computed": "Recorded operators whose results nobody asked for.",
     "output_bytes_allocated": "Bytes of big results in fresh memory.",
     "output_bytes_recycled": "Bytes of big results in memory that was used before.",
-    "arena_bytes_allocated": "Bytes of the memory that temporaries lie in.",
+    "arena_bytes_allocated": "Bytes of fresh memory for temporaries.",
+    "arena_bytes_recycled": "Bytes of temporaries in memory that was used before.",
 }
 _GAUGES = {
     "pending_peak_operators": "Most recorded operators that waited at once.",

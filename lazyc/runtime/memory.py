@@ -122,6 +122,7 @@ class ArenaPool:
         self._idle: list[Arena] = []
         self.allocated = 0  # arenas made so far
         self.allocated_bytes = 0
+        self.recycled_bytes = 0  # asked for, and found in an idle arena
 
     def take(self, nbytes: int) -> Arena:
         """An arena of at least ``nbytes`` that nobody else has. One that is too small is dropped:
@@ -129,6 +130,7 @@ class ArenaPool:
         try:
             arena = self._idle.pop()
             if arena.nbytes >= nbytes:
+                self.recycled_bytes += nbytes
                 return arena
         except IndexError:
             pass

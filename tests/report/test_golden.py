@@ -102,6 +102,7 @@ def _metrics() -> Metrics:
                 "output_bytes_allocated": 3 << 20,
                 "output_bytes_recycled": 5 << 19,
                 "arena_bytes_allocated": 1 << 20,
+                "arena_bytes_recycled": 3 << 20,
             },
             lambda: {"pending_peak_operators": 7, "pending_peak_bytes": 1 << 21},
         )
@@ -128,7 +129,7 @@ REPORT = """\
  cache files evicted                          │                     4
  weights packed                               │           8 (2.0 MiB)
  big results, MiB new / recycled              │             3.0 / 2.5
- arenas for temporaries, MiB                  │                   1.0
+ temporaries, MiB new / recycled              │             1.0 / 3.0
  fallbacks to eager                           │                     2
    aten.sort.default: no lowering             │                     2
  compiled again                               │                     2
@@ -206,9 +207,12 @@ lazyc_output_bytes_allocated_total 3.145728e+06
 # HELP lazyc_output_bytes_recycled_total Bytes of big results in memory that was used before.
 # TYPE lazyc_output_bytes_recycled_total counter
 lazyc_output_bytes_recycled_total 2.62144e+06
-# HELP lazyc_arena_bytes_allocated_total Bytes of the memory that temporaries lie in.
+# HELP lazyc_arena_bytes_allocated_total Bytes of fresh memory for temporaries.
 # TYPE lazyc_arena_bytes_allocated_total counter
 lazyc_arena_bytes_allocated_total 1.048576e+06
+# HELP lazyc_arena_bytes_recycled_total Bytes of temporaries in memory that was used before.
+# TYPE lazyc_arena_bytes_recycled_total counter
+lazyc_arena_bytes_recycled_total 3.145728e+06
 # HELP lazyc_pending_peak_operators Most recorded operators that waited at once.
 # TYPE lazyc_pending_peak_operators gauge
 lazyc_pending_peak_operators 7.0

@@ -80,6 +80,7 @@ def test_metrics_count_what_was_emitted() -> None:
         "output_bytes_allocated": 0,
         "output_bytes_recycled": 0,
         "arena_bytes_allocated": 0,
+        "arena_bytes_recycled": 0,
     }
     json.dumps(snapshot)
     metrics.reset()
