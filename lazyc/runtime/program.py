@@ -22,7 +22,7 @@ from lazyc.runtime.host import Host
 from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.runner import NativeRunner, Runner
 from lazyc.runtime.sizes import Sizes
-from lazyc.runtime.weights import WeightCache, packed_program
+from lazyc.runtime.weights import NOTHING_KEPT, Kept, WeightCache, packed_program
 
 _MOST_RUNNERS = 64  # sizes of one Program kept bound; the ones used longest ago go first
 _MOST_PACKED = 2  # sizes of one Program that have packed matrices of their own
@@ -79,24 +79,26 @@ class Executable:
     def __call__(self, args: list[Any]) -> list[Any]:
         if self._spans.recordings or torch_profiler._is_profiler_enabled:  # Spans.on, in place
             with self._spans.span("program", self.name):
-                runner, packs, packed = self._prepare(args)
-                return runner.run_watched(args, packs, packed)
+                runner, packs, kept = self._prepare(args)
+                return runner.run_watched(args, packs, kept.packed)
         if self._only is not None:
             return self._only.run(args)
-        runner, packs, packed = self._prepare(args)
-        return runner.run(args, packs, packed)
+        # ``kept`` lives as long as the call: another thread may find the weights changed meanwhile.
+        runner, packs, kept = self._prepare(args)
+        return runner.run(args, packs, kept.packed)
 
-    def _prepare(self, args: list[Any]) -> tuple[Runner, Sequence[int], Any]:
-        """What runs the Program with these arguments, and what it needs besides them."""
+    def _prepare(self, args: list[Any]) -> tuple[Runner, Sequence[int], Kept]:
+        """What runs the Program with these arguments, and what it needs besides them: addresses in
+        what is kept of weights, and that."""
         if self._only is not None:
-            return self._only, (), ()
+            return self._only, (), NOTHING_KEPT
         key = tuple(args[i] if dim is None else args[i].shape[dim] for i, dim in self._sources)
         weights = self.weights
         if weights is None:
-            return self._runner(key, False), (), ()
+            return self._runner(key, False), (), NOTHING_KEPT
         kept = weights.current(args)
         runner = self._runner(key, weights.packs_matrices)
-        return runner, weights.pointers(kept, runner.plan, args), kept.packed
+        return runner, weights.pointers(kept, runner.plan, args), kept
 
     def _runner(self, values: tuple[int, ...], use_packs: bool) -> Runner:
         """The runner for these values of the symbols."""

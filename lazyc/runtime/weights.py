@@ -81,6 +81,9 @@ class Kept:
     uses: int = 0
 
 
+NOTHING_KEPT = Kept([], lambda now: True)
+
+
 class WeightCache:
     """The weights that one Program keeps. ``compute`` runs its ``packed_program``, if it has one."""
 

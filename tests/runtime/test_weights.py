@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +269,29 @@ def test_weights_updated_while_threads_call():
     for worker in workers:
         worker.join()
     assert failures == []
+
+
+def test_packed_weights_live_as_long_as_the_call_that_reads_them(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    executable, w = linear(), weight()
+    check(executable, w)
+    weights, runner = executable.weights, executable.last_runner
+    assert weights is not None and weights._kept is not None and runner is not None
+    matrix = weakref.ref(next(iter(weights._kept.matrices.values())))
+    run, alive = runner.run, []
+
+    def run_late(*args: Any) -> list[Any]:
+        weights._forget(None)  # what another thread does when it finds the weight changed
+        gc.collect()
+        alive.append(matrix() is not None)
+        return run(*args)
+
+    monkeypatch.setattr(runner, "run", run_late)
+    check(executable, w)
+    assert alive == [True]
+    gc.collect()
+    assert matrix() is None
 
 
 # --- packed buffers: steps over parameters ------------------------------------------------------------
