@@ -122,6 +122,7 @@ class Session:
 
     def compiler(self, config: Config) -> Compiler:
         """The compiler for a Config, made on first use."""
+        from lazyc.codegen.llvm import LlvmGenerator
         from lazyc.codegen.target import host_target
         from lazyc.compiler import Compiler
         from lazyc.runtime.host import create_host
@@ -139,8 +140,8 @@ class Session:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
                 host = create_host(config.output_pool_mb << 20, self._spans, self._events)
-                target = host_target(config.target or None)
-                found = Compiler(config, target, host, self._events, self._spans)
+                generator = LlvmGenerator(host_target(config.target or None))
+                found = Compiler(config, generator, host, self._events, self._spans)
                 self._compilers[config] = found
             return found
 

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 
-from lazyc.codegen.target import Target
+from lazyc.codegen.base import Generator, KernelRef, LoadedKernel
 from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
 from lazyc.ir import attrs as A
@@ -29,12 +29,11 @@ from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
-from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.host import Host
 from lazyc.runtime.key import capture_parts, combine, key_parts
 from lazyc.runtime.program import Executable
-from lazyc.runtime.serialize import KernelRef, dump_program, load_program
+from lazyc.runtime.serialize import dump_program, load_program
 
 _graph_numbers = itertools.count()
 
@@ -43,15 +42,15 @@ class Compiler:
     """Compiles Graphs for one target with one Config; keeps Programs and kernels for reuse."""
 
     def __init__(
-        self, config: Config, target: Target, host: Host, events: E.EventStream, spans: Spans
+        self, config: Config, generator: Generator, host: Host, events: E.EventStream, spans: Spans
     ) -> None:
         self._config = config
-        self._target_key = target.key()
+        self._target_key = generator.key
         self._host = host
         self._events = events
         self._spans = spans
         self._disk = DiskCache(config, events, self._target_key)
-        self._kernels = KernelStore(target, self._disk, events)
+        self._kernels = KernelStore(generator, self._disk, events)
         self._programs: dict[str, tuple[Program, dict[str, LoadedKernel]]] = {}
         self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()

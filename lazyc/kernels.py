@@ -7,17 +7,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from lazyc.codegen import llvm
-from lazyc.codegen.base import KernelCode
-from lazyc.codegen.target import Target
+from lazyc.codegen.base import Generator, KernelCode, KernelRef, LoadedKernel
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
-from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.key import nest_key
-from lazyc.runtime.serialize import KernelRef
 
 
 class Timings:
@@ -48,12 +44,10 @@ class KernelStore:
     """Loaded kernels by symbol. A symbol is derived from the kernel's key, so equal kernels of any
     graph share code. Safe to call from several threads."""
 
-    def __init__(self, target: Target, disk: DiskCache, events: E.EventStream) -> None:
-        self._target = target
-        self._target_key = target.key()
+    def __init__(self, generator: Generator, disk: DiskCache, events: E.EventStream) -> None:
+        self._generator = generator
         self._disk = disk
         self._events = events
-        self._loader = llvm.Loader(target)
         self._loaded: dict[str, LoadedKernel] = {}
         self._refs: dict[str, KernelRef] = {}  # by the nest's key
         self._objects: dict[str, bytes] = {}  # by symbol
@@ -81,26 +75,25 @@ class KernelStore:
 
     def _compile(self, nest: LoopNest, timings: Timings) -> tuple[KernelRef, bytes]:
         text = print_nest(nest)
-        disk_key = nest_key(text, self._target_key)
+        disk_key = nest_key(text, self._generator.key)
         symbol = f"lazyc_{disk_key[:24]}"
         with timings.stage("generate"):
-            code = llvm.generate(nest, symbol, self._target)
-        ref = KernelRef(symbol, code.items, code.grain)
+            code = self._generator.generate(nest, symbol)
         entry = self._disk.load("kernels", disk_key)
         if entry is not None and set(entry.parts) == {"object"}:
             timings.reused += 1
-            return ref, entry.parts["object"]
+            return code.ref, entry.parts["object"]
         start = time.perf_counter()
         with timings.stage("llvm"):
-            object_code = llvm.compile_text(code.text, self._target)
+            object_code = self._generator.compile(code)
         timings.made += 1
         self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment))
         self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
-        return ref, object_code
+        return code.ref, object_code
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
         """The code of a kernel as text, for reading."""
-        return llvm.generate(nest, symbol, self._target)
+        return self._generator.generate(nest, symbol)
 
     def restore(
         self, refs: Mapping[str, KernelRef], objects: Mapping[str, bytes], timings: Timings
@@ -120,8 +113,5 @@ class KernelStore:
 
     def _link(self, objects: Mapping[KernelRef, bytes], timings: Timings) -> None:
         with timings.stage("load"):
-            self._loader.add(list(objects.values()))
-            for ref, object_code in objects.items():
-                self._objects[ref.symbol] = object_code
-                address = self._loader.address(ref.symbol)
-                self._loaded[ref.symbol] = LoadedKernel(address, ref.items, ref.grain)
+            self._loaded |= self._generator.load(objects)
+            self._objects |= {ref.symbol: code for ref, code in objects.items()}

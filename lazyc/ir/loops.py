@@ -16,6 +16,7 @@ Arithmetic is explicit about types: half types exist only in memory, a ``load`` 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -148,6 +149,22 @@ class Store:
     value: int
     mode: ScatterMode = "set"
     mask: int | None = None
+
+
+def reduction_identity(kind: ReduceKind, dtype: DType) -> float | int | bool:
+    """What an empty reduction yields."""
+    if kind in ("sum", "prod"):
+        return 0 if kind == "sum" else 1
+    largest = kind in ("max", "argmax")
+    if dtype is DType.BOOL:
+        return not largest
+    if dtype.is_float:
+        return -math.inf if largest else math.inf
+    bits = dtype.itemsize * 8
+    low, high = (
+        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
+    )
+    return low if largest else high
 
 
 Instr: TypeAlias = Const | IndexValue | Load | Compute | CheckIndex | Random | Reduce | Scan | Store

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lazyc.codegen.base import LoadedKernel
 from lazyc.ir.program import (
     Buffer,
     EagerStep,
@@ -22,7 +23,7 @@ from lazyc.ir.program import (
     SeedStep,
     Step,
 )
-from lazyc.ir.types import Dim, DType, storage_extent
+from lazyc.ir.types import DType, storage_extent
 from lazyc.runtime.driver import ENV_SLOTS, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
@@ -33,15 +34,6 @@ ARENA_SLOT = ENV_SLOTS
 # Below this much memory traffic (bytes) plus arithmetic (FLOPs / 16) a segment takes a few
 # microseconds, less than another thread may keep the GIL for once it is let go.
 _SHORT_WORK = 128 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedKernel:
-    """Compiled code in memory: its address, and how its work splits (see ``codegen.base``)."""
-
-    address: int
-    items: Dim
-    grain: int
 
 
 @dataclass(frozen=True, slots=True)

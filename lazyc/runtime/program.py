@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from lazyc.codegen.base import LoadedKernel
 from lazyc.ir.program import GemmStep, Program
 from lazyc.report.spans import torch_profiler
-from lazyc.runtime.binding import LoadedKernel, bind
+from lazyc.runtime.binding import bind
 from lazyc.runtime.eager import EagerLog
 from lazyc.runtime.host import Host
 from lazyc.runtime.mixed import MixedRunner

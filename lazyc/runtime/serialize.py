@@ -11,26 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from lazyc.codegen.base import KernelRef
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
 from lazyc.ir.loops import BufferParam, LoopNest
-from lazyc.ir.types import Dim
 from lazyc.runtime import codec as C
 from lazyc.runtime.dims import decode_symbol, encode_dim
 from lazyc.runtime.tensors import dump_tensor, load_tensor
-
-
-@dataclass(frozen=True, slots=True)
-class KernelRef:
-    """What a Program needs to know of a compiled kernel; fields as in codegen.base.KernelCode."""
-
-    symbol: str
-    items: Dim
-    grain: int
-
 
 KERNEL_REF = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT)
 

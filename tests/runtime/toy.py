@@ -14,11 +14,11 @@ import llvmlite.binding as llvm
 import sympy
 import torch
 
+from lazyc.codegen.base import LoadedKernel
 from lazyc.ir.index import Axis, axis_index
 from lazyc.ir.loops import BufferParam, Compute, Load, LoopNest, Stage, Store
 from lazyc.ir.program import Buffer, GemmStep, KernelStep, Operand, Program, ProgramOutput
 from lazyc.ir.types import Dim, DType, Shape, contiguous_strides, numel
-from lazyc.runtime.binding import LoadedKernel
 from lazyc.runtime.host import Host, create_host
 from lazyc.runtime.library import Blas
 from lazyc.runtime.program import Executable

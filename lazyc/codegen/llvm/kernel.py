@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sympy
 
-from lazyc.codegen.base import CodegenError, KernelCode
+from lazyc.codegen.base import CodegenError, KernelCode, KernelRef
 from lazyc.codegen.llvm.casts import memory_type
 from lazyc.codegen.llvm.emitter import Emitter, Int, integer
 from lazyc.codegen.llvm.lanes import Widths, choose_widths, grain
@@ -37,7 +37,8 @@ def generate(nest: LoopNest, symbol: str, target: Target) -> KernelCode:
     if past_cache:
         frames.append(_emit_body(nest, target, widths, rows, past_cache))
     text = _module(frames, symbol)
-    return KernelCode(symbol, text, items, grain(nest, target, widths.main if widths else 1))
+    ref = KernelRef(symbol, items, grain(nest, target, widths.main if widths else 1))
+    return KernelCode(ref, text)
 
 
 def _emit_body(

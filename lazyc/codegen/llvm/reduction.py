@@ -14,26 +14,10 @@ from dataclasses import dataclass
 from lazyc.codegen.llvm import floats
 from lazyc.codegen.llvm.emitter import LLVM_TYPES, Emitter, Value, constant, type_of, vector
 from lazyc.codegen.llvm.region import Frame, Region
-from lazyc.ir.loops import Reduce, ReduceKind, Scan, ScanKind
+from lazyc.ir.loops import Reduce, ReduceKind, Scan, ScanKind, reduction_identity
 from lazyc.ir.types import DType
 
 _NO_POSITION = (1 << 63) - 1  # no element seen yet; loses every tie
-
-
-def identity(kind: ReduceKind, dtype: DType) -> float | int | bool:
-    """What an empty reduction yields."""
-    if kind in ("sum", "prod"):
-        return 0 if kind == "sum" else 1
-    largest = kind in ("max", "argmax")
-    if dtype is DType.BOOL:
-        return not largest
-    if dtype.is_float:
-        return -math.inf if largest else math.inf
-    bits = dtype.itemsize * 8
-    low, high = (
-        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
-    )
-    return low if largest else high
 
 
 def combine(b: Emitter, kind: ReduceKind, dtype: DType, x: str, y: str, lanes: int) -> str:
@@ -73,7 +57,7 @@ class Accumulator:
     def _new_slot(self, lanes: int) -> Slot:
         b = self.frame.b
         type_ = type_of(self.dtype, lanes)
-        start = constant(self.dtype, identity(self.instr.kind, self.dtype), lanes)
+        start = constant(self.dtype, reduction_identity(self.instr.kind, self.dtype), lanes)
         best = b.alloca(type_)
         b.void(f"store {type_} {start}, ptr {best}")
         total = lost = position = None
@@ -234,7 +218,7 @@ class ScanState:
         self.type = type_of(instr.dtype, lanes)
         self.slot = frame.b.alloca(self.type)
         kind: ScanKind = instr.kind
-        start = constant(instr.dtype, identity(kind, instr.dtype), lanes)
+        start = constant(instr.dtype, reduction_identity(kind, instr.dtype), lanes)
         frame.b.void(f"store {self.type} {start}, ptr {self.slot}")
 
     def step(self, region: Region, value: Value) -> Value:
