@@ -51,3 +51,9 @@ def fresh_state() -> Iterator[None]:
 def target(request: pytest.FixtureRequest) -> Target:
     """Each target that this machine can run, best first."""
     return host_target(request.param)
+
+
+@pytest.fixture(params=[*available_targets(), "triton"])
+def any_target(request: pytest.FixtureRequest) -> Target | str:
+    """Each target of ``target``, and Triton's interpreter for what runs on GPUs."""
+    return request.param if request.param == "triton" else host_target(request.param)

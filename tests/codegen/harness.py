@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -23,6 +24,7 @@ _FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_int64,
     ctypes.POINTER(ctypes.c_int64),
 )
+AnyTarget: TypeAlias = Target | Literal["triton"]
 _LOADERS: dict[Target, Loader] = {}
 
 
@@ -41,7 +43,7 @@ class Kernel:
         pointers = (ctypes.c_void_p * max(1, len(tensors)))(*(t.data_ptr() for t in tensors))
         values = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
         known = dict(zip(self.nest.symbols, sizes, strict=True))
-        items = concrete(self.code.items, known)
+        items = concrete(self.code.ref.items, known)
         error = ctypes.c_int64(0)
         for k in range(pieces):
             begin, end = items * k // pieces, items * (k + 1) // pieces
@@ -49,13 +51,41 @@ class Kernel:
         return error.value
 
 
+class TritonInterpreted:
+    """A kernel of the GPU's, run by Triton's interpreter."""
+
+    def __init__(self, nest: LoopNest, name: str) -> None:
+        from lazyc.codegen.triton.interpret import InterpretedKernel
+        from lazyc.codegen.triton.kernel import generate as generate_triton
+
+        self.nest = nest
+        self.code = generate_triton(nest, name)
+        self.function = InterpretedKernel(self.code)
+
+    def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
+        """Runs all programs of the grid (``pieces`` is for the CPU's); returns the error bits."""
+        known = dict(zip(self.nest.symbols, sizes, strict=True))
+        programs = concrete(self.code.programs, known)
+        given = iter(tensors)
+        memory = [
+            torch.empty(concrete(b.numel, known) * self.code.points * programs, dtype=b.dtype.torch)
+            if b.role == "scratch"
+            else next(given)
+            for b in self.nest.buffers
+        ]
+        error = torch.zeros(1, dtype=torch.int32)
+        self.function(programs, memory, [concrete(s, known) for s in self.code.sizes], error)
+        return int(error)
+
+
 @cache
-def kernel(nest: LoopNest, target: Target) -> Kernel:
+def kernel(nest: LoopNest, target: AnyTarget) -> Kernel | TritonInterpreted:
     """The kernel of a nest, compiled once a target."""
-    return Kernel(nest, target, f"kernel_{len(_LOADERS)}_{kernel.cache_info().currsize}")
+    name = f"kernel_{len(_LOADERS)}_{kernel.cache_info().currsize}"
+    return TritonInterpreted(nest, name) if target == "triton" else Kernel(nest, target, name)
 
 
-def run(nest: LoopNest, target: Target, *tensors: torch.Tensor, **options: object) -> int:
+def run(nest: LoopNest, target: AnyTarget, *tensors: torch.Tensor, **options: object) -> int:
     return kernel(nest, target)(*tensors, **options)  # type: ignore[arg-type]
 
 

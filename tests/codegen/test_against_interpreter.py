@@ -8,7 +8,6 @@ import pytest
 import sympy
 import torch
 
-from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis, Index, axis_index, floordiv, mod, value_index
 from lazyc.ir.loops import (
     BufferParam,
@@ -24,7 +23,7 @@ from lazyc.ir.loops import (
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.types import Dim, DType
-from tests.codegen.harness import Body, kernel, row_major
+from tests.codegen.harness import AnyTarget, Body, kernel, row_major
 
 F32, I32, I64, BOOL = DType.F32, DType.I32, DType.I64, DType.BOOL
 _SYMBOLS = tuple(sympy.Symbol(f"n{k}", integer=True, positive=True) for k in range(4))
@@ -201,7 +200,7 @@ def _points(drawn: Nests, nest: LoopNest) -> int:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_random_nest(seed: int, target: Target) -> None:
+def test_random_nest(seed: int, any_target: AnyTarget) -> None:
     for attempt in range(20):  # the first draw that is small
         drawn = Nests(seed * 100 + attempt)
         nest = drawn.nest()
@@ -217,6 +216,6 @@ def test_random_nest(seed: int, target: Target) -> None:
     error = run_nest(nest, wanted, drawn.sizes)
     got = [d.clone() for d in drawn.data]
     pieces = drawn.rng.choice([1, 2, 7])
-    assert kernel(nest, target)(*got, sizes=tuple(drawn.sizes.values()), pieces=pieces) == error
+    assert kernel(nest, any_target)(*got, sizes=tuple(drawn.sizes.values()), pieces=pieces) == error
     for mine, reference in zip(got, wanted, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-6, atol=0)

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from lazyc.codegen.base import CodegenError
-from lazyc.codegen.llvm import generate, has_code
-from lazyc.codegen.target import Target
+from lazyc.codegen.llvm import has_code
 from lazyc.ir.loops import ERROR_ZERO_DIVISION
 from lazyc.ir.ops import OPS, Trait
 from lazyc.ir.types import DType, dtype_from_torch
-from tests.codegen.harness import pointwise, run
+from tests.codegen.harness import AnyTarget, kernel, pointwise, run
 
 INTS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -90,7 +89,7 @@ def eager(op: str, inputs: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("op", "dtype"), CASES, ids=lambda v: str(v).removeprefix("torch."))
-def test_op(op: str, dtype: torch.dtype, target: Target) -> None:
+def test_op(op: str, dtype: torch.dtype, any_target: AnyTarget) -> None:
     if op in ("shl", "shr") and dtype is torch.bool:
         with pytest.raises((RuntimeError, NotImplementedError)):  # eager has no such op
             eager(op, [torch.ones(1).bool()] * 2)
@@ -108,30 +107,30 @@ def test_op(op: str, dtype: torch.dtype, target: Target) -> None:
     want = eager(op, inputs)
     nest = pointwise(op, [x.dtype for x in inputs], want.dtype, len(want))
     got = torch.empty_like(want)
-    assert run(nest, target, *inputs, got) == 0
+    assert run(nest, any_target, *inputs, got) == 0
     check(op, got, want)
 
 
 @pytest.mark.parametrize("dtype", INTS, ids=str)
 @pytest.mark.parametrize("op", ["floor_div", "trunc_div", "rem", "mod"])
-def test_integer_division_never_traps(op: str, dtype: torch.dtype, target: Target) -> None:
+def test_integer_division_never_traps(op: str, dtype: torch.dtype, any_target: AnyTarget) -> None:
     least = torch.iinfo(dtype).min
     a = torch.tensor([7, least, -7 if dtype.is_signed else 9, 5], dtype=dtype).repeat(9)[:33]
     b = torch.tensor([0, -1 if dtype.is_signed else 1, 0, 3], dtype=dtype).repeat(9)[:33]
     nest = pointwise(op, [dtype] * 2, dtype, len(a))
     got = torch.empty_like(a)
-    assert run(nest, target, a, b, got) == ERROR_ZERO_DIVISION
+    assert run(nest, any_target, a, b, got) == ERROR_ZERO_DIVISION
     quotient = 1 if op.endswith("div") else 2
     want = [0, least if op.endswith("div") else 0, 0, quotient]
     assert got[:4].tolist() == want
     # The lanes behind the end read zeros: they must not be reported.
     ones = torch.ones_like(a)
-    assert run(nest, target, a, ones, got) == 0
+    assert run(nest, any_target, a, ones, got) == 0
 
 
 @pytest.mark.parametrize("target_dtype", ALL, ids=str)
 @pytest.mark.parametrize("dtype", ALL, ids=str)
-def test_cast(dtype: torch.dtype, target_dtype: torch.dtype, target: Target) -> None:
+def test_cast(dtype: torch.dtype, target_dtype: torch.dtype, any_target: AnyTarget) -> None:
     x = values(dtype)
     if dtype.is_floating_point:
         more = torch.tensor(
@@ -142,7 +141,7 @@ def test_cast(dtype: torch.dtype, target_dtype: torch.dtype, target: Target) -> 
     x = x.repeat(2)
     want = x.to(target_dtype)
     got = torch.empty_like(want)
-    run(pointwise("cast", [dtype], target_dtype, len(x)), target, x, got)
+    run(pointwise("cast", [dtype], target_dtype, len(x)), any_target, x, got)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     if want.dtype.is_floating_point:
         numbers = ~want.isnan()
@@ -150,27 +149,27 @@ def test_cast(dtype: torch.dtype, target_dtype: torch.dtype, target: Target) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_half_value_survives(dtype: torch.dtype, target: Target) -> None:
+def test_every_half_value_survives(dtype: torch.dtype, any_target: AnyTarget) -> None:
     bits = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
     x = bits.view(dtype)
     wide = torch.empty(len(x), dtype=torch.float32)
-    run(pointwise("cast", [dtype], torch.float32, len(x)), target, x, wide)
+    run(pointwise("cast", [dtype], torch.float32, len(x)), any_target, x, wide)
     torch.testing.assert_close(wide, x.float(), rtol=0, atol=0, equal_nan=True)
     back = torch.empty_like(x)
-    run(pointwise("cast", [torch.float32], dtype, len(x)), target, wide, back)
+    run(pointwise("cast", [torch.float32], dtype, len(x)), any_target, wide, back)
     numbers = ~x.isnan()
     assert torch.equal(back.view(torch.int16)[numbers], bits[numbers])
     assert back[~numbers].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_rounding(dtype: torch.dtype, target: Target) -> None:
+def test_half_rounding(dtype: torch.dtype, any_target: AnyTarget) -> None:
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(1 << 31), 1 << 31, (20000,), generator=generator).to(torch.int32)
     x = bits.view(torch.float32)
     x = torch.cat([x, torch.randn(20000, generator=generator) * 2.0**-15, x.abs().clamp(0, 1e5)])
     got = torch.empty(len(x), dtype=dtype)
-    run(pointwise("cast", [torch.float32], dtype, len(x)), target, x, got)
+    run(pointwise("cast", [torch.float32], dtype, len(x)), any_target, x, got)
     torch.testing.assert_close(got, x.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -181,28 +180,28 @@ BITCASTS = [
 
 
 @pytest.mark.parametrize(("source", "to"), BITCASTS, ids=str)
-def test_bitcast(source: torch.dtype, to: torch.dtype, target: Target) -> None:
+def test_bitcast(source: torch.dtype, to: torch.dtype, any_target: AnyTarget) -> None:
     x = values(source)
     want = x.view(to)
     got = torch.empty_like(want)
-    run(pointwise("bitcast", [source], to, len(x)), target, x, got)
+    run(pointwise("bitcast", [source], to, len(x)), any_target, x, got)
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[to.itemsize]
     assert torch.equal(got.view(integers), want.view(integers))
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=str)
-def test_where(dtype: torch.dtype, target: Target) -> None:
+def test_where(dtype: torch.dtype, any_target: AnyTarget) -> None:
     x = values(dtype).repeat(20)[:53]
     y = x.flip(0)
     condition = torch.arange(53) % 3 == 0
     got = torch.empty_like(x)
-    run(pointwise("where", [torch.bool, dtype, dtype], dtype, 53), target, condition, x, y, got)
+    run(pointwise("where", [torch.bool, dtype, dtype], dtype, 53), any_target, condition, x, y, got)
     torch.testing.assert_close(got, torch.where(condition, x, y), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("op", ["rem", "mod", "floor_div"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_float_remainder_is_exact(op: str, dtype: torch.dtype, target: Target) -> None:
+def test_float_remainder_is_exact(op: str, dtype: torch.dtype, any_target: AnyTarget) -> None:
     generator = torch.Generator().manual_seed(1)
     scale = torch.randint(-60, 60, (4000,), generator=generator)
     a = torch.randn(4000, generator=generator).to(dtype) * 2.0**scale
@@ -212,7 +211,7 @@ def test_float_remainder_is_exact(op: str, dtype: torch.dtype, target: Target) -
     b = b.repeat(3)
     want = eager(op, [a, b])
     got = torch.empty_like(want)
-    run(pointwise(op, [dtype] * 2, dtype, len(a)), target, a, b, got)
+    run(pointwise(op, [dtype] * 2, dtype, len(a)), any_target, a, b, got)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
@@ -223,7 +222,7 @@ def test_the_table_is_complete() -> None:
             assert kind is not None and has_code(op, kind.compute), (op, dtype)
 
 
-def test_an_op_without_code_is_named(target: Target) -> None:
+def test_an_op_without_code_is_named(any_target: AnyTarget) -> None:
     with pytest.raises(CodegenError, match=r"frobnicate.*f32"):
-        generate(pointwise("frobnicate", [torch.float32], torch.float32, 8), "k", target)
+        kernel(pointwise("frobnicate", [torch.float32], torch.float32, 8), any_target)
     assert not has_code("frobnicate", DType.F32)

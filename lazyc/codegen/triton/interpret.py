@@ -1,0 +1,131 @@
+"""Runs generated kernels on CPU tensors, in Triton's interpreter."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime.interpreter import (
+    InterpretedFunction,
+    ReduceOps,
+    ScanOps,
+    TensorHandle,
+    interpreter_builder,
+)
+from triton.runtime.interpreter import _get_np_dtype as _numpy_type
+
+from lazyc.codegen.triton.kernel import TritonKernel
+from lazyc.codegen.triton.source import load
+
+# The interpreter replaces functions of the language while it runs.
+_one_at_a_time = threading.RLock()
+
+
+class InterpretedKernel:
+    """A kernel as a function of its pointers (1-dim tensors), its sizes and the error word."""
+
+    def __init__(self, kernel: TritonKernel) -> None:
+        self.kernel = kernel
+        self._run = InterpretedFunction(load(kernel.symbol, kernel.text, _Libdevice()))
+
+    def __call__(
+        self,
+        programs: int,
+        memory: Sequence[torch.Tensor],
+        sizes: Sequence[int],
+        error: torch.Tensor,
+    ) -> None:
+        with _one_at_a_time, np.errstate(all="ignore"), _amended():
+            if programs:
+                self._run[programs,](*memory, *sizes, error)
+
+
+@contextmanager
+def _amended() -> Iterator[None]:
+    """The interpreter with conversions as the hardware has them (its own cut off what does not fit bf16,
+    and take bf16 for an integer where another type is wanted), and with reductions and scans by functions
+    that it does not know computed for all lanes at once (its own take a call for each element)."""
+    with ExitStack() as stack:
+        for name in _CONVERSIONS:
+            stack.enter_context(patch.object(interpreter_builder, name, _convert))
+        stack.enter_context(patch.object(ReduceOps, "generic_reduce", _reduce))
+        stack.enter_context(patch.object(ScanOps, "generic_scan", _scan))
+        yield
+
+
+def _fold(ops: Any, given: Any) -> list[Any]:
+    """The running result along the axis, as an array for each step."""
+    (x,) = given
+    slices = np.moveaxis(x.handle.data, ops.axis, 0)
+    steps = [slices[0]]
+    for element in slices[1:]:
+        both = (ops.to_tensor(np.atleast_1d(v), x.dtype) for v in (steps[-1], element))
+        steps.append(ops.combine_fn.fn(*both).handle.data)
+    return [step.reshape(slices[0].shape) for step in steps]
+
+
+def _reduce(ops: Any, given: Any) -> list[Any]:
+    last = _fold(ops, given)[-1]
+    kept = np.expand_dims(last, ops.axis) if ops.keep_dims else last
+    return [ops.to_tensor(kept, given[0].dtype)]
+
+
+def _scan(ops: Any, given: Any) -> list[Any]:
+    return [ops.to_tensor(np.stack(_fold(ops, given), ops.axis), given[0].dtype)]
+
+
+_CONVERSIONS = (
+    "create_si_to_fp", "create_ui_to_fp", "create_fp_to_si", "create_fp_to_ui", "create_fp_ext",
+    "create_fp_trunc", "create_fp_to_fp",
+)  # fmt: skip
+
+
+def _convert(source: Any, to: Any, *options: Any) -> TensorHandle:
+    data = source.data
+    if source.dtype.scalar == tl.bfloat16:
+        bits = torch.from_numpy(np.ascontiguousarray(data).view(np.int16))
+        data = bits.view(torch.bfloat16).float().numpy()
+    if to.scalar == tl.bfloat16:
+        rounded = torch.from_numpy(np.ascontiguousarray(data)).to(torch.bfloat16)
+        return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+    return TensorHandle(data.astype(_numpy_type(to)), to.scalar)
+
+
+class _Libdevice:
+    """NVIDIA's libdevice for the interpreter, by torch's functions in double precision."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function, wide = _FUNCTIONS[name]
+
+        def call(*args: Any) -> Any:
+            given = np.broadcast_arrays(*(a.handle.data for a in args))
+            tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in given]
+            dtype = tensors[0].dtype
+            made = function(*(t.double() for t in tensors) if wide else tensors)
+            dtype_of_result = args[0].dtype
+            data = made.to(dtype).numpy()
+            block = tl.block_type(dtype_of_result, list(data.shape))
+            return tl.tensor(TensorHandle(data, dtype_of_result), block)
+
+        return call
+
+
+_FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], bool]] = {
+    **{
+        name: (getattr(torch, name), True)
+        for name in (
+            "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin",
+            "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc",
+            "lgamma", "atan2", "hypot", "rsqrt", "pow",
+        )
+    },
+    **{name: (getattr(torch, name), False) for name in ("copysign", "nextafter", "trunc", "floor", "ceil", "fmod")},
+    "rint": (torch.round, False),
+}  # fmt: skip
