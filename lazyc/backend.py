@@ -27,6 +27,7 @@ from lazyc.errors import (
     CodeNotLoaded,
     CompilerBug,
     CompilerBugWarning,
+    ConfigError,
     LazycWarning,
     NewShape,
     UnsupportedVersion,
@@ -41,6 +42,7 @@ from lazyc.version import check_versions
 if TYPE_CHECKING:
     import sympy
 
+    from lazyc.codegen.base import Generator
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
@@ -122,8 +124,6 @@ class Session:
 
     def compiler(self, config: Config) -> Compiler:
         """The compiler for a Config, made on first use."""
-        from lazyc.codegen.llvm import LlvmGenerator
-        from lazyc.codegen.target import host_target
         from lazyc.compiler import Compiler
         from lazyc.runtime.host import create_host
 
@@ -140,8 +140,7 @@ class Session:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
                 host = create_host(config.output_pool_mb << 20, self._spans, self._events)
-                generator = LlvmGenerator(host_target(config.target or None))
-                found = Compiler(config, generator, host, self._events, self._spans)
+                found = Compiler(config, _generator(config.target), host, self._events, self._spans)
                 self._compilers[config] = found
             return found
 
@@ -204,6 +203,20 @@ EVENTS.subscribe(METRICS.listen)
 # A child process has none of the threads that native code of its parent ran on.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))
+
+
+def _generator(target: str) -> Generator:
+    """What makes the kernels of a target (``Config.target``). Raises ConfigError."""
+    if target == "triton-interpret":
+        try:
+            from lazyc.codegen.triton.interpret import InterpretedGenerator
+        except ImportError as error:
+            raise ConfigError(f"target {target!r} needs the package triton: {error}") from error
+        return InterpretedGenerator()
+    from lazyc.codegen.llvm import LlvmGenerator
+    from lazyc.codegen.target import host_target
+
+    return LlvmGenerator(host_target(target or None))
 
 
 def executables() -> list[Executable]:

@@ -9,8 +9,9 @@ import itertools
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 
-from lazyc.codegen.base import Generator, KernelRef, LoadedKernel
+from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
 from lazyc.ir import attrs as A
@@ -49,9 +50,10 @@ class Compiler:
         self._host = host
         self._events = events
         self._spans = spans
-        self._disk = DiskCache(config, events, self._target_key)
+        on_disk = config if generator.keeps_code else replace(config, disk_cache=False)
+        self._disk = DiskCache(on_disk, events, self._target_key)
         self._kernels = KernelStore(generator, self._disk, events)
-        self._programs: dict[str, tuple[Program, dict[str, LoadedKernel]]] = {}
+        self._programs: dict[str, tuple[Program, dict[str, Kernel]]] = {}
         self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()
         # All that are still in use, for reports.
@@ -105,7 +107,7 @@ class Compiler:
         }
 
     def _finish(
-        self, number: int, program: Program, kernels: dict[str, LoadedKernel], timings: Timings
+        self, number: int, program: Program, kernels: dict[str, Kernel], timings: Timings
     ) -> Executable:
         fallbacks = self._report_fallbacks(program)
         with timings.stage("bind"):
@@ -134,7 +136,7 @@ class Compiler:
 
     def _lookup(
         self, key: str | None, parts: Mapping[str, str] | None, timings: Timings
-    ) -> tuple[Program, dict[str, LoadedKernel]] | None:
+    ) -> tuple[Program, dict[str, Kernel]] | None:
         if key is None or self._config.trace:
             return None
         found = self._programs.get(key)
@@ -184,7 +186,7 @@ class Compiler:
             self._disk.store("captures", key, header, {})
 
     def _store(
-        self, key: str, parts: Mapping[str, str], program: Program, refs: Mapping[str, KernelRef]
+        self, key: str, parts: Mapping[str, str], program: Program, refs: Mapping[str, Ref]
     ) -> None:
         try:
             data = dump_program(program, refs)
@@ -202,7 +204,7 @@ class Compiler:
         key: str | None,
         parts: Mapping[str, str] | None,
         timings: Timings,
-    ) -> tuple[Program, dict[str, LoadedKernel]]:
+    ) -> tuple[Program, dict[str, Kernel]]:
         with timings.stage("passes"):
             graph = self._run_passes(number, graph)
         with timings.stage("schedule"):

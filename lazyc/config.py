@@ -118,8 +118,9 @@ class Config:
     target: str = _option(
         # Not affects_code: the target that it resolves to is a part of the key of its own.
         "", "LAZYC_TARGET",
-        "Instruction set to generate code for; empty: the best that this machine has.",
-        choices=("", "avx512", "avx2", "baseline"),
+        "What to generate code for. Empty: the best instruction set that this machine has. "
+        "`triton-interpret`: the kernels of a GPU, run slowly on tensors of the CPU, for tests.",
+        choices=("", "avx512", "avx2", "baseline", "triton-interpret"),
     )  # fmt: skip
     fusion: bool = _option(
         True, "LAZYC_FUSION",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from lazyc.codegen.base import Generator, KernelCode, KernelRef, LoadedKernel
+from lazyc.codegen.base import Generator, Kernel, KernelCode, Ref
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.report import events as E
@@ -48,17 +48,17 @@ class KernelStore:
         self._generator = generator
         self._disk = disk
         self._events = events
-        self._loaded: dict[str, LoadedKernel] = {}
-        self._refs: dict[str, KernelRef] = {}  # by the nest's key
+        self._loaded: dict[str, Kernel] = {}
+        self._refs: dict[str, Ref] = {}  # by the nest's key
         self._objects: dict[str, bytes] = {}  # by symbol
         self._lock = threading.Lock()
 
     def make(
         self, nests: Mapping[str, LoopNest], timings: Timings
-    ) -> tuple[dict[str, LoadedKernel], dict[str, KernelRef]]:
+    ) -> tuple[dict[str, Kernel], dict[str, Ref]]:
         """The loaded kernel and its record for each nest, compiled where there is none yet."""
-        refs: dict[str, KernelRef] = {}
-        unlinked: dict[KernelRef, bytes] = {}
+        refs: dict[str, Ref] = {}
+        unlinked: dict[Ref, bytes] = {}
         with self._lock, timings.stage("kernels"):
             for key, nest in nests.items():
                 ref = self._refs.get(key)
@@ -73,7 +73,7 @@ class KernelStore:
             loaded = {key: self._loaded[ref.symbol] for key, ref in refs.items()}
         return loaded, refs
 
-    def _compile(self, nest: LoopNest, timings: Timings) -> tuple[KernelRef, bytes]:
+    def _compile(self, nest: LoopNest, timings: Timings) -> tuple[Ref, bytes]:
         text = print_nest(nest)
         disk_key = nest_key(text, self._generator.key)
         symbol = f"lazyc_{disk_key[:24]}"
@@ -96,8 +96,8 @@ class KernelStore:
         return self._generator.generate(nest, symbol)
 
     def restore(
-        self, refs: Mapping[str, KernelRef], objects: Mapping[str, bytes], timings: Timings
-    ) -> dict[str, LoadedKernel]:
+        self, refs: Mapping[str, Ref], objects: Mapping[str, bytes], timings: Timings
+    ) -> dict[str, Kernel]:
         """Loads the kernels of a Program from the disk cache, without generating any code."""
         with self._lock:
             self._link(
@@ -107,11 +107,11 @@ class KernelStore:
             timings.reused += len(refs)
             return {key: self._loaded[ref.symbol] for key, ref in refs.items()}
 
-    def object_code(self, ref: KernelRef) -> bytes:
+    def object_code(self, ref: Ref) -> bytes:
         """The object file of a kernel that this store made or restored."""
         return self._objects[ref.symbol]
 
-    def _link(self, objects: Mapping[KernelRef, bytes], timings: Timings) -> None:
+    def _link(self, objects: Mapping[Ref, bytes], timings: Timings) -> None:
         with timings.stage("load"):
             self._loaded |= self._generator.load(objects)
             self._objects |= {ref.symbol: code for ref, code in objects.items()}

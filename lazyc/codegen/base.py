@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+import torch
 
 from lazyc.errors import LazycError
 from lazyc.ir.loops import LoopNest
@@ -17,7 +19,7 @@ class CodegenError(LazycError):
 
 @dataclass(frozen=True, slots=True)
 class KernelRef:
-    """What a Program needs to know of a kernel, without its code.
+    """What a Program needs to know of a kernel of the CPU, without its code.
 
     ``items``, an expression over the nest's symbols, is into how many work items the kernel is cut.
     They are independent: they may run in any order and on any thread. How the outer axes are cut into
@@ -31,6 +33,24 @@ class KernelRef:
 
 
 @dataclass(frozen=True, slots=True)
+class LaunchRef:
+    """What a Program needs to know of a kernel that is launched on a grid, without its code.
+
+    The grid has ``programs`` programs of ``warps`` warps (of 32 threads); each runs ``points`` outer
+    points. The ``sizes`` are arguments of the kernel. Both are expressions over the nest's symbols.
+    """
+
+    symbol: str
+    programs: Dim
+    points: int
+    sizes: tuple[Dim, ...]
+    warps: int
+
+
+Ref: TypeAlias = KernelRef | LaunchRef
+
+
+@dataclass(frozen=True, slots=True)
 class KernelCode:
     """The source text of one kernel.
 
@@ -41,9 +61,16 @@ class KernelCode:
     * ``buffers`` holds one address for each param of the nest that is not scratch, in order;
     * ``sizes`` holds the values of the nest's symbols, in order;
     * ``error`` is OR-ed (atomically) with the ``ERROR_*`` bits of ``ir.loops``.
+
+    A kernel that is launched is a function of Triton's ``symbol`` of
+
+    * one pointer for each param of the nest, in order; for a scratch param memory of its ``numel``
+      elements for each of ``points * programs`` outer points;
+    * the ``sizes``, as 64-bit integers;
+    * a pointer to the error word (i32), OR-ed as above.
     """
 
-    ref: KernelRef
+    ref: Ref
     text: str
 
 
@@ -56,14 +83,35 @@ class LoadedKernel:
     grain: int
 
 
+# (programs, what the pointers point to, sizes, error word)
+Launch: TypeAlias = Callable[[int, Sequence[torch.Tensor], Sequence[int], torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedKernel:
+    """A kernel that Python launches; fields as in ``LaunchRef``."""
+
+    launch: Launch
+    programs: Dim
+    points: int
+    sizes: tuple[Dim, ...]
+
+
+Kernel: TypeAlias = LoadedKernel | LaunchedKernel
+
+
 class Generator(Protocol):
     """Makes the kernels of one target: text, object code, loaded code.
 
-    ``key`` is everything that the code depends on, as text for the cache key.
+    ``key`` is everything that the code depends on, as text for the cache key; ``keeps_code`` whether
+    object code may be loaded in another process.
     """
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def keeps_code(self) -> bool: ...
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
         """The source of a kernel. Raises CodegenError for what it has no code for."""
@@ -73,6 +121,6 @@ class Generator(Protocol):
         """Object code."""
         ...
 
-    def load(self, objects: Mapping[KernelRef, bytes]) -> dict[str, LoadedKernel]:
+    def load(self, objects: Mapping[Ref, bytes]) -> Mapping[str, Kernel]:
         """Loads object code of ``compile``, all or none of it; the kernels by symbol."""
         ...

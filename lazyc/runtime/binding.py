@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lazyc.codegen.base import LoadedKernel
+from lazyc.codegen.base import Kernel, LoadedKernel
 from lazyc.ir.program import (
     Buffer,
     EagerStep,
@@ -70,7 +70,7 @@ class Segment:
     """Python steps, then native steps that run in one foreign call (``start``: word in the table;
     -1 for none). ``fresh`` are the tensors first needed here, ``dead`` the values last used here."""
 
-    python: list[EagerStep | GemmStep | SeedStep] = field(default_factory=list)
+    python: list[Step] = field(default_factory=list)
     native: list[NativeStep] = field(default_factory=list)
     start: int = -1
     short: bool = False
@@ -152,12 +152,16 @@ def _layout(buffer: Buffer, sizes: Sizes) -> Layout | None:
     return Layout(dtype, shape, strides, storage_extent(shape, strides) * dtype.itemsize)
 
 
-def _cut(program: Program, sizes: Sizes, blas: Blas) -> list[Segment]:
+def _cut(
+    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, blas: Blas
+) -> list[Segment]:
     """The steps as segments. A seed moves to the start of its segment: it depends on nothing."""
     segments = [Segment()]
     for step in program.steps:
         call = plan_gemm(step, sizes, blas) if isinstance(step, GemmStep) else None
-        if isinstance(step, KernelStep) or (isinstance(step, GemmStep) and call is not None):
+        if isinstance(step, KernelStep) and isinstance(kernels[step.nest], LoadedKernel):
+            segments[-1].native.append(NativeStep(step))
+        elif isinstance(step, GemmStep) and call is not None:
             segments[-1].native.append(NativeStep(step, call))
         else:
             if segments[-1].native and not isinstance(step, SeedStep):
@@ -222,14 +226,12 @@ def written(program: Program, segments: Sequence[Segment]) -> set[int]:
     """The buffers that steps of these segments write to, eager results aside."""
     found: set[int] = set()
     for segment in segments:
-        for native in segment.native:
-            step = native.step
+        for step in (*(n.step for n in segment.native), *segment.python):
             if isinstance(step, GemmStep):
                 found.add(step.c.buffer)
-                continue
-            params = [p for p in program.nests[step.nest].buffers if p.role != "scratch"]
-            found |= {b for b, p in zip(step.buffers, params, strict=True) if p.role != "in"}
-        found |= {s.c.buffer for s in segment.python if isinstance(s, GemmStep)}
+            elif isinstance(step, KernelStep):
+                params = [p for p in program.nests[step.nest].buffers if p.role != "scratch"]
+                found |= {b for b, p in zip(step.buffers, params, strict=True) if p.role != "in"}
     return found
 
 
@@ -264,7 +266,7 @@ class _Slots:
 
 def bind(
     program: Program,
-    kernels: Mapping[str, LoadedKernel],
+    kernels: Mapping[str, Kernel],
     blas: Blas,
     sizes: Sizes,
     use_packs: bool,
@@ -272,7 +274,7 @@ def bind(
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
     packed copy (the caller fills its slot), else as it is."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    segments = _cut(program, sizes, blas)
+    segments = _cut(program, kernels, sizes, blas)
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
@@ -322,7 +324,7 @@ class _Writer:
     """Writes the native steps of all segments into one table."""
 
     program: Program
-    kernels: Mapping[str, LoadedKernel]
+    kernels: Mapping[str, Kernel]
     blas: Blas
     sizes: Sizes
     layouts: list[Layout | None]
@@ -359,6 +361,7 @@ class _Writer:
 
     def _kernel(self, table: TableWriter, step: KernelStep) -> None:
         kernel = self.kernels[step.nest]
+        assert isinstance(kernel, LoadedKernel)
         values = self.sizes.all(step.sizes)
         symbols = self.program.nests[step.nest].symbols
         items = Sizes(dict(zip(symbols, values, strict=True)))(kernel.items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import itemgetter
@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from lazyc.ir.program import BufferRef, EagerStep, GemmStep, Program, SeedStep
+from lazyc.codegen.base import Kernel, LaunchedKernel
+from lazyc.ir.program import (
+    BufferRef,
+    EagerStep,
+    GemmStep,
+    KernelStep,
+    Program,
+    SeedStep,
+    Step,
+)
 from lazyc.ir.types import storage_extent
 from lazyc.runtime.binding import Layout, Plan, Segment, written
 from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout, step_buffers
@@ -62,9 +71,16 @@ class MixedRunner(Runner):
     """Runs a plan with Python steps."""
 
     def __init__(
-        self, program: Program, plan: Plan, host: Host, sizes: Sizes, log: EagerLog
+        self,
+        program: Program,
+        plan: Plan,
+        kernels: Mapping[str, Kernel],
+        host: Host,
+        sizes: Sizes,
+        log: EagerLog,
     ) -> None:
         super().__init__(program, plan, host, sizes)
+        self._kernels = kernels
         self._log = log
         self._views: list[_View] = []
         self._template: list[Any] = [None] * len(program.buffers)
@@ -162,14 +178,7 @@ class MixedRunner(Runner):
     def _turn(self, number: int) -> _Turn:
         plan = self.plan
         segment = plan.segments[number]
-        python: list[_PythonStep] = []
-        for step in segment.python:
-            if isinstance(step, EagerStep):
-                python.append(self._eager(step, plan.segments[number:]))
-            elif isinstance(step, GemmStep):
-                python.append(self._product(step))
-            else:
-                python.append(self._seed(step))
+        python = [self._python(step, plan.segments[number:]) for step in segment.python]
         fresh = [(b, plan.slots[b], self.allocator(b)) for b in segment.fresh]
         table = plan.address(segment)
         return _Turn(fresh, python, self.driver(segment), table, segment.dead)
@@ -181,6 +190,14 @@ class MixedRunner(Runner):
             for step, run in zip(segment.python, turn.python, strict=True)
         ]
         return replace(turn, python=python, driver=self.watched_driver(segment))
+
+    def _python(self, step: Step, rest: Sequence[Segment]) -> _PythonStep:
+        """A step that Python runs; ``rest`` are the segments from its own on."""
+        if isinstance(step, EagerStep):
+            return self._eager(step, rest)
+        if isinstance(step, GemmStep):
+            return self._product(step)
+        return self._launch(step) if isinstance(step, KernelStep) else self._seed(step)
 
     def _eager(self, step: EagerStep, rest: Sequence[Segment]) -> _PythonStep:
         call = EagerCall(step, self.sizes, self._log, self._reference)
@@ -214,6 +231,30 @@ class MixedRunner(Runner):
 
         def run(state: _State) -> None:
             target(state.values).random_()
+
+        return run
+
+    def _launch(self, step: KernelStep) -> _PythonStep:
+        """A kernel that is launched on a grid."""
+        kernel, nest = self._kernels[step.nest], self.program.nests[step.nest]
+        assert isinstance(kernel, LaunchedKernel)
+        known = Sizes(dict(zip(nest.symbols, self.sizes.all(step.sizes), strict=True)))
+        programs, sizes = known(kernel.programs), known.all(kernel.sizes)
+        buffers = iter(step.buffers)
+        memory = [
+            _scratch(p.dtype.torch, known(p.numel) * kernel.points * programs)
+            if p.role == "scratch"
+            else self._reference(BufferRef(next(buffers)))
+            for p in nest.buffers
+        ]
+        mutated = bool(self.plan.mutated)
+
+        def run(state: _State) -> None:
+            if programs:
+                error = torch.zeros(1, dtype=torch.int32)
+                kernel.launch(programs, [place(state.values) for place in memory], sizes, error)
+                if bits := int(error):
+                    raise KernelError(bits, mutated)
 
         return run
 
@@ -267,6 +308,11 @@ class MixedRunner(Runner):
         self._template.append(None)
         self._views.append(_View(index, start + offset * dtype.itemsize, dtype, shape, strides))
         return itemgetter(index)
+
+
+def _scratch(dtype: torch.dtype, count: int) -> Fill:
+    """Memory that only one launch uses."""
+    return lambda values: torch.empty(count, dtype=dtype)
 
 
 def _with_copies(values: list[Any], buffers: Sequence[int]) -> list[Any]:

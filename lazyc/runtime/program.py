@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from lazyc.codegen.base import LoadedKernel
+from lazyc.codegen.base import Kernel
 from lazyc.ir.program import GemmStep, Program
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
@@ -45,7 +45,7 @@ class Executable:
     def __init__(
         self,
         program: Program,
-        kernels: Mapping[str, LoadedKernel],
+        kernels: Mapping[str, Kernel],
         host: Host,
         pack_weights: bool = True,
         name: str = "program",
@@ -136,7 +136,9 @@ class Executable:
             if plan.is_native:
                 runner: Runner = NativeRunner(self.program, plan, self._host, sizes)
             else:
-                runner = MixedRunner(self.program, plan, self._host, sizes, self.eager_log)
+                runner = MixedRunner(
+                    self.program, plan, self._kernels, self._host, sizes, self.eager_log
+                )
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)
             self._runners[key] = runner

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lazyc.codegen.base import KernelRef
+from lazyc.codegen.base import KernelRef, LaunchRef, Ref
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
 from lazyc.ir.loops import BufferParam, LoopNest
@@ -21,7 +21,11 @@ from lazyc.runtime import codec as C
 from lazyc.runtime.dims import decode_symbol, encode_dim
 from lazyc.runtime.tensors import dump_tensor, load_tensor
 
-KERNEL_REF = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT)
+CPU_KERNEL = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT)
+LAUNCHED_KERNEL = C.record(
+    LaunchRef, symbol=C.STR, programs=C.DIM, points=C.INT, sizes=C.SHAPE, warps=C.INT
+)
+KERNEL_REF = C.union({"cpu": CPU_KERNEL, "launched": LAUNCHED_KERNEL})
 
 BUFFER = C.record(
     P.Buffer,
@@ -116,7 +120,7 @@ PROGRAM_FIELDS: Mapping[str, C.Codec] = {
 }
 
 
-def dump_program(program: P.Program, kernels: Mapping[str, KernelRef]) -> dict[str, bytes]:
+def dump_program(program: P.Program, kernels: Mapping[str, Ref]) -> dict[str, bytes]:
     """A Program as named parts: "program" (JSON) and "constant.0", ... (raw elements).
 
     ``kernels`` and ``program.nests`` have an entry for every nest key that a step uses. Raises
@@ -132,7 +136,7 @@ def dump_program(program: P.Program, kernels: Mapping[str, KernelRef]) -> dict[s
     return parts | {f"constant.{k}": data for k, (_, data) in enumerate(constants)}
 
 
-def load_program(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, KernelRef]]:
+def load_program(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Ref]]:
     """The Program and its kernels from the parts of ``dump_program``. Raises CacheCorrupt."""
     try:
         return _load(parts)
@@ -143,7 +147,7 @@ def load_program(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Kerne
         raise CacheCorrupt(f"program: {type(e).__name__}: {e}") from e
 
 
-def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, KernelRef]]:
+def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Ref]]:
     tree = json.loads(parts["program"])
     expected = {*PROGRAM_FIELDS, "nests", "kernels", "constants"}
     if not isinstance(tree, dict) or tree.keys() != expected:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lazyc.ir.program import EagerStep, GemmStep, KernelStep, SeedStep, Step
+from lazyc.ir.program import GemmStep, KernelStep, SeedStep, Step
 from lazyc.report.spans import Category, Span, Spans
 from lazyc.runtime.binding import Plan, Segment, traffic
 from lazyc.runtime.driver import END
@@ -70,7 +70,7 @@ def step_by_step(
 
 
 def in_span(
-    step: EagerStep | GemmStep | SeedStep,
+    step: Step,
     run: Callable[[_State], None],
     plan: Plan,
     sizes: Sizes,

@@ -55,26 +55,30 @@ class TritonInterpreted:
     """A kernel of the GPU's, run by Triton's interpreter."""
 
     def __init__(self, nest: LoopNest, name: str) -> None:
-        from lazyc.codegen.triton.interpret import InterpretedKernel
-        from lazyc.codegen.triton.kernel import generate as generate_triton
+        from lazyc.codegen.triton.interpret import InterpretedGenerator
 
         self.nest = nest
-        self.code = generate_triton(nest, name)
-        self.function = InterpretedKernel(self.code)
+        generator = InterpretedGenerator()
+        code = generator.generate(nest, name)
+        self.kernel = generator.load({code.ref: generator.compile(code)})[name]
 
     def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
         """Runs all programs of the grid (``pieces`` is for the CPU's); returns the error bits."""
         known = dict(zip(self.nest.symbols, sizes, strict=True))
-        programs = concrete(self.code.programs, known)
+        programs = concrete(self.kernel.programs, known)
         given = iter(tensors)
         memory = [
-            torch.empty(concrete(b.numel, known) * self.code.points * programs, dtype=b.dtype.torch)
+            torch.empty(
+                concrete(b.numel, known) * self.kernel.points * programs, dtype=b.dtype.torch
+            )
             if b.role == "scratch"
             else next(given)
             for b in self.nest.buffers
         ]
         error = torch.zeros(1, dtype=torch.int32)
-        self.function(programs, memory, [concrete(s, known) for s in self.code.sizes], error)
+        sizes = [concrete(s, known) for s in self.kernel.sizes]
+        if programs:
+            self.kernel.launch(programs, memory, sizes, error)
         return int(error)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lazyc.codegen.base import KernelCode, KernelRef, LoadedKernel
+from lazyc.codegen.base import KernelCode, KernelRef, LoadedKernel, Ref
 from lazyc.codegen.llvm.compile import compile_text
 from lazyc.codegen.llvm.kernel import generate
 from lazyc.codegen.llvm.loader import Loader
@@ -14,6 +14,8 @@ from lazyc.ir.loops import LoopNest
 
 class LlvmGenerator:
     """A ``Generator`` for one CPU target. What it loads stays as long as it lives."""
+
+    keeps_code = True
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -29,9 +31,10 @@ class LlvmGenerator:
     def compile(self, code: KernelCode) -> bytes:
         return compile_text(code.text, self._target)
 
-    def load(self, objects: Mapping[KernelRef, bytes]) -> dict[str, LoadedKernel]:
+    def load(self, objects: Mapping[Ref, bytes]) -> dict[str, LoadedKernel]:
         self._loader.add(list(objects.values()))
-        return {
-            ref.symbol: LoadedKernel(self._loader.address(ref.symbol), ref.items, ref.grain)
-            for ref in objects
-        }
+        return {ref.symbol: self._loaded(ref) for ref in objects}
+
+    def _loaded(self, ref: Ref) -> LoadedKernel:
+        assert isinstance(ref, KernelRef)
+        return LoadedKernel(self._loader.address(ref.symbol), ref.items, ref.grain)

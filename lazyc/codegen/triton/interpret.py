@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from triton.runtime.interpreter import (
     InterpretedFunction,
@@ -21,30 +22,42 @@ from triton.runtime.interpreter import (
 )
 from triton.runtime.interpreter import _get_np_dtype as _numpy_type
 
-from lazyc.codegen.triton.kernel import TritonKernel
+from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
+from lazyc.codegen.triton.kernel import generate
 from lazyc.codegen.triton.source import load
+from lazyc.ir.loops import LoopNest
 
 # The interpreter replaces functions of the language while it runs.
 _one_at_a_time = threading.RLock()
 
 
-class InterpretedKernel:
-    """A kernel as a function of its pointers (1-dim tensors), its sizes and the error word."""
+class InterpretedGenerator:
+    """A ``Generator`` whose kernels are those of a GPU, run on tensors of the CPU."""
 
-    def __init__(self, kernel: TritonKernel) -> None:
-        self.kernel = kernel
-        self._run = InterpretedFunction(load(kernel.symbol, kernel.text, _Libdevice()))
+    keeps_code = False
+    key = f"triton-interpret|{triton.__version__}"
 
-    def __call__(
-        self,
-        programs: int,
-        memory: Sequence[torch.Tensor],
-        sizes: Sequence[int],
-        error: torch.Tensor,
+    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+        return generate(nest, symbol)
+
+    def compile(self, code: KernelCode) -> bytes:
+        return code.text.encode()
+
+    def load(self, objects: Mapping[Ref, bytes]) -> dict[str, LaunchedKernel]:
+        return {ref.symbol: _loaded(ref, text.decode()) for ref, text in objects.items()}
+
+
+def _loaded(ref: Ref, text: str) -> LaunchedKernel:
+    assert isinstance(ref, LaunchRef)
+    function = InterpretedFunction(load(ref.symbol, text, _Libdevice()))
+
+    def launch(
+        programs: int, memory: Sequence[torch.Tensor], sizes: Sequence[int], error: torch.Tensor
     ) -> None:
         with _one_at_a_time, np.errstate(all="ignore"), _amended():
-            if programs:
-                self._run[programs,](*memory, *sizes, error)
+            function[programs,](*memory, *sizes, error)
+
+    return LaunchedKernel(launch, ref.programs, ref.points, ref.sizes)
 
 
 @contextmanager

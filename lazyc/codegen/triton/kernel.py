@@ -8,11 +8,10 @@ longer one is a loop that keeps a running result in each lane.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import sympy
 
-from lazyc.codegen.base import CodegenError
+from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef
 from lazyc.codegen.triton.blocks import Blocks, choose_blocks, is_atomic, keeps_order
 from lazyc.codegen.triton.pointwise import TYPES, expression, literal
 from lazyc.codegen.triton.random import draw
@@ -26,27 +25,7 @@ _LONG = 64  # blocks of a loop, from which on rounding is kept track of
 _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
 
 
-@dataclass(frozen=True, slots=True)
-class TritonKernel:
-    """The source of a kernel, a function ``symbol`` of
-
-    * one pointer for each param of the nest, in order; for a scratch param memory of its ``numel``
-      elements for each of ``points * programs`` outer points,
-    * the ``sizes``, expressions over the nest's symbols, as 64-bit integers,
-    * a pointer to the error word (i32), which is OR-ed with the ``ERROR_*`` bits of ``ir.loops``.
-
-    It runs on a grid of ``programs`` programs of ``warps`` warps, each for ``points`` outer points.
-    """
-
-    symbol: str
-    text: str
-    sizes: tuple[Dim, ...]
-    programs: Dim
-    points: int
-    warps: int
-
-
-def generate(nest: L.LoopNest, symbol: str, blocks: Blocks | None = None) -> TritonKernel:
+def generate(nest: L.LoopNest, symbol: str, blocks: Blocks | None = None) -> KernelCode:
     """The kernel of a LoopNest. Raises CodegenError for what it has no code for."""
     return _Kernel(nest, choose_blocks(nest) if blocks is None else blocks).finish(symbol)
 
@@ -66,7 +45,7 @@ class _Kernel:
         self.stored: set[int] = set()
         self.touched: set[int] = set()
 
-    def finish(self, symbol: str) -> TritonKernel:
+    def finish(self, symbol: str) -> KernelCode:
         total, points = numel(a.size for a in self.nest.axes), self.blocks.points
         first = f"tl.program_id(0).to({TYPES[self.index_type]})"
         self.w.line(f"x = {first} * {points} + tl.arange(0, {points})[:, None]")
@@ -78,7 +57,8 @@ class _Kernel:
         head = f"def {symbol}({', '.join([*params, 'error'])}):"
         text = "\n".join([head, *self.w.lines]) + "\n"
         programs = _ceil_div(total, points)
-        return TritonKernel(symbol, text, tuple(self.sizes), programs, points, self.blocks.warps)
+        ref = LaunchRef(symbol, programs, points, tuple(self.sizes), self.blocks.warps)
+        return KernelCode(ref, text)
 
     def dim(self, dim: Dim) -> str:
         """A size as text: a number, or an argument of the kernel."""
