@@ -47,6 +47,7 @@ class Compiler:
     ) -> None:
         self._config = config
         self._target_key = generator.key
+        self._has_products = generator.has_products
         self._host = host
         self._events = events
         self._spans = spans
@@ -237,7 +238,8 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            results = run_passes(graph, pipeline(self._config.pack_weights), self._config.verify)
+            passes = pipeline(self._config.pack_weights, self._has_products)
+            results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
             assert cause is not None

@@ -104,7 +104,8 @@ class Generator(Protocol):
     """Makes the kernels of one target: text, object code, loaded code.
 
     ``key`` is everything that the code depends on, as text for the cache key; ``keeps_code`` whether
-    object code may be loaded in another process.
+    object code may be loaded in another process; ``has_products`` whether kernels may hold matrix
+    products (``passes.products_as_loops``).
     """
 
     @property
@@ -112,6 +113,9 @@ class Generator(Protocol):
 
     @property
     def keeps_code(self) -> bool: ...
+
+    @property
+    def has_products(self) -> bool: ...
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
         """The source of a kernel. Raises CodegenError for what it has no code for."""

@@ -51,3 +51,17 @@ def _at_least(stride: Dim, size: Dim) -> Dim:
 
 def _certainly_ge(a: Dim, b: Dim) -> bool:
     return is_nonneg(a - b)
+
+
+def is_loop_product(node: Node) -> bool:
+    """Whether a node is a matrix product in the form of ``products_as_loops``: the sum of a product of
+    which either factor is the same along some dim that is left."""
+    if node.op != "reduce_sum" or node.inputs[0].op != "mul":
+        return False
+    product = node.inputs[0]
+    kept = [d for d in range(len(product.shape)) if d not in node.attrs.axes]
+    same = [
+        {d for d in kept if x.op == "expand" and x.inputs[0].shape[d] == 1 != x.shape[d]}
+        for x in product.inputs
+    ]
+    return bool(same[0] - same[1]) and bool(same[1] - same[0])

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from lazyc.ir.graph import Node
 from lazyc.ir.index import Axis, Index
 from lazyc.ir.types import Dim, numel
+from lazyc.passes.contraction import is_loop_product
 from lazyc.passes.regions import Access, Kernel, Root, Split, flat, sizes
 
 # Outer points below which a large pointwise kernel is not drawn into a reduction's nest, because
@@ -161,6 +162,8 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
     roots = sorted(a.roots + b.roots, key=lambda r: (r.into is not None, r.node.id))
     if any(r.into is not None for r in roots) and not (a.is_flat and b.is_flat):
         return None
+    if any(is_loop_product(r.node) for r in roots) and not (a.is_flat or b.is_flat):
+        return None  # a matrix product takes in what is computed of each element of it alone
     splits = _joint_splits(a, b)
     if splits is None:
         if shared is None:

@@ -9,7 +9,8 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import TensorType
-from lazyc.passes.realize import live_nodes
+from lazyc.passes.contraction import is_loop_product
+from lazyc.passes.realize import live_nodes, view_base
 
 
 class Lasting:
@@ -57,12 +58,15 @@ def kept_values(graph: Graph) -> frozenset[Node]:
     """
     lasting = Lasting(graph)
     found: set[Node] = set()
-    for node in live_nodes(graph):
+    nodes = live_nodes(graph)
+    products = {n.inputs[0] for n in nodes if is_loop_product(n)}
+    for node in nodes:
         if lasting(node) or node.spec.has(Trait.CONTRACTION | Trait.BARRIER):
             continue
         for arg in node.inputs:
             if lasting(arg):
-                value = _without_plain_views(arg)
+                # A kernel reads the factors of a product in any order.
+                value = view_base(arg) if node in products else _without_plain_views(arg)
                 if value.inputs and not value.spec.has(Trait.BARRIER) and _is_small(value):
                     found.add(value)
     return frozenset(found)

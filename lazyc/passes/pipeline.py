@@ -7,16 +7,19 @@ from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.fold_norm import fold_norm
 from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
+from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.split_reduction import split_reductions
 
 
-def pipeline(pack_weights: bool = True) -> tuple[Pass, ...]:
-    """The passes; without ``pack_weights`` nothing made of weights is kept between calls."""
+def pipeline(pack_weights: bool = True, has_products: bool = False) -> tuple[Pass, ...]:
+    """The passes; without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``:
+    matrix products are kernels of the target, and no calls of a library."""
     return (
         Pass("canonicalize", canonicalize),
         *(_WEIGHT_PASSES if pack_weights else ()),
+        *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         Pass("split_reductions", split_reductions),
-        Pass("copy_matrix_operands", copy_matrix_operands),
+        *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
     )
 
 

@@ -16,6 +16,7 @@ class LlvmGenerator:
     """A ``Generator`` for one CPU target. What it loads stays as long as it lives."""
 
     keeps_code = True
+    has_products = False
 
     def __init__(self, target: Target) -> None:
         self._target = target

@@ -35,6 +35,7 @@ class InterpretedGenerator:
     """A ``Generator`` whose kernels are those of a GPU, run on tensors of the CPU."""
 
     keeps_code = False
+    has_products = True
     key = f"triton-interpret|{triton.__version__}"
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
@@ -68,9 +69,24 @@ def _amended() -> Iterator[None]:
     with ExitStack() as stack:
         for name in _CONVERSIONS:
             stack.enter_context(patch.object(interpreter_builder, name, _convert))
+        stack.enter_context(patch.object(interpreter_builder, "create_dot", _dot))
         stack.enter_context(patch.object(ReduceOps, "generic_reduce", _reduce))
         stack.enter_context(patch.object(ScanOps, "generic_scan", _scan))
         yield
+
+
+def _dot(a: Any, b: Any, total: Any, precision: Any, most_inexact: Any) -> TensorHandle:
+    """A product of tiles, added to ``total`` (f32)."""
+    left, right = (_values(x) for x in (a, b))
+    return TensorHandle(np.matmul(left, right, dtype=np.float32) + total.data, tl.float32)
+
+
+def _values(x: Any) -> Any:
+    """The elements of a handle as numpy knows them: bf16 is bits there."""
+    if x.dtype.scalar != tl.bfloat16:
+        return x.data
+    bits = torch.from_numpy(np.ascontiguousarray(x.data).view(np.int16))
+    return bits.view(torch.bfloat16).float().numpy()
 
 
 def _fold(ops: Any, given: Any) -> list[Any]:
@@ -101,10 +117,7 @@ _CONVERSIONS = (
 
 
 def _convert(source: Any, to: Any, *options: Any) -> TensorHandle:
-    data = source.data
-    if source.dtype.scalar == tl.bfloat16:
-        bits = torch.from_numpy(np.ascontiguousarray(data).view(np.int16))
-        data = bits.view(torch.bfloat16).float().numpy()
+    data = _values(source)
     if to.scalar == tl.bfloat16:
         rounded = torch.from_numpy(np.ascontiguousarray(data)).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)

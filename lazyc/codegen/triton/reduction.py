@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from lazyc.codegen.triton.pointwise import literal
-from lazyc.codegen.triton.writer import ITERATIONS, POINTS, Value, Writer
+from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir.loops import Reduce, Scan, reduction_identity
 from lazyc.ir.types import DType
+
+POINTS, ITERATIONS = 1, 2  # what values vary along: outer points, and iterations of the stage
 
 # What combines lanes. The language's own functions are those that its interpreter knows fast ways for.
 _SUM = "tl.standard._sum_combine"

@@ -1,7 +1,8 @@
 """Writes the body of a Triton kernel: lines, blocks with names, and what is known already.
 
-A value is a block of two dims, [outer points, iterations of the stage], where either may be 1; the
-language broadcasts. What was computed once in a scope is not computed again.
+A value is a block of two dims, either of which may be 1; the language broadcasts. What a value varies
+along is a set of bits, each of which stands for one dim of blocks. What was computed once in a scope is
+not computed again.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from dataclasses import dataclass
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.ir.types import DType
 
-POINTS, ITERATIONS = 1, 2  # the dims of a block along which a value varies, as bits
-
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """The name of a block, its type, and the dims that it varies along."""
+    """The name of a block, its type, and what it varies along."""
 
     text: str
     dtype: DType
@@ -26,12 +25,11 @@ class Value:
 
 
 class Writer:
-    """``points`` and ``iterations`` are the sizes of a block (now); ``ends`` the mask of what is inside
-    along each dim, "" where that is all."""
+    """``dims``: for each bit the dim of blocks that it stands for, and its size there (which may change);
+    ``ends``: for each bit the mask of what is inside, "" where that is all."""
 
-    def __init__(self, points: int) -> None:
-        self.points = points
-        self.iterations = 1
+    def __init__(self, dims: dict[int, tuple[int, int]]) -> None:
+        self.dims = dims
         self.ends: dict[int, str] = {}
         self.lines: list[str] = []
         self._known: list[dict[str, Value]] = [{}]  # by the text that was computed
@@ -68,8 +66,11 @@ class Writer:
         self._known.pop()
 
     def shape(self, varies: int) -> str:
-        points = self.points if varies & POINTS else 1
-        return f"[{points}, {self.iterations if varies & ITERATIONS else 1}]"
+        sizes = [1, 1]
+        for bit, (dim, size) in self.dims.items():
+            if varies & bit:
+                sizes[dim] = size
+        return f"[{sizes[0]}, {sizes[1]}]"
 
     def broadcast(self, text: str, have: int, want: int) -> str:
         """A block that varies along ``have``, as one that varies along ``want`` too."""
@@ -82,5 +83,5 @@ class Writer:
 
     def inside(self, varies: int, *masks: str) -> str:
         """The mask of what is inside along these dims, and of ``masks``; "" where that is all."""
-        parts = [self.ends[k] for k in (POINTS, ITERATIONS) if varies & k and self.ends.get(k)]
+        parts = [end for bit, end in self.ends.items() if varies & bit and end]
         return " & ".join([*parts, *masks])

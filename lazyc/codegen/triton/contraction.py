@@ -1,0 +1,281 @@
+"""Kernels of contractions: a nest that sums products of two factors, as tiles for the tensor cores.
+
+    nest [p0: M, p1: N]
+      loop [r0: K]   %2 = mul %0, %1   %3 = reduce_sum %2     %0 varies along p0 and r0, %1 along p1 and r0
+      once           ... %3 ...
+
+A program computes a tile of rows by columns. What is before the product in the loop runs on tiles of a
+factor (a prologue: casts, scales, gathers), and what follows the loop on the tile of results (an
+epilogue: bias, activation, residual). Programs are numbered so that those that run at one time share
+what they read (the grouped order of Triton's tutorial on matrix multiplication).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lazyc.codegen.base import KernelCode, LaunchRef
+from lazyc.codegen.triton.code import Code, ceil_div
+from lazyc.codegen.triton.pointwise import TYPES
+from lazyc.codegen.triton.writer import Value, Writer
+from lazyc.ir import loops as L
+from lazyc.ir.index import Axis
+from lazyc.ir.types import Dim, DType, numel
+
+ROWS, COLUMNS, ROW_DEPTH, COLUMN_DEPTH = 1, 2, 4, 8  # the depth in tiles of either factor
+_LEAST = 16  # rows, columns and depth that a tile has
+_GROUP = 8  # rows of tiles that programs numbered one after another cover
+_HALVES = (DType.F16, DType.BF16)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A nest whose ``loop`` is a contraction. ``left`` and ``right`` are the ids of its factors; the outer
+    axes are those of the ``batch``, of ``rows`` (the left factor's) and of ``columns``."""
+
+    nest: L.LoopNest
+    loop: L.Stage
+    result: L.Reduce
+    left: int
+    right: int
+    batch: tuple[Axis, ...]
+    rows: tuple[Axis, ...]
+    columns: tuple[Axis, ...]
+
+    @staticmethod
+    def find(nest: L.LoopNest) -> Contraction | None:
+        """The contraction that a nest is; None for any other nest."""
+        loops = [s for s in nest.stages if s.axes]
+        if len(loops) != 1 or any(b.role == "scratch" for b in nest.buffers):
+            return None
+        (loop,) = loops
+        last, by_id = loop.body[-1], {i.id: i for i in loop.body if not isinstance(i, L.Store)}
+        if not isinstance(last, L.Reduce) or last.kind != "sum" or last.dtype is not DType.F32:
+            return None
+        product = by_id.get(last.value)
+        if not isinstance(product, L.Compute) or product.op != "mul":
+            return None
+        plain = (L.Load, L.Compute, L.Const, L.IndexValue)
+        if not all(isinstance(i, plain) for i in loop.body[:-1]):
+            return None
+        varies = _axes_of_values(nest)
+        first, second = (varies[a] for a in product.args)
+        if not (set(loop.axes) <= first and set(loop.axes) <= second):
+            return None
+        left, right = product.args
+        rows = [a for a in nest.axes if a in first and a not in second]
+        columns = [a for a in nest.axes if a in second and a not in first]
+        if not rows or not columns:
+            return None
+        if nest.axes.index(rows[-1]) > nest.axes.index(columns[-1]):
+            left, right, rows, columns = right, left, columns, rows
+        batch = tuple(a for a in nest.axes if a not in rows and a not in columns)
+        found = Contraction(nest, loop, last, left, right, batch, tuple(rows), tuple(columns))
+        return None if any(map(_is_small, (found.rows, found.columns, loop.axes))) else found
+
+
+def _is_small(axes: tuple[Axis, ...]) -> bool:
+    size = numel(a.size for a in axes)
+    return isinstance(size, int) and size < _LEAST
+
+
+def _axes_of_values(nest: L.LoopNest) -> dict[int, set[Axis]]:
+    """The axes that each value varies along."""
+    found: dict[int, set[Axis]] = {}
+    for stage in nest.stages:
+        for instr in stage.body:
+            if isinstance(instr, L.Store):
+                continue
+            axes: set[Axis] = set()
+            for index in _indices(instr):
+                axes |= index.axes()
+                for value in index.value_refs():
+                    axes |= found[value]
+            for value in _arguments(instr):
+                axes |= found[value]
+            if isinstance(instr, L.Reduce):
+                axes -= set(stage.axes)
+            found[instr.id] = axes
+    return found
+
+
+def _indices(instr: L.Instr) -> tuple:
+    if isinstance(instr, L.Load | L.IndexValue):
+        return (instr.index,)
+    return (instr.counter,) if isinstance(instr, L.Random) else ()
+
+
+def _arguments(instr: L.Instr) -> tuple[int, ...]:
+    match instr:
+        case L.Compute():
+            return instr.args
+        case L.Load():
+            return () if instr.mask is None else (instr.mask,)
+        case L.CheckIndex():
+            return (instr.value,) if instr.mask is None else (instr.value, instr.mask)
+        case L.Random():
+            return (instr.seed,)
+        case L.Reduce() | L.Scan():
+            return (instr.value,)
+        case _:
+            return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Sizes of tiles, and the warps and stages of the pipeline that load them."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+
+
+def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
+    """By the sizes alone: large tiles read each factor less often, small ones keep more of the GPU busy."""
+    rows, columns, depth = (
+        _tile(axes, largest)
+        for axes, largest in (
+            (contraction.rows, 128),
+            (contraction.columns, 128),
+            (contraction.loop.axes, 64 if is_half else 32),
+        )
+    )
+    return Tiles(rows, columns, depth, 8 if rows * columns >= 128 * 128 else 4)
+
+
+def _tile(axes: tuple[Axis, ...], largest: int) -> int:
+    size = numel(a.size for a in axes)
+    if not isinstance(size, int):
+        return min(64, largest)
+    return min(largest, max(_LEAST, 1 << (size - 1).bit_length()))
+
+
+def contraction_kernel(contraction: Contraction, symbol: str) -> KernelCode:
+    """The kernel of a contraction. Raises CodegenError for what there is no code for."""
+    return _Kernel(contraction).finish(symbol)
+
+
+class _Kernel:
+    """A kernel while it is written."""
+
+    def __init__(self, contraction: Contraction) -> None:
+        self.c = contraction
+        self.operands = [self._stored_type(contraction.left), self._stored_type(contraction.right)]
+        self.is_half = self.operands[0] is self.operands[1] and self.operands[0] in _HALVES
+        t = self.tiles = choose_tiles(contraction, self.is_half)
+        self.w = Writer({
+            ROWS: (0, t.rows), COLUMNS: (1, t.columns),
+            ROW_DEPTH: (1, t.depth), COLUMN_DEPTH: (0, t.depth),
+        })  # fmt: skip
+        self.code = Code(contraction.nest, self.w, "")
+
+    def finish(self, symbol: str) -> KernelCode:
+        code, c, t = self.code, self.c, self.tiles
+        rows, columns, batch = (
+            numel(a.size for a in axes) for axes in (c.rows, c.columns, c.batch)
+        )
+        self._place(rows, columns, batch)
+        stages = list(c.nest.stages)
+        at = stages.index(c.loop)
+        for stage in stages[:at]:
+            self._run(stage)
+        code.values[c.result.id] = self._product()
+        for stage in stages[at + 1 :]:
+            self._run(stage)
+        programs = batch * ceil_div(rows, t.rows) * ceil_div(columns, t.columns)
+        text = code.text(symbol)
+        return KernelCode(LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps), text)
+
+    def _place(self, rows: Dim, columns: Dim, batch: Dim) -> None:
+        """Where the program's tile is."""
+        code, c, t, line = self.code, self.c, self.tiles, self.w.line
+        down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
+        line(f"down = {code.dim(down)}")
+        line(f"across = {code.dim(across)}")
+        line("tile = tl.program_id(0) % (down * across)")
+        line(f"first = tile // ({_GROUP} * across) * {_GROUP}")
+        line(f"height = tl.minimum(down - first, {_GROUP})")
+        line(f"row = first + tile % ({_GROUP} * across) % height")
+        line(f"column = tile % ({_GROUP} * across) // height")
+        kind = TYPES[code.index_type]
+        line(
+            f"batch = (tl.program_id(0) // (down * across)).to({kind}) + tl.full([1, 1], 0, {kind})"
+        )
+        code.unravel(0, "batch", c.batch)
+        line(f"y = row.to({kind}) * {t.rows} + tl.arange(0, {t.rows})[:, None]")
+        line(f"x = column.to({kind}) * {t.columns} + tl.arange(0, {t.columns})[None, :]")
+        code.open(ROWS, "y", c.rows, rows, t.rows)
+        code.open(COLUMNS, "x", c.columns, columns, t.columns)
+
+    def _run(self, stage: L.Stage) -> None:
+        for instr in stage.body:
+            self.code.instr(instr)
+
+    def _product(self) -> Value:
+        code, c, w, t = self.code, self.c, self.w, self.tiles
+        depth = numel(a.size for a in c.loop.axes)
+        total = w.variable(w.full("0.0", DType.F32, ROWS | COLUMNS))
+        with w.loop(f"for r in range(0, {code.dim(depth)}, {t.depth}):"):
+            left = self._factor(c.left, ROW_DEPTH, f"r + tl.arange(0, {t.depth})[None, :]", depth)
+            right = self._factor(
+                c.right, COLUMN_DEPTH, f"r + tl.arange(0, {t.depth})[:, None]", depth
+            )
+            precision = "" if self.is_half else ', input_precision="ieee"'
+            w.line(f"{total} = tl.dot({left}, {right}, {total}{precision})")
+        return Value(total, DType.F32, ROWS | COLUMNS)
+
+    def _factor(self, value: int, bit: int, flat: str, depth: Dim) -> str:
+        """A tile of a factor: its part of the loop's body, at the depth that starts at r."""
+        code, w, c = self.code, self.w, self.c
+        outer = dict(code.values)
+        code.open(
+            bit, w.value(flat, code.index_type, bit).text, c.loop.axes, depth, self.tiles.depth
+        )
+        needed = self._needed(value)
+        for instr in c.loop.body[:-1]:
+            if not isinstance(instr, L.Store) and instr.id in needed:
+                code.instr(instr)
+        found = self._half(value) if self.is_half else code.values[value]
+        text = w.broadcast(found.text, found.varies, (ROWS if bit == ROW_DEPTH else COLUMNS) | bit)
+        if w.ends[
+            bit
+        ]:  # beyond the depth both factors must be 0, whatever the prologue makes of it
+            text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, found.varies).text
+        code.values = outer
+        del w.ends[bit]
+        return text
+
+    def _needed(self, value: int) -> set[int]:
+        """The values of the loop's body that one depends on, itself included."""
+        by_id = {i.id: i for i in self.c.loop.body if not isinstance(i, L.Store)}
+        found: set[int] = set()
+        todo = [value]
+        while todo:
+            instr = by_id.get(todo.pop())
+            if instr is None or instr.id in found:
+                continue
+            found.add(instr.id)
+            todo += _arguments(instr)
+            for index in _indices(instr):
+                todo += index.value_refs()
+        return found
+
+    def _instr(self, value: int) -> L.Instr | None:
+        found = (i for s in self.c.nest.stages for i in s.body if not isinstance(i, L.Store))
+        return next((i for i in found if i.id == value), None)
+
+    def _stored_type(self, value: int) -> DType | None:
+        """The half type that a factor was before it was widened to f32; None for any other."""
+        instr = self._instr(value)
+        if not isinstance(instr, L.Compute) or instr.op != "cast":
+            return None
+        source = self._instr(instr.args[0])
+        assert source is not None and not isinstance(source, L.Store)
+        return source.dtype
+
+    def _half(self, value: int) -> Value:
+        """A factor before it was widened."""
+        instr = self._instr(value)
+        assert isinstance(instr, L.Compute)
+        return self.code.values[instr.args[0]]
