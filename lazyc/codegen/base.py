@@ -37,7 +37,7 @@ class LaunchRef:
     """What a Program needs to know of a kernel that is launched on a grid, without its code.
 
     The grid has ``programs`` programs of ``warps`` warps (of 32 threads); each runs ``points`` outer
-    points. The ``sizes`` are arguments of the kernel. Both are expressions over the nest's symbols.
+    points. ``stages``: iterations of a loop whose loads are in flight at one time. The ``sizes`` are arguments of the kernel. Both are expressions over the nest's symbols.
     """
 
     symbol: str
@@ -45,6 +45,7 @@ class LaunchRef:
     points: int
     sizes: tuple[Dim, ...]
     warps: int
+    stages: int = 2
 
 
 Ref: TypeAlias = KernelRef | LaunchRef

@@ -23,7 +23,13 @@ from lazyc.runtime.tensors import dump_tensor, load_tensor
 
 CPU_KERNEL = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT)
 LAUNCHED_KERNEL = C.record(
-    LaunchRef, symbol=C.STR, programs=C.DIM, points=C.INT, sizes=C.SHAPE, warps=C.INT
+    LaunchRef,
+    symbol=C.STR,
+    programs=C.DIM,
+    points=C.INT,
+    sizes=C.SHAPE,
+    warps=C.INT,
+    stages=C.INT,
 )
 KERNEL_REF = C.union({"cpu": CPU_KERNEL, "launched": LAUNCHED_KERNEL})
 

@@ -129,6 +129,7 @@ class Tiles:
     columns: int
     depth: int
     warps: int
+    stages: int
 
 
 def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
@@ -141,7 +142,7 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
             (contraction.loop.axes, 64 if is_half else 32),
         )
     )
-    return Tiles(rows, columns, depth, 8 if rows * columns >= 128 * 128 else 4)
+    return Tiles(rows, columns, depth, 8 if rows * columns >= 128 * 128 else 4, 3)
 
 
 def _tile(axes: tuple[Axis, ...], largest: int) -> int:
@@ -185,7 +186,9 @@ class _Kernel:
             self._run(stage)
         programs = batch * ceil_div(rows, t.rows) * ceil_div(columns, t.columns)
         text = code.text(symbol)
-        return KernelCode(LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps), text)
+        return KernelCode(
+            LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages), text
+        )
 
     def _place(self, rows: Dim, columns: Dim, batch: Dim) -> None:
         """Where the program's tile is."""

@@ -1,0 +1,99 @@
+"""Compiles generated kernels to machine code for a GPU, with or without that GPU: Triton's compiler."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import re
+import struct
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.language.extra.cuda import libdevice
+from triton.runtime.jit import JITFunction
+
+from lazyc.codegen.base import KernelCode, LaunchRef
+from lazyc.codegen.gpu_target import GpuTarget
+from lazyc.codegen.triton.source import load
+from lazyc.ir.types import DType
+
+_NAMES = {
+    DType.BOOL: "i1", DType.U8: "u8", DType.I8: "i8", DType.I16: "i16", DType.I32: "i32",
+    DType.I64: "i64", DType.F16: "fp16", DType.BF16: "bf16", DType.F32: "fp32", DType.F64: "fp64",
+}  # fmt: skip
+ALIGNMENT = 16  # bytes, of every pointer that a kernel is given
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Machine code of a kernel. ``shared_bytes``: of a block; ``registers``: of a thread; ``local_bytes``:
+    memory of a thread, which is where registers spill to."""
+
+    cubin: bytes
+    ptx: str
+    shared_bytes: int
+    registers: int
+    local_bytes: int
+
+    @property
+    def loads(self) -> set[str]:
+        """The instructions that load from global memory."""
+        return set(re.findall(r"(?:ld\.global|cp\.async)[\w.:]*", self.ptx))
+
+    @property
+    def tensor_cores(self) -> set[str]:
+        """The families of tensor core instructions."""
+        return set(re.findall(r"\b(mma\.sp|mma|wgmma|tcgen05)(?=[.:])", self.ptx))
+
+
+def compile_kernel(code: KernelCode, params: Sequence[DType], target: GpuTarget) -> Compiled:
+    """The machine code of a kernel whose pointers are to elements of ``params``."""
+    ref = code.ref
+    assert isinstance(ref, LaunchRef)
+    signature = {f"b{k}": f"*{_NAMES[dtype]}" for k, dtype in enumerate(params)}
+    signature |= {f"d{k}": "i64" for k in range(len(ref.sizes))} | {"error": "*i32"}
+    aligned = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(params))}
+    function = JITFunction(load(ref.symbol, code.text, libdevice))
+    source = ASTSource(fn=function, signature=signature, constexprs={}, attrs=aligned)
+    options = {"num_warps": ref.warps, "num_stages": ref.stages}
+    # What Triton keeps on disk by itself is of no use: lazyc's own cache keeps the result.
+    with tempfile.TemporaryDirectory(prefix="lazyc-triton-") as folder, knobs.cache.scope():
+        knobs.cache.dir = folder
+        made = triton.compile(source, target=GPUTarget("cuda", target.arch, 32), options=options)
+        cubin, ptx = made.asm["cubin"], made.asm["ptx"]
+    registers, local = resources(cubin, ref.symbol)
+    return Compiled(cubin, ptx, made.metadata.shared, registers, local)
+
+
+# --- the ELF file ---------------------------------------------------------------------------------
+
+_ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_ELF_SECTION = struct.Struct("<IIQQQQIIQQ")
+_REGISTERS, _FRAME = 0x2F, 0x11  # attributes EIATTR_REGCOUNT and EIATTR_FRAME_SIZE of .nv.info
+
+
+def resources(cubin: bytes, symbol: str) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its local memory (where registers are spilled to)."""
+    header = _ELF_HEADER.unpack_from(cubin)
+    table, size, count, names = header[6], header[11], header[12], header[13]
+    sections = [_ELF_SECTION.unpack_from(cubin, table + k * size) for k in range(count)]
+    found: dict[int, list[int]] = {_REGISTERS: [], _FRAME: []}
+    for section in sections:
+        start = sections[names][4] + section[0]
+        name = cubin[start : cubin.index(b"\0", start)].decode()
+        if name != ".nv.info":
+            continue
+        at, end = section[4], section[4] + section[5]
+        while at < end:
+            form, attribute, length = struct.unpack_from("<BBH", cubin, at)
+            at += 4
+            if form != 4:  # the value is in the header itself
+                continue
+            if attribute in found and length == 8:
+                found[attribute].append(struct.unpack_from("<II", cubin, at)[1])
+            at += length
+    return max(found[_REGISTERS], default=0), max(found[_FRAME], default=0)

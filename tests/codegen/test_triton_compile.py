@@ -1,0 +1,49 @@
+"""Kernels compiled for GPUs that this machine does not have: what the machine code shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.triton.compile import Compiled, compile_kernel
+from lazyc.codegen.triton.kernel import generate
+from lazyc.errors import ConfigError
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.types import DType
+from tests.codegen.test_reductions import softmax_nest
+from tests.codegen.test_triton_contraction import product
+
+ARCHITECTURES = (80, 90, 100)
+
+
+def compiled(nest: LoopNest, arch: int) -> Compiled:
+    target = gpu_target(f"cuda:sm_{arch}")
+    found = compile_kernel(generate(nest, "kernel"), [b.dtype for b in nest.buffers], target)
+    assert found.local_bytes == 0, "registers are spilled"
+    assert 0 < found.registers <= target.thread_registers
+    assert found.shared_bytes <= target.shared_bytes
+    return found
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rows(arch: int) -> None:
+    loads = compiled(softmax_nest(8192, 1024, "inner"), arch).loads
+    assert loads == {"ld.global.v4.b32"}, "not all loads are of 128 bits"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_products_use_tensor_cores(arch: int) -> None:
+    found = compiled(product(4096, 4096, 4096, DType.BF16, epilogue=True), arch)
+    assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
+    assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
+
+
+def test_single_precision_is_not_cut_to_half() -> None:
+    found = compiled(product(512, 512, 512), 90)
+    assert found.tensor_cores == set()
+
+
+@pytest.mark.parametrize("name", ["cuda:sm_75", "cuda", "sm_", "cuda:90"])
+def test_unknown_targets_are_named(name: str) -> None:
+    with pytest.raises(ConfigError, match="lazyc knows cuda:sm_80"):
+        gpu_target(name)

@@ -1,0 +1,170 @@
+"""Matrix products as Triton kernels, with what surrounds them, against the evaluator of nests."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+import torch
+
+from lazyc.codegen.triton.contraction import Contraction
+from lazyc.codegen.triton.kernel import generate
+from lazyc.ir.index import Axis, axis_index, value_index
+from lazyc.ir.loops import BufferParam, CheckIndex, Compute, Load, LoopNest, Reduce
+from lazyc.ir.nest_interp import run_nest
+from lazyc.ir.nest_verify import verify_nest
+from lazyc.ir.types import Dim, DType
+from tests.codegen.harness import Body, run
+
+F32, F16, BF16, I64 = DType.F32, DType.F16, DType.BF16, DType.I64
+M, N, K = (sympy.Symbol(f"n{k}", integer=True, positive=True) for k in range(3))
+
+
+def product(
+    m: Dim,
+    n: Dim,
+    k: Dim,
+    dtype: DType = F32,
+    batch: int = 1,
+    epilogue: bool = False,
+    transposed: bool = False,
+) -> LoopNest:
+    """``out[b, i, j] = sum_k a[b, i, k] * b[b, k, j]``, with bias, relu and a residual as ``epilogue``;
+    ``transposed``: b is [j, k]."""  # fmt: skip
+    p, i, j, r = Axis("p", batch), Axis("i", m), Axis("j", n), Axis("r", k)
+    pp, ii, jj, rr = (axis_index(a) for a in (p, i, j, r))
+    body = Body()
+
+    def wide(value: int) -> int:
+        return value if dtype is F32 else body.add(Compute, F32, "cast", (value,))
+
+    left = wide(body.add(Load, dtype, 0, pp * (m * k) + ii * k + rr))
+    at = jj * k + rr if transposed else rr * n + jj
+    right = wide(body.add(Load, dtype, 1, pp * (k * n) + at))
+    total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
+    stages = [body.stage(r)]
+    buffers = [BufferParam(dtype, "in", batch * m * k), BufferParam(dtype, "in", batch * k * n)]
+    where = pp * (m * n) + ii * n + jj
+    if epilogue:
+        bias = wide(body.add(Load, dtype, 2, jj))
+        total = body.add(Compute, F32, "add", (total, bias))
+        total = body.add(Compute, F32, "maximum", (total, body.add(Compute, F32, "neg", (total,))))
+        residual = wide(body.add(Load, dtype, 3, where))
+        total = body.add(Compute, F32, "add", (total, residual))
+        buffers += [BufferParam(dtype, "in", n), BufferParam(dtype, "in", batch * m * n)]
+    if dtype is not F32:
+        total = body.add(Compute, dtype, "cast", (total,))
+    body.store(len(buffers), where, total)
+    stages.append(body.stage())
+    buffers.append(BufferParam(dtype, "out", batch * m * n))
+    axes = (p, i, j) if batch > 1 else (i, j)
+    symbols = tuple(s for s in (m, n, k) if isinstance(s, sympy.Symbol))
+    return LoopNest(axes, tuple(stages), tuple(buffers), symbols, "inner")
+
+
+def check(nest: LoopNest, sizes: tuple[int, ...] = (), tolerance: float = 1e-5) -> None:
+    """Both compute the same of small whole numbers and some others."""
+    verify_nest(nest)
+    assert Contraction.find(nest) is not None and "tl.dot" in generate(nest, "k").text
+    known = dict(zip(nest.symbols, sizes, strict=True))
+    torch.manual_seed(0)
+    memory = []
+    for param in nest.buffers:
+        count = param.numel if isinstance(param.numel, int) else int(param.numel.subs(known))
+        data = torch.randn(count) if param.role == "in" else torch.full((count,), 7.0)
+        memory.append(data.to(param.dtype.torch))
+    wanted = [x.clone() for x in memory]
+    assert run_nest(nest, wanted, known) == 0
+    assert run(nest, "triton", *memory, sizes=sizes) == 0
+    for got, want in zip(memory, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16, 16), (64, 32, 48), (17, 33, 19), (200, 130, 70)], ids=str
+)
+def test_sizes(size: tuple[int, int, int]) -> None:
+    check(product(*size))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_half_types(dtype: DType, epilogue: bool) -> None:
+    nest = product(40, 33, 50, dtype, epilogue=epilogue)
+    assert 'input_precision="ieee"' not in generate(nest, "k").text  # halves go to the tensor cores
+    check(nest, tolerance=2e-2 if dtype is BF16 else 2e-3)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_batches_and_epilogues(transposed: bool) -> None:
+    check(product(20, 24, 18, batch=3, epilogue=True, transposed=transposed))
+
+
+def test_symbolic_sizes() -> None:
+    nest = product(M, N, K, epilogue=True)
+    for sizes in ((16, 16, 16), (65, 3, 7), (1, 130, 33)):
+        check(nest, sizes)
+
+
+def test_results_on_their_side() -> None:
+    """The columns of a tile are the outer axis that comes last, whichever factor it belongs to."""
+    i, j, r = Axis("i", 32), Axis("j", 48), Axis("r", 64)
+    body = Body()
+    left = body.add(Load, F32, 0, axis_index(i) * 64 + axis_index(r))
+    right = body.add(Load, F32, 1, axis_index(j) * 64 + axis_index(r))
+    total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
+    stages = [body.stage(r)]
+    body.store(2, axis_index(j) * 32 + axis_index(i), total)
+    buffers = (
+        BufferParam(F32, "in", 32 * 64), BufferParam(F32, "in", 48 * 64),
+        BufferParam(F32, "out", 32 * 48),
+    )  # fmt: skip
+    check(LoopNest((j, i), (*stages, body.stage()), buffers, (), "outer"))
+
+
+def test_a_prologue_that_is_not_zero_beyond_the_depth() -> None:
+    """exp(0) is 1, and log(0) is no number: neither may reach the sum."""
+    i, j, r = Axis("i", 16), Axis("j", 16), Axis("r", 21)
+    body = Body()
+    left = body.add(Load, F32, 0, axis_index(i) * 21 + axis_index(r))
+    left = body.add(Compute, F32, "exp", (left,))
+    right = body.add(Load, F32, 1, axis_index(r) * 16 + axis_index(j))
+    right = body.add(Compute, F32, "log", (body.add(Compute, F32, "abs", (right,)),))
+    total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
+    stages = [body.stage(r)]
+    body.store(2, axis_index(i) * 16 + axis_index(j), total)
+    buffers = (
+        BufferParam(F32, "in", 16 * 21), BufferParam(F32, "in", 21 * 16),
+        BufferParam(F32, "out", 256),
+    )  # fmt: skip
+    check(LoopNest((i, j), (*stages, body.stage()), buffers, (), "inner"))
+
+
+def test_a_gathered_factor() -> None:
+    """``out = table[index] @ b``: rows are looked up as they are read."""
+    i, j, r = Axis("i", 24), Axis("j", 16), Axis("r", 32)
+    body = Body()
+    row = body.add(CheckIndex, body.add(Load, I64, 0, axis_index(i)), 10)
+    stages = [body.stage()]
+    left = body.add(Load, F32, 1, value_index(row, 10) * 32 + axis_index(r))
+    right = body.add(Load, F32, 2, axis_index(r) * 16 + axis_index(j))
+    total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
+    stages.append(body.stage(r))
+    body.store(3, axis_index(i) * 16 + axis_index(j), total)
+    buffers = (
+        BufferParam(I64, "in", 24), BufferParam(F32, "in", 320), BufferParam(F32, "in", 512),
+        BufferParam(F32, "out", 24 * 16),
+    )  # fmt: skip
+    nest = LoopNest((i, j), (*stages, body.stage()), buffers, (), "inner")
+    verify_nest(nest)
+    assert "tl.dot" in generate(nest, "k").text
+    index, table, b = torch.randint(0, 10, (24,)), torch.randn(10, 32), torch.randn(32, 16)
+    out = torch.empty(24, 16)
+    assert run(nest, "triton", index, table.flatten(), b.flatten(), out.flatten()) == 0
+    torch.testing.assert_close(out, table[index] @ b)
+    index[5] = 10
+    assert run(nest, "triton", index, table.flatten(), b.flatten(), out.flatten()) != 0
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (64, 8, 64), (64, 64, 8)], ids=str)
+def test_too_small_for_a_tile(size: tuple[int, int, int]) -> None:
+    assert Contraction.find(product(*size)) is None
