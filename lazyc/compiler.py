@@ -46,13 +46,12 @@ class Compiler:
         self, config: Config, generator: Generator, host: Host, events: E.EventStream, spans: Spans
     ) -> None:
         self._config = config
-        self._target_key = generator.key
-        self._has_products = generator.has_products
+        self._generator = generator
         self._host = host
         self._events = events
         self._spans = spans
         on_disk = config if generator.keeps_code else replace(config, disk_cache=False)
-        self._disk = DiskCache(on_disk, events, self._target_key)
+        self._disk = DiskCache(on_disk, events, self._generator.key)
         self._kernels = KernelStore(generator, self._disk, events)
         self._programs: dict[str, tuple[Program, dict[str, Kernel]]] = {}
         self._captures: dict[str, tuple[str, bool]] = {}
@@ -131,7 +130,7 @@ class Compiler:
 
     def _key_parts(self, graph: Graph) -> dict[str, str] | None:
         try:
-            return key_parts(graph, self._target_key, self._config)
+            return key_parts(graph, self._generator.key, self._config)
         except NotCacheable:
             return None
 
@@ -162,7 +161,7 @@ class Compiler:
         return program, kernels
 
     def _capture_key(self, capture: str) -> str:
-        return combine(capture_parts(capture, self._target_key, self._config))
+        return combine(capture_parts(capture, self._generator.key, self._config))
 
     def _load_capture(self, key: str) -> tuple[str, bool] | None:
         found = self._captures.get(key)
@@ -230,7 +229,7 @@ class Compiler:
         stem = f"kernel-{name[:16]}"
         self._events.emit(E.Artifact(number, f"{stem}.nest", print_nest(nest)))
         code = self._kernels.generate(nest, stem.replace("-", "_"))
-        self._events.emit(E.Artifact(number, f"{stem}.ll", code.text))
+        self._events.emit(E.Artifact(number, f"{stem}.{self._generator.suffix}", code.text))
 
     def _run_passes(self, number: int, graph: Graph) -> Graph:
         if self._config.trace:
@@ -238,7 +237,7 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            passes = pipeline(self._config.pack_weights, self._has_products)
+            passes = pipeline(self._config.pack_weights, self._generator.has_products)
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__

@@ -111,11 +111,13 @@ def _target_rows(config: Config) -> list[tuple[str, str]]:
 
     from lazyc.codegen.target import available_targets, host_target
 
-    target = host_target(config.target or None)
-    return [
-        ("target", f"{target.name} ({target.cpu}); available: {', '.join(available_targets())}"),
-        ("threads", str(torch.get_num_threads())),
-    ]
+    available = ", ".join(available_targets())
+    if config.target in ("", *available_targets()):
+        target = host_target(config.target or None)
+        text = f"{target.name} ({target.cpu}); available: {available}"
+    else:
+        text = f"{config.target}; of the CPU: {available}"
+    return [("target", text), ("threads", str(torch.get_num_threads()))]
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

@@ -105,7 +105,7 @@ class Generator(Protocol):
     """Makes the kernels of one target: text, object code, loaded code.
 
     ``key`` is everything that the code depends on, as text for the cache key; ``keeps_code`` whether
-    object code may be loaded in another process; ``has_products`` whether kernels may hold matrix
+    object code may be loaded in another process; ``suffix`` names files with its text; ``has_products`` whether kernels may hold matrix
     products (``passes.products_as_loops``).
     """
 
@@ -117,6 +117,9 @@ class Generator(Protocol):
 
     @property
     def has_products(self) -> bool: ...
+
+    @property
+    def suffix(self) -> str: ...
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
         """The source of a kernel. Raises CodegenError for what it has no code for."""

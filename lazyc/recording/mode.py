@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from functools import lru_cache
 from types import FunctionType
 from typing import Any, TypeAlias
 
@@ -140,7 +139,7 @@ class LazyMode(TorchDispatchMode):
             if kind is _Class.VIEW:
                 return _view(first, func, args[1:], kwargs)
             if kind is _Class.LAYOUT_ONLY:
-                return func(_placeholder(first._kind.spec), *args[1:], **kwargs)
+                return func(first._kind.token, *args[1:], **kwargs)
             if kind is _Class.DRAW and not first._kind.views and first._memory.tensor is None:
                 spec = first._kind.spec
                 tensor = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype)
@@ -480,13 +479,6 @@ def _view(x: LazyTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if isinstance(made, list):
         return [LazyTensor(x._memory, kind) for kind in made]
     return LazyTensor(x._memory, made)
-
-
-@lru_cache(maxsize=256)
-def _placeholder(spec: Spec) -> torch.Tensor:
-    token = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype)
-    token.untyped_storage().resize_(0)
-    return token
 
 
 class _Current(threading.local):

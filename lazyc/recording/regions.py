@@ -80,7 +80,7 @@ def make_lazy_backend(
             except NotRecordable as error:
                 return compiled(*_computed(args, f"a region that takes {error}"))
 
-        return torch._dynamo.disable(call, reason="compiled by lazyc")
+        return call
 
     return backend
 

@@ -99,7 +99,7 @@ class LazyTensor(torch.Tensor):
         """A plain tensor of the same description, for guards and tracing."""
         if self._memory.tensor is not None:
             return compute(self, "")
-        return _token(self._kind.spec)
+        return self._kind.token
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["_token"], None
@@ -272,14 +272,6 @@ def record(
 @lru_cache(maxsize=1024)
 def _kinds(fragment: Fragment) -> tuple[Kind, ...]:
     return tuple(map(kind_of, fragment.results))
-
-
-@lru_cache(maxsize=256)
-def _token(spec: Spec) -> torch.Tensor:
-    """One for all values of a description: nobody looks at its memory, of which it has none."""
-    token = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="cpu")
-    token.untyped_storage().resize_(0)
-    return token
 
 
 def example(x: Any, node: torch.fx.Node) -> Any:

@@ -17,6 +17,7 @@ class LlvmGenerator:
 
     keeps_code = True
     has_products = False
+    suffix = "ll"
 
     def __init__(self, target: Target) -> None:
         self._target = target

@@ -36,6 +36,7 @@ class InterpretedGenerator:
 
     keeps_code = False
     has_products = True
+    suffix = "py"
     key = f"triton-interpret|{triton.__version__}"
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:

@@ -1,0 +1,144 @@
+"""Whole models through the kernels of a GPU, run by Triton's interpreter on tensors of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lazyc
+from lazyc.backend import executables
+from lazyc.codegen.base import LaunchedKernel
+from lazyc.ir.program import EagerStep, GemmStep, KernelStep
+
+OPTIONS = {"target": "triton-interpret"}
+
+
+class Block(torch.nn.Module):
+    """A transformer block; x: (batch, length, width)."""
+
+    def __init__(self, width: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(2))
+        self.qkv = torch.nn.Linear(width, 3 * width)
+        self.proj = torch.nn.Linear(width, width)
+        self.up = torch.nn.Linear(width, 2 * width)
+        self.down = torch.nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = [t.unflatten(-1, (self.heads, -1)) for t in self.qkv(self.norms[0](x)).chunk(3, -1)]
+        q, k, v = (t.transpose(1, 2) for t in split)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+class Classifier(torch.nn.Module):
+    """Words to a class: embedding, mean over the words, two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(50, 24)
+        self.hidden = torch.nn.Linear(24, 32)
+        self.out = torch.nn.Linear(32, 5)
+
+    def forward(self, words: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.hidden(self.embedding(words).mean(1)))
+        return F.cross_entropy(self.out(x), label)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def check(module: torch.nn.Module, args: tuple, train: bool, eager: tuple[str, ...] = ()) -> None:
+    """Results, and gradients of the parameters, are eager's to single precision; nothing but ``eager``
+    is left to eager, and no matrix product to a library."""
+    lazyc.metrics.reset()
+    before = set(map(id, executables()))
+    compiled = torch.compile(module, backend="lazyc", options=OPTIONS)
+
+    def results(run: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        module.zero_grad()
+        with torch.set_grad_enabled(train):
+            out = run(*args)
+        if not train:
+            return [out]
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in module.parameters())]  # type: ignore[union-attr]
+
+    for got, want in zip(results(compiled), results(module), strict=True):
+        scale = max(1.0, float(want.abs().max()))
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * scale)
+    made = [e for e in executables() if id(e) not in before]
+    assert made
+    for executable in made:
+        program = executable.program
+        assert not [s for s in program.steps if isinstance(s, GemmStep)]
+        left = {s.target for s in program.steps if isinstance(s, EagerStep)}
+        assert left <= set(eager), left
+        kernels = [s for s in program.steps if isinstance(s, KernelStep)]
+        assert kernels
+        assert all(isinstance(executable._kernels[s.nest], LaunchedKernel) for s in kernels)
+
+
+def test_transformer_block() -> None:
+    check(Block(), (torch.randn(2, 16, 32),), train=False)
+
+
+def test_transformer_block_is_trained() -> None:
+    check(Block(), (torch.randn(1, 16, 32),), train=True)
+
+
+def test_classifier_is_trained() -> None:
+    check(Classifier(), (torch.randint(0, 50, (16, 6)), torch.randint(0, 5, (16,))), train=True)
+
+
+def test_convolutions() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 16, 3, padding=1, groups=16), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 32, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+    ).eval()  # fmt: skip
+    check(model, (torch.randn(1, 3, 12, 12),), train=False)
+
+
+def test_half_precision() -> None:
+    model = Block().to(torch.bfloat16)
+    x = torch.randn(1, 16, 32).to(torch.bfloat16)
+    compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
+    exact = Block()
+    exact.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        got, eager, want = compiled(x), model(x), exact.double()(x.double())
+    assert got.dtype is torch.bfloat16
+    assert (got.double() - want).abs().max() <= 3 * (eager.double() - want).abs().max()
+
+
+def test_sizes_that_change() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 24))
+    compiled = torch.compile(model, backend="lazyc", options=OPTIONS, dynamic=True)
+    with torch.no_grad():
+        for rows in (16, 33, 5):
+            x = torch.randn(rows, 24)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_index_out_of_range_is_eager_s_error() -> None:
+    compiled = torch.compile(Classifier(), backend="lazyc", options=OPTIONS)
+    with pytest.raises(IndexError), torch.no_grad():
+        compiled(torch.full((2, 3), 50), torch.zeros(2, dtype=torch.int64))
+
+
+def test_code_is_shown_as_python(tmp_path: Any) -> None:
+    compiled = torch.compile(
+        lambda x: torch.softmax(x, -1), backend="lazyc", options={**OPTIONS, "trace": str(tmp_path)}
+    )
+    compiled(torch.randn(4, 8))
+    (file,) = tmp_path.rglob("kernel-*.py")
+    assert "tl.load" in file.read_text()
