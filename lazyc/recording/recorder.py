@@ -168,8 +168,10 @@ class Recorder:
         place: Place | None,
     ) -> list[Value]:
         with self._lock:
+            # Not isinstance, which takes as long as all else here does for a value.
             taken: list[Value | Snapshot | float] = [
-                Snapshot(a) if isinstance(a, torch.Tensor) else a for a in args
+                a if type(a) is Value or type(a) is float else Snapshot(a)  # type: ignore[arg-type]
+                for a in args
             ]
             self._count += 1
             step = Step(self._count, fragment, taken, place, self)
@@ -227,7 +229,9 @@ class Recorder:
         # A mode that records would record what is done here.
         with self._lock, _without_modes(), torch._C.DisableTorchFunction():
             wanted = [v for v in values if v.step is not None]
-            if wanted:
+            if wanted and not self.spans.on:
+                self.events.emit(self._flush(wanted, cause, what))
+            elif wanted:
                 with self.spans.span("flush", cause.value) as span:
                     done = self._flush(wanted, cause, what)
                     span.note(
@@ -239,10 +243,12 @@ class Recorder:
     def _flush(self, wanted: Sequence[Value], cause: Cause, what: str) -> E.Flushed:
         start = time.perf_counter()
         steps = _needed(wanted)
-        inside = {s.number for s in steps}
-        others = [s for s in self._live_steps() if s.number not in inside]
-        later = {a for s in others for a in s.args if isinstance(a, Value)}
-        asked = set(wanted) | later
+        others: list[Step] = []
+        if len(self._waiting) > len(steps):
+            inside = {s.number for s in steps}
+            others = [s for s in self._live_steps() if s.number not in inside]
+        later = {a for s in others for a in s.args if type(a) is Value}
+        asked = {*wanted, *later}
         kept = [
             (k, r, v)
             for k, step in enumerate(steps)
@@ -391,8 +397,8 @@ class _Made:
 
 def _snapshots(steps: Iterable[Step]) -> list[Snapshot]:
     """What the steps take that is computed, once each."""
-    taken = (a.tensor if isinstance(a, Value) else a for s in steps for a in s.args)
-    return list({id(s): s for s in taken if isinstance(s, Snapshot)}.values())
+    taken = (a.tensor if type(a) is Value else a for s in steps for a in s.args)
+    return list({id(s): s for s in taken if type(s) is Snapshot}.values())
 
 
 def _needed(values: Collection[Value]) -> list[Step]:
@@ -403,5 +409,5 @@ def _needed(values: Collection[Value]) -> list[Step]:
         step = todo.pop()
         if step.number not in found:
             found[step.number] = step
-            todo += [a.step for a in step.args if isinstance(a, Value) and a.step is not None]
+            todo += [a.step for a in step.args if type(a) is Value and a.step is not None]
     return [found[k] for k in sorted(found)]

@@ -26,7 +26,7 @@ from lazyc.frontend.fx_types import user_line
 from lazyc.ir.graph import Graph
 from lazyc.ir.specialize import specialize
 from lazyc.ir.types import TensorType
-from lazyc.recording.barriers import Cause, barrier
+from lazyc.recording.barriers import Cause, Place, barrier, user_place
 from lazyc.recording.join import Fragment
 from lazyc.recording.recorder import NotRecordable, Recorder
 from lazyc.recording.tensor import LazyTensor, compute, example, record
@@ -35,6 +35,7 @@ from lazyc.report import events as E
 # A region whose sizes change waits for this many combinations of them: each is a program of its own. With
 # others it runs at once, by the code for any size.
 _MOST_SIZES = 8
+_UNKNOWN: Place = ("", -1)
 
 
 def make_lazy_backend(
@@ -76,7 +77,7 @@ def make_lazy_backend(
             if fragment is None:
                 return compiled(*_computed(args, "a region that runs at once: its sizes change"))
             try:
-                return record(recorder, fragment, waiting.taken(args))
+                return record(recorder, fragment, waiting.taken(args), waiting.place())
             except NotRecordable as error:
                 return compiled(*_computed(args, f"a region that takes {error}"))
 
@@ -122,6 +123,7 @@ class _Waiting:
         self._sizes = [n.attrs.index for n in graph.inputs if not isinstance(n.type, TensorType)]
         self._fragments: dict[tuple[int, ...], Fragment] = {}
         self._is_full = False
+        self._place: Place | None = _UNKNOWN
 
     def fragment(self, args: Sequence[Any], too_many: Callable[[], None]) -> Fragment | None:
         """The fragment for these arguments; None where there are too many (``too_many`` is told once)."""
@@ -144,6 +146,12 @@ class _Waiting:
             found = Fragment.of(graph, in_eager, self._operators, self._name)
             self._fragments[key] = found
         return found
+
+    def place(self) -> Place | None:
+        """The user's line that the region is called from: looked for once, it is the same code."""
+        if self._place is _UNKNOWN:
+            self._place = user_place()
+        return self._place
 
     def taken(self, args: Sequence[Any]) -> Sequence[torch.Tensor]:
         """The arguments that the fragment takes."""

@@ -16,7 +16,7 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
-from lazyc.recording.barriers import Cause, user_place
+from lazyc.recording.barriers import Cause, Place
 from lazyc.recording.join import Fragment, Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
@@ -249,12 +249,13 @@ def _takes(func: Any) -> list[tuple[str, str]]:
 
 
 def record(
-    recorder: Recorder, fragment: Fragment, args: Sequence[torch.Tensor]
+    recorder: Recorder, fragment: Fragment, args: Sequence[torch.Tensor], place: Place | None
 ) -> list[LazyTensor]:
-    """Has ``fragment(*args)`` run when one of the results is read. Raises NotRecordable."""
+    """Has ``fragment(*args)`` run when one of the results is read; ``place`` is the user's line.
+    Raises NotRecordable."""
     given: list[Value | torch.Tensor] = []
     for x in args:
-        if not isinstance(x, LazyTensor):
+        if type(x) is not LazyTensor:
             given.append(x)
             continue
         value = x._memory.value
@@ -262,7 +263,7 @@ def record(
             given.append(value)
         else:
             given.append(compute(x, "taken by a region with other options"))
-    values = recorder.record(fragment, given, user_place())
+    values = recorder.record(fragment, given, place)
     pairs = zip(values, _kinds(fragment), strict=True)
     results = [LazyTensor(Memory(recorder, value=v), kind) for v, kind in pairs]
     recorder.keep_within_caps()
