@@ -26,7 +26,7 @@ from rich.table import Table
 
 import lazyc
 
-ROUNDS = 15
+LEAST_ROUNDS, SECONDS = 15, 3.0  # of each comparison
 BREAKS = 3
 Say = Callable[[str], None]
 
@@ -79,44 +79,56 @@ class Row:
     flushes: int
 
 
-def measure(
-    name: str, fn: Callable[..., torch.Tensor], args: tuple, say: Say, expected: torch.Tensor
-) -> Row:
-    """The least time of a call with its result computed."""
+class Way:
+    """A way to run a function: how long it takes, and what it takes of lazyc."""
 
-    def call() -> torch.Tensor:
-        result = fn(*args, say)
+    def __init__(self, name: str, fn: Callable[..., torch.Tensor], args: tuple, say: Say) -> None:
+        self.name, self.fn, self.args, self.say = name, fn, args, say
+        self.seconds = float("inf")
+
+    def call(self) -> torch.Tensor:
+        result = self.fn(*self.args, self.say)
         lazyc.mark_step()
         return result
 
-    start = lazyc.metrics.snapshot()
-    torch.testing.assert_close(call() + 0, expected)  # compiles
-    compiled = lazyc.metrics.snapshot()
-    kernels = compiled["kernel_calls"] - start["kernel_calls"]
-    times = []
-    for _ in range(ROUNDS):
+    def start(self, expected: torch.Tensor) -> None:
+        """Compiles, compares the result, and counts kernels and flushes of a call."""
+        before = lazyc.metrics.snapshot()
+        torch.testing.assert_close(self.call() + 0, expected)
+        compiled = lazyc.metrics.snapshot()
+        self.call()
+        after = lazyc.metrics.snapshot()
+        self.kernels = compiled["kernel_calls"] - before["kernel_calls"]
+        self.flushes = sum(after["flushes"].values()) - sum(compiled["flushes"].values())
+
+    def time(self) -> None:
         began = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - began)
-    done = lazyc.metrics.snapshot()
-    flushes = sum(done["flushes"].values()) - sum(compiled["flushes"].values())
-    del result
-    return Row(name, min(times), kernels, flushes // ROUNDS)
+        result = self.call()
+        self.seconds = min(self.seconds, time.perf_counter() - began)
+        del result
 
 
 def compare(fn: Callable[..., torch.Tensor], args: tuple) -> list[Row]:
-    """The four ways to run ``fn``; the results must agree."""
+    """The four ways to run ``fn``, by turns; the results must agree."""
     lazy = torch.compile(fn, backend="lazyc", options={"lazy": True})
     plain = torch.compile(fn, backend="lazyc")
     whole = torch.compile(fn, backend="lazyc")
+    ways = [
+        Way("eager", fn, args, print),
+        Way("compiled", plain, args, print),
+        Way("compiled, lazy", lazy, args, print),
+        Way("compiled, no prints", whole, args, silent),
+    ]
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         expected = fn(*args, print)
-        return [
-            measure("eager", fn, args, print, expected),
-            measure("compiled", plain, args, print, expected),
-            measure("compiled, lazy", lazy, args, print, expected),
-            measure("compiled, no prints", whole, args, silent, expected),
-        ]
+        for way in ways:
+            way.start(expected)
+        began, rounds = time.perf_counter(), 0
+        while rounds < LEAST_ROUNDS or time.perf_counter() - began < SECONDS:
+            rounds += 1
+            for way in ways:
+                way.time()
+    return [Row(way.name, way.seconds, way.kernels, way.flushes) for way in ways]
 
 
 def show(title: str, rows: list[Row]) -> None:
