@@ -207,12 +207,16 @@ if hasattr(os, "register_at_fork"):
 
 def _generator(target: str) -> Generator:
     """What makes the kernels of a target (``Config.target``). Raises ConfigError."""
-    if target == "triton-interpret":
+    if target == "triton-interpret" or target.startswith("cuda:"):
         try:
+            from lazyc.codegen.triton.cuda import CudaGenerator
             from lazyc.codegen.triton.interpret import InterpretedGenerator
         except ImportError as error:
             raise ConfigError(f"target {target!r} needs the package triton: {error}") from error
-        return InterpretedGenerator()
+        from lazyc.codegen.gpu_target import gpu_target
+
+        is_cuda = target.startswith("cuda:")
+        return CudaGenerator(gpu_target(target)) if is_cuda else InterpretedGenerator()
     from lazyc.codegen.llvm import LlvmGenerator
     from lazyc.codegen.target import host_target
 

@@ -119,8 +119,12 @@ class Config:
         # Not affects_code: the target that it resolves to is a part of the key of its own.
         "", "LAZYC_TARGET",
         "What to generate code for. Empty: the best instruction set that this machine has. "
-        "`triton-interpret`: the kernels of a GPU, run slowly on tensors of the CPU, for tests.",
-        choices=("", "avx512", "avx2", "baseline", "triton-interpret"),
+        "`triton-interpret`: the kernels of a GPU, run slowly on tensors of the CPU, for tests. `cuda:sm_90`, ...:"
+        " compiles kernels for that GPU into the disk cache; the model runs in eager.",
+        choices=(
+            "", "avx512", "avx2", "baseline", "triton-interpret", "cuda:sm_80", "cuda:sm_86",
+            "cuda:sm_89", "cuda:sm_90", "cuda:sm_100", "cuda:sm_120",
+        ),
     )  # fmt: skip
     fusion: bool = _option(
         True, "LAZYC_FUSION",

@@ -10,7 +10,7 @@ import torch
 
 from lazyc.errors import LazycError
 from lazyc.ir.loops import LoopNest
-from lazyc.ir.types import Dim
+from lazyc.ir.types import Dim, DType
 
 
 class CodegenError(LazycError):
@@ -65,14 +65,15 @@ class KernelCode:
 
     A kernel that is launched is a function of Triton's ``symbol`` of
 
-    * one pointer for each param of the nest, in order; for a scratch param memory of its ``numel``
-      elements for each of ``points * programs`` outer points;
+    * one pointer for each param of the nest, in order, to elements of type ``params``; for a scratch param
+      memory of its ``numel`` elements for each of ``points * programs`` outer points;
     * the ``sizes``, as 64-bit integers;
     * a pointer to the error word (i32), OR-ed as above.
     """
 
     ref: Ref
     text: str
+    params: tuple[DType, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

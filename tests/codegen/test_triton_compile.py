@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+import lazyc
+from lazyc.backend import EVENTS
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.compile import Compiled, compile_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import ConfigError
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.types import DType
+from lazyc.report import events as E
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
 
@@ -18,7 +22,7 @@ ARCHITECTURES = (80, 90, 100)
 
 def compiled(nest: LoopNest, arch: int) -> Compiled:
     target = gpu_target(f"cuda:sm_{arch}")
-    found = compile_kernel(generate(nest, "kernel"), [b.dtype for b in nest.buffers], target)
+    found = compile_kernel(generate(nest, "kernel"), target)
     assert found.local_bytes == 0, "registers are spilled"
     assert 0 < found.registers <= target.thread_registers
     assert found.shared_bytes <= target.shared_bytes
@@ -47,3 +51,23 @@ def test_single_precision_is_not_cut_to_half() -> None:
 def test_unknown_targets_are_named(name: str) -> None:
     with pytest.raises(ConfigError, match="lazyc knows cuda:sm_80"):
         gpu_target(name)
+
+
+def test_a_model_is_compiled_for_a_gpu_that_is_not_there() -> None:
+    """Its kernels are made and kept; it runs in eager, which is counted."""
+    lazyc.metrics.reset()
+    made: list[E.Event] = []
+    unsubscribe = EVENTS.subscribe(made.append)
+    try:
+        compiled = torch.compile(
+            lambda x, w: torch.softmax(x @ w, -1),
+            backend="lazyc",
+            options={"target": "cuda:sm_90", "disk_cache": False},
+        )
+        x, w = torch.randn(32, 64), torch.randn(64, 48)
+        torch.testing.assert_close(compiled(x, w), torch.softmax(x @ w, -1))
+    finally:
+        unsubscribe()
+    assert sum(isinstance(event, E.KernelCompiled) for event in made) == 2
+    (fallback,) = lazyc.metrics.snapshot()["fallbacks"]
+    assert fallback["op"] == "graph" and "sm_90" in fallback["reason"]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import triton
@@ -50,13 +49,13 @@ class Compiled:
         return set(re.findall(r"\b(mma\.sp|mma|wgmma|tcgen05)(?=[.:])", self.ptx))
 
 
-def compile_kernel(code: KernelCode, params: Sequence[DType], target: GpuTarget) -> Compiled:
-    """The machine code of a kernel whose pointers are to elements of ``params``."""
+def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:
+    """The machine code of a kernel."""
     ref = code.ref
     assert isinstance(ref, LaunchRef)
-    signature = {f"b{k}": f"*{_NAMES[dtype]}" for k, dtype in enumerate(params)}
+    signature = {f"b{k}": f"*{_NAMES[dtype]}" for k, dtype in enumerate(code.params)}
     signature |= {f"d{k}": "i64" for k in range(len(ref.sizes))} | {"error": "*i32"}
-    aligned = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(params))}
+    aligned = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(code.params))}
     function = JITFunction(load(ref.symbol, code.text, libdevice))
     source = ASTSource(fn=function, signature=signature, constexprs={}, attrs=aligned)
     options = {"num_warps": ref.warps, "num_stages": ref.stages}

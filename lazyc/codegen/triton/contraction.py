@@ -186,9 +186,8 @@ class _Kernel:
             self._run(stage)
         programs = batch * ceil_div(rows, t.rows) * ceil_div(columns, t.columns)
         text = code.text(symbol)
-        return KernelCode(
-            LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages), text
-        )
+        ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
+        return KernelCode(ref, text, tuple(b.dtype for b in c.nest.buffers))
 
     def _place(self, rows: Dim, columns: Dim, batch: Dim) -> None:
         """Where the program's tile is."""

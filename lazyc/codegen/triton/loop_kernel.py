@@ -44,7 +44,7 @@ class _Kernel:
             self._stage(stage, count)
         text, programs = code.text(symbol), ceil_div(total, points)
         ref = LaunchRef(symbol, programs, points, tuple(code.sizes), self.blocks.warps)
-        return KernelCode(ref, text)
+        return KernelCode(ref, text, tuple(b.dtype for b in self.nest.buffers))
 
     def _stage(self, stage: L.Stage, count: int) -> None:
         code, w = self.code, self.w
