@@ -90,25 +90,31 @@ def _values(x: Any) -> Any:
     return bits.view(torch.bfloat16).float().numpy()
 
 
-def _fold(ops: Any, given: Any) -> list[Any]:
-    """The running result along the axis, as an array for each step."""
-    (x,) = given
-    slices = np.moveaxis(x.handle.data, ops.axis, 0)
-    steps = [slices[0]]
-    for element in slices[1:]:
-        both = (ops.to_tensor(np.atleast_1d(v), x.dtype) for v in (steps[-1], element))
-        steps.append(ops.combine_fn.fn(*both).handle.data)
-    return [step.reshape(slices[0].shape) for step in steps]
-
-
 def _reduce(ops: Any, given: Any) -> list[Any]:
-    last = _fold(ops, given)[-1]
-    kept = np.expand_dims(last, ops.axis) if ops.keep_dims else last
-    return [ops.to_tensor(kept, given[0].dtype)]
+    """By halves, as the lanes of a warp do it."""
+    (x,) = given
+    left = x.handle.data
+    while (size := left.shape[ops.axis]) > 1:
+        halves = (ops.to_tensor(h, x.dtype) for h in np.split(left, [size // 2], ops.axis))
+        left = ops.combine_fn.fn(*halves).handle.data
+    kept = left if ops.keep_dims else np.squeeze(left, ops.axis)
+    return [ops.to_tensor(kept, x.dtype)]
 
 
 def _scan(ops: Any, given: Any) -> list[Any]:
-    return [ops.to_tensor(np.stack(_fold(ops, given), ops.axis), given[0].dtype)]
+    """Step i adds what is 2**i elements before (W. D. Hillis and G. L. Steele, "Data parallel
+    algorithms", CACM 29, 1986)."""
+    (x,) = given
+    data, step = x.handle.data, 1
+    while step < data.shape[ops.axis]:
+        first = np.split(data, [step], ops.axis)[0]
+        before = np.split(data, [data.shape[ops.axis] - step], ops.axis)[0]
+        shifted = np.concatenate([first, before], ops.axis)  # sizes stay powers of two
+        both = (ops.to_tensor(v, x.dtype) for v in (shifted, data))
+        combined = np.split(ops.combine_fn.fn(*both).handle.data, [step], ops.axis)[1]
+        data = np.concatenate([first, combined], ops.axis)
+        step *= 2
+    return [ops.to_tensor(data, x.dtype)]
 
 
 _CONVERSIONS = (
