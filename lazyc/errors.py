@@ -54,7 +54,8 @@ class CacheCorrupt(LazycError):
 
 
 class CodeNotLoaded(LazycError):
-    """The process has no room for more compiled code; the graph runs in eager."""
+    """Compiled code cannot be loaded: the process has no room for it, or it is for a machine that this one
+    is not. The graph runs in eager."""
 
 
 class NewShape(LazycError):

@@ -36,11 +36,6 @@ class GpuTarget:
     def key(self) -> str:
         return f"cuda|{self.name}"
 
-    @property
-    def has_sparse_tensor_cores(self) -> bool:
-        """Whether ``mma.sp`` multiplies matrices with two of four elements zero."""
-        return self.arch >= 80
-
 
 def gpu_target(name: str) -> GpuTarget:
     """The target of a name like "cuda:sm_90" or "sm_90". Raises ConfigError."""
