@@ -37,7 +37,8 @@ class LaunchRef:
     """What a Program needs to know of a kernel that is launched on a grid, without its code.
 
     The grid has ``programs`` programs of ``warps`` warps (of 32 threads); each runs ``points`` outer
-    points. ``stages``: iterations of a loop whose loads are in flight at one time. The ``sizes`` are arguments of the kernel. Both are expressions over the nest's symbols.
+    points. ``stages``: iterations of a loop whose loads are in flight at one time. The ``sizes`` are
+    arguments of the kernel; they and ``programs`` are expressions over the nest's symbols.
     """
 
     symbol: str
@@ -106,8 +107,8 @@ class Generator(Protocol):
     """Makes the kernels of one target: text, object code, loaded code.
 
     ``key`` is everything that the code depends on, as text for the cache key; ``keeps_code`` whether
-    object code may be loaded in another process; ``suffix`` names files with its text; ``has_products`` whether kernels may hold matrix
-    products (``passes.products_as_loops``).
+    object code may be loaded in another process; ``suffix`` names files with its text;
+    ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``).
     """
 
     @property

@@ -83,10 +83,16 @@ _TORCH_FOLDER = os.path.dirname(torch.__file__) + os.sep
 
 
 @lru_cache(maxsize=1024)
-def user_line(stack_trace: str | None) -> str:
-    """The innermost frame outside torch as "model.py:12"; "" when there is none."""
+def user_frame(stack_trace: str | None) -> tuple[str, int] | None:
+    """File and line of the innermost frame outside torch; None when there is none."""
     frames = _FRAME.findall(stack_trace or "")
     for file, line in reversed(frames):
         if not file.startswith(_TORCH_FOLDER):
-            return f"{os.path.basename(file)}:{line}"
-    return ""
+            return file, int(line)
+    return None
+
+
+def user_line(stack_trace: str | None) -> str:
+    """The same as "model.py:12"; "" when there is none."""
+    frame = user_frame(stack_trace)
+    return "" if frame is None else f"{os.path.basename(frame[0])}:{frame[1]}"

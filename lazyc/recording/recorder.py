@@ -168,7 +168,6 @@ class Recorder:
         place: Place | None,
     ) -> list[Value]:
         with self._lock:
-            # Not isinstance, which takes as long as all else here does for a value.
             taken: list[Value | Snapshot | float] = [
                 a if type(a) is Value or type(a) is float else Snapshot(a)  # type: ignore[arg-type]
                 for a in args

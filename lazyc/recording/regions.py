@@ -22,11 +22,11 @@ from lazyc.frontend.autograd import (
     make_backend,
     run_in_eager,
 )
-from lazyc.frontend.fx_types import user_line
+from lazyc.frontend.fx_types import user_frame
 from lazyc.ir.graph import Graph
 from lazyc.ir.specialize import specialize
 from lazyc.ir.types import TensorType
-from lazyc.recording.barriers import Cause, Place, barrier, user_place
+from lazyc.recording.barriers import Cause, Place, as_line, barrier, user_place
 from lazyc.recording.join import Fragment
 from lazyc.recording.recorder import NotRecordable, Recorder
 from lazyc.recording.tensor import LazyTensor, compute, example, record
@@ -35,7 +35,6 @@ from lazyc.report import events as E
 # A region whose sizes change waits for this many combinations of them: each is a program of its own. With
 # others it runs at once, by the code for any size.
 _MOST_SIZES = 8
-_UNKNOWN: Place = ("", -1)
 
 
 def make_lazy_backend(
@@ -123,7 +122,7 @@ class _Waiting:
         self._sizes = [n.attrs.index for n in graph.inputs if not isinstance(n.type, TensorType)]
         self._fragments: dict[tuple[int, ...], Fragment] = {}
         self._is_full = False
-        self._place: Place | None = _UNKNOWN
+        self._place = _place(gm)
 
     def fragment(self, args: Sequence[Any], too_many: Callable[[], None]) -> Fragment | None:
         """The fragment for these arguments; None where there are too many (``too_many`` is told once)."""
@@ -148,10 +147,8 @@ class _Waiting:
         return found
 
     def place(self) -> Place | None:
-        """The user's line that the region is called from: looked for once, it is the same code."""
-        if self._place is _UNKNOWN:
-            self._place = user_place()
-        return self._place
+        """The user's line: of the region's first operator, or of the call where that is inside torch."""
+        return self._place or user_place()
 
     def taken(self, args: Sequence[Any]) -> Sequence[torch.Tensor]:
         """The arguments that the fragment takes."""
@@ -189,5 +186,9 @@ def _computed(args: Sequence[Any], what: str) -> list[Any]:
 
 
 def _line(gm: torch.fx.GraphModule) -> str:
-    lines = (user_line(n.meta.get("stack_trace")) for n in gm.graph.nodes)
-    return next((line for line in lines if line), "")
+    return as_line(_place(gm))
+
+
+def _place(gm: torch.fx.GraphModule) -> Place | None:
+    places = (user_frame(n.meta.get("stack_trace")) for n in gm.graph.nodes)
+    return next((place for place in places if place is not None), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -87,6 +87,15 @@ def check(module: torch.nn.Module, args: tuple, train: bool, eager: tuple[str, .
         assert all(isinstance(executable._kernels[s.nest], LaunchedKernel) for s in kernels)
 
 
+@pytest.fixture
+def nothing_left_to_eager() -> Iterator[None]:
+    """Graphs were compiled, and nothing ran in eager instead."""
+    lazyc.metrics.reset()
+    yield
+    now = lazyc.metrics.snapshot()
+    assert now["graphs_compiled"] and now["kernel_calls"] and not now["fallbacks"]
+
+
 def test_transformer_block() -> None:
     check(Block(), (torch.randn(2, 16, 32),), train=False)
 
@@ -108,7 +117,7 @@ def test_convolutions() -> None:
     check(model, (torch.randn(1, 3, 12, 12),), train=False)
 
 
-def test_half_precision() -> None:
+def test_half_precision(nothing_left_to_eager: None) -> None:
     model = Block().to(torch.bfloat16)
     x = torch.randn(1, 16, 32).to(torch.bfloat16)
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
@@ -120,7 +129,7 @@ def test_half_precision() -> None:
     assert (got.double() - want).abs().max() <= 3 * (eager.double() - want).abs().max()
 
 
-def test_sizes_that_change() -> None:
+def test_sizes_that_change(nothing_left_to_eager: None) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 24))
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS, dynamic=True)
     with torch.no_grad():
@@ -129,7 +138,7 @@ def test_sizes_that_change() -> None:
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_an_index_out_of_range_is_eager_s_error() -> None:
+def test_an_index_out_of_range_is_eager_s_error(nothing_left_to_eager: None) -> None:
     compiled = torch.compile(Classifier(), backend="lazyc", options=OPTIONS)
     with pytest.raises(IndexError), torch.no_grad():
         compiled(torch.full((2, 3), 50), torch.zeros(2, dtype=torch.int64))

@@ -504,3 +504,22 @@ def test_a_bug_in_specializing_leaves_the_model_running(monkeypatch: pytest.Monk
     with pytest.warns(UserWarning, match="on purpose"):
         torch.testing.assert_close(fn(x) + 0, x.exp() + 1)
     torch.testing.assert_close(fn(x) + 0, x.exp() + 1)
+
+
+def test_a_region_inside_of_torch_is_named_by_the_line_of_each_call():
+    """Its own lines are torch's; the two calls are told apart."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    lazy = torch.compile(model, backend="lazyc", options={"lazy": True})
+    seen: list[E.Event] = []
+    unsubscribe = EVENTS.subscribe(seen.append)
+    try:
+        with torch.no_grad():
+            x = torch.randn(2, 4)
+            first = lazy(x)
+            second = lazy(x)
+        del first, second
+        gc.collect()
+    finally:
+        unsubscribe()
+    lines = [event.line for event in seen if isinstance(event, E.NeverComputed)]
+    assert len(lines) == len(set(lines)) == 2, lines

@@ -38,7 +38,7 @@ in the middle
 torch.compile(dynamic=True)
 [lazyc] eager: aten.sort.default at script.py:7: no lowering
 [lazyc] graph 1: compiled in T ms (STAGES); kernels made 2, reused 0; fallbacks 1
-[lazyc] recompile 1 script.py:4: the region at script.py:5: tensor 0: size of dim 0, 8 -> 9 (T ms)
+[lazyc] recompile 1 script.py:5: the region at script.py:5: tensor 0: size of dim 0, 8 -> 9 (T ms)
 [lazyc]   to avoid it: keep it at one size (a list of tensors, a tensor of the final size that is written to, \
 padding), or leave it out of what is recorded
 [lazyc] flush at script.py:12: value_read (aten.sum.default): 2 regions, 4 operators, 1 results, \

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 
 import triton
 
-from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
+from lazyc.codegen.base import KernelCode, LaunchedKernel, Ref
 from lazyc.codegen.gpu_target import GpuTarget
-from lazyc.codegen.triton.compile import Compiled, compile_kernel
+from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
-
-_LENGTH = struct.Struct("<I")  # of the header, in front of it
 
 
 class CudaGenerator:
@@ -36,24 +32,12 @@ class CudaGenerator:
         return generate(nest, symbol)
 
     def compile(self, code: KernelCode) -> bytes:
-        """A cubin, and in front of it what a launch must know."""
-        assert isinstance(code.ref, LaunchRef)
-        return _packed(compile_kernel(code, self._target))
+        """A cubin."""
+        return compile_kernel(code, self._target).cubin
 
     def load(self, objects: Mapping[Ref, bytes]) -> dict[str, LaunchedKernel]:
         if not objects:
             return {}
         raise CodeNotLoaded(
-            f"code for {self._target.name} was compiled, and lazyc cannot run it yet; it is in the disk cache"
+            f"its kernels were compiled for {self._target.name}, which lazyc cannot run yet"
         )
-
-
-def _packed(made: Compiled) -> bytes:
-    header = json.dumps(
-        {
-            "shared_bytes": made.shared_bytes,
-            "registers": made.registers,
-            "local_bytes": made.local_bytes,
-        }
-    ).encode()
-    return _LENGTH.pack(len(header)) + header + made.cubin

@@ -56,7 +56,7 @@ class _Kernel:
         w.dims[ITERATIONS] = 1, count
         outer, total = dict(code.values), numel(a.size for a in stage.axes)
         whole = isinstance(total, int) and total <= count
-        loop = _Loop(self.nest, stage, total, count)
+        loop = _Loop(code, stage, total, count)
         lanes = f"tl.arange(0, {count})[None, :]"
         if whole and total != 0:
             text = lanes if code.index_type is DType.I32 else f"{lanes}.to(tl.int64)"
@@ -98,15 +98,17 @@ class _Kernel:
 class _Loop:
     """The iterations of a stage, ``total`` in blocks of ``count``, and what runs along in them."""
 
-    def __init__(self, nest: L.LoopNest, stage: L.Stage, total: Dim, count: int) -> None:
+    def __init__(self, code: Code, stage: L.Stage, total: Dim, count: int) -> None:
         self.stage = stage
         self.total = total
         self.count = count
         whole = isinstance(total, int) and total <= count
         long = not isinstance(total, int) or total > _LONG * count
-        types = {i.id: i.dtype for s in nest.stages for i in s.body if not isinstance(i, L.Store)}
+        types = {
+            i.id: i.dtype for s in code.nest.stages for i in s.body if not isinstance(i, L.Store)
+        }
         self.accumulators = {
-            i.id: Accumulator(i, types[i.value], whole, long)
+            i.id: Accumulator(i, types[i.value], code.index_type, whole, long)
             for i in stage.body
             if isinstance(i, L.Reduce)
         }

@@ -14,7 +14,6 @@ _SUM = "tl.standard._sum_combine"
 _LARGEST = "tl.standard._elementwise_max"
 _LEAST = "tl.standard._elementwise_min"
 _COMBINE = {"sum": "add", "prod": "multiply", "max": "largest", "min": "least"}
-_NEVER = (1 << 31) - 1  # no element seen yet; loses every tie
 _BOTH = POINTS | ITERATIONS
 
 
@@ -26,10 +25,12 @@ class Accumulator:
     """One ``Reduce`` while its stage is written. ``dtype`` is the type of the reduced value, ``whole``
     whether one block has all iterations. A ``long`` float sum carries its rounding error along (W. Kahan,
     "Further remarks on reducing truncation errors", CACM 8, 1965), so that the error does not grow with
-    the length."""
+    the length. ``index``: the type that iterations are counted in."""
 
-    def __init__(self, instr: Reduce, dtype: DType, whole: bool, long: bool) -> None:
+    def __init__(self, instr: Reduce, dtype: DType, index: DType, whole: bool, long: bool) -> None:
         self.instr = instr
+        self.index = index
+        self.never = (1 << (index.itemsize * 8 - 1)) - 1  # no element seen yet; loses every tie
         self.whole = whole
         self.compensated = long and dtype.is_float and instr.kind == "sum"
         self.is_arg = instr.kind in ("argmax", "argmin")
@@ -51,7 +52,7 @@ class Accumulator:
         if self.compensated:
             self.lost = w.variable(w.full("0.0", self.dtype, _BOTH))
         if self.is_arg:
-            self.order = w.variable(w.full(str(_NEVER), DType.I32, _BOTH))
+            self.order = w.variable(w.full(str(self.never), self.index, _BOTH))
             self.position = w.variable(w.full("0", DType.I64, _BOTH))
 
     def add(self, w: Writer, value: Value, position: Value | None, order: str) -> None:
@@ -85,10 +86,10 @@ class Accumulator:
         better = f"({text} {'>' if self.largest else '<'} {self.best})"
         if self.dtype.is_float:  # the first nan wins
             better = f"({better} | (({text} != {text}) & ({self.best} == {self.best})))"
-        better = f"({better} | ({self.order} == {_NEVER}))"
+        better = f"({better} | ({self.order} == {self.never}))"
         change = w.variable(f"{end} & {better}" if end else better)
         w.line(f"{self.best} = tl.where({change}, {text}, {self.best})")
-        w.line(f"{self.order} = tl.where({change}, {order}.to(tl.int32), {self.order})")
+        w.line(f"{self.order} = tl.where({change}, {order}, {self.order})")
         w.line(f"{self.position} = tl.where({change}, {position.text}, {self.position})")
 
     def finish(self, w: Writer) -> Value:
@@ -126,9 +127,9 @@ class Accumulator:
         equal = f"({self.best} == {extreme})"
         if self.dtype.is_float:
             equal = f"({equal} | (({self.best} != {self.best}) & ({extreme} != {extreme})))"
-        candidates = f"tl.where({equal}, {self.order}, {_NEVER})"
+        candidates = f"tl.where({equal}, {self.order}, {self.never})"
         first = w.variable(_lanes(candidates, _LEAST))
-        none = f"({first} == {_NEVER})"
+        none = f"({first} == {self.never})"
         chosen = f"tl.where({none} | ({self.order} != {first}), 0, {self.position})"
         return w.value(_lanes(chosen, _SUM), DType.I64, POINTS, shared=False)
 
