@@ -28,8 +28,13 @@ REGION_LIMIT_SECONDS = 1e-3
 
 
 def pinned_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A copy of the environment with OpenMP threads bound to cores and no network for models."""
-    return {**os.environ, "OMP_PROC_BIND": "true", "HF_HUB_OFFLINE": "1", **(extra or {})}
+    """A copy of the environment with OpenMP threads bound to cores and no network for models.
+
+    Python keeps the bytecode of modules, as it does unless told not to: torch's was compiled when it
+    was installed, and the first call of a source tree's lazyc would count compiling its modules.
+    """
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "OMP_PROC_BIND": "true", "HF_HUB_OFFLINE": "1", **(extra or {})}
 
 
 def cache_environment(folder: str) -> dict[str, str]:
