@@ -53,6 +53,22 @@ Ref: TypeAlias = KernelRef | LaunchRef
 
 
 @dataclass(frozen=True, slots=True)
+class Products:
+    """The products of tiles in a kernel, for who judges its machine code (``lazyc check-kernels``).
+
+    ``kind``: "contraction" or "attention". A tile is ``rows`` by ``columns`` by ``depth`` elements of
+    ``dtype``. ``aligned``: factors can be loaded by the widest vectors that there are.
+    """
+
+    kind: str
+    dtype: DType
+    rows: int
+    columns: int
+    depth: int
+    aligned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class KernelCode:
     """The source text of one kernel.
 
@@ -70,11 +86,14 @@ class KernelCode:
       memory of its ``numel`` elements for each of ``points * programs`` outer points;
     * the ``sizes``, as 64-bit integers;
     * a pointer to the error word (i32), OR-ed as above.
+
+    ``products``: what it multiplies on tiles, if anything.
     """
 
     ref: Ref
     text: str
     params: tuple[DType, ...] = ()
+    products: Products | None = None
 
 
 @dataclass(frozen=True, slots=True)

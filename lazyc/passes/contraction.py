@@ -60,8 +60,9 @@ def is_loop_product(node: Node) -> bool:
         return False
     product = node.inputs[0]
     kept = [d for d in range(len(product.shape)) if d not in node.attrs.axes]
+    factors = [x.inputs[0] if x.op == "cast" else x for x in product.inputs]
     same = [
         {d for d in kept if x.op == "expand" and x.inputs[0].shape[d] == 1 != x.shape[d]}
-        for x in product.inputs
+        for x in factors
     ]
     return bool(same[0] - same[1]) and bool(same[1] - same[0])

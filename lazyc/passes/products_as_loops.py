@@ -31,17 +31,19 @@ def _as_loop(b: Rewriter, node: Node, x: Sequence[Node]) -> Node:
     shape = (*batch, m, n, k)
     rank = len(shape) - 1
     turned = b.emit("permute", second, attrs=A.PermuteAttrs((*range(rank - 2), rank - 1, rank - 2)))
-    left = b.expand(b.reshape(_factor(b, first), (*batch, m, 1, k)), shape)
-    right = b.expand(b.reshape(_factor(b, turned), (*batch, 1, n, k)), shape)
-    product = b.emit("mul", left, right)
+    left = b.expand(b.reshape(_rounded(b, first), (*batch, m, 1, k)), shape)
+    right = b.expand(b.reshape(_rounded(b, turned), (*batch, 1, n, k)), shape)
+    product = b.emit("mul", _wide(b, left), _wide(b, right))
     total = b.emit("reduce_sum", product, attrs=A.ReduceAttrs((rank,)))
     return b.cast(total, node.dtype)
 
 
-def _factor(b: Rewriter, x: Node) -> Node:
-    """A factor in the type that products are added in. Of a half type it is what memory of that type
-    would hold: the multiplication on the tensor cores reads it so."""
-    if x.dtype not in _HALVES:
-        return x
-    rounded = b.emit("cast", x, attrs=A.CastAttrs(x.dtype))
-    return b.cast(rounded, DType.F32)
+def _rounded(b: Rewriter, x: Node) -> Node:
+    """What memory of its type would hold of a factor: the multiplication on the tensor cores reads it so.
+    It is the half type itself that is expanded, so that the factor gets memory of that type if any."""
+    return b.emit("cast", x, attrs=A.CastAttrs(x.dtype)) if x.dtype in _HALVES else x
+
+
+def _wide(b: Rewriter, x: Node) -> Node:
+    """A factor in the type that products are added in."""
+    return b.cast(x, DType.F32) if x.dtype in _HALVES else x

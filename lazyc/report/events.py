@@ -62,7 +62,7 @@ class PassFinished(Event):
     text: str = ""
 
 
-CacheKind: TypeAlias = Literal["captures", "programs", "kernels"]
+CacheKind: TypeAlias = Literal["captures", "programs", "kernels", "checks"]
 CacheLevel: TypeAlias = Literal["memory", "disk"]
 
 

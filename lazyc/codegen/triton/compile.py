@@ -44,6 +44,18 @@ class Compiled:
         return set(re.findall(r"(?:ld\.global|cp\.async)[\w.:]*", self.ptx))
 
     @property
+    def load_bits(self) -> set[int]:
+        """The widths of the loads from global memory to registers."""
+        found = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d+))?\.[bfus](\d+)\b", self.ptx)
+        return {int(count or 1) * int(bits) for count, bits in found}
+
+    @property
+    def copy_bits(self) -> set[int]:
+        """The widths of the copies from global to shared memory that run while others are computed with."""
+        pattern = r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x[0-9a-f]+|\d+)"
+        return {8 * int(size, 0) for size in re.findall(pattern, self.ptx)}
+
+    @property
     def tensor_cores(self) -> set[str]:
         """The families of tensor core instructions."""
         return set(re.findall(r"\b(mma\.sp|mma|wgmma|tcgen05)(?=[.:])", self.ptx))

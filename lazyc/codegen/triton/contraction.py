@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lazyc.codegen.base import KernelCode, LaunchRef
+from lazyc.codegen.base import KernelCode, LaunchRef, Products
 from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.writer import Value, Writer
@@ -25,6 +25,7 @@ from lazyc.ir.types import Dim, DType, numel
 ROWS, COLUMNS, ROW_DEPTH, COLUMN_DEPTH = 1, 2, 4, 8  # the depth in tiles of either factor
 _LEAST = 16  # rows, columns and depth that a tile has
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
+VECTOR_BYTES = 16
 _HALVES = (DType.F16, DType.BF16)
 
 
@@ -152,6 +153,23 @@ def _tile(axes: tuple[Axis, ...], largest: int) -> int:
     return min(largest, max(_LEAST, 1 << (size - 1).bit_length()))
 
 
+def is_aligned(load: L.Load) -> bool:
+    """Whether the elements of a load lie together along one axis, in whole vectors."""
+    per_vector = max(1, VECTOR_BYTES // load.dtype.itemsize)
+    together = 0
+    for atom, coef in load.index.terms:
+        if not isinstance(atom, Axis) or not isinstance(coef, int):
+            return False
+        if coef == 1:
+            together += 1
+            if not isinstance(atom.size, int) or atom.size % per_vector:
+                return False
+        elif coef % per_vector:
+            return False
+    const = load.index.const
+    return together == 1 and load.mask is None and isinstance(const, int) and const % per_vector == 0
+
+
 def contraction_kernel(contraction: Contraction, symbol: str) -> KernelCode:
     """The kernel of a contraction. Raises CodegenError for what there is no code for."""
     return _Kernel(contraction).finish(symbol)
@@ -187,7 +205,13 @@ class _Kernel:
         programs = batch * ceil_div(rows, t.rows) * ceil_div(columns, t.columns)
         text = code.text(symbol)
         ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
-        return KernelCode(ref, text, tuple(b.dtype for b in c.nest.buffers))
+        products = Products(
+            "contraction",
+            self.operands[0] or DType.F32 if self.is_half else DType.F32,
+            t.rows, t.columns, t.depth,
+            all(map(self._is_aligned, (c.left, c.right))),
+        )  # fmt: skip
+        return KernelCode(ref, text, tuple(b.dtype for b in c.nest.buffers), products)
 
     def _place(self, rows: Dim, columns: Dim, batch: Dim) -> None:
         """Where the program's tile is."""
@@ -247,6 +271,12 @@ class _Kernel:
         code.values = outer
         del w.ends[bit]
         return text
+
+    def _is_aligned(self, value: int) -> bool:
+        """Whether what a factor is made of lies in vectors of 16 bytes that start at multiples of 16."""
+        needed = self._needed(value)
+        loads = [i for i in self.c.loop.body if isinstance(i, L.Load) and i.id in needed]
+        return all(is_aligned(i) for i in loads if i.index.axes() & set(self.c.loop.axes))
 
     def _needed(self, value: int) -> set[int]:
         """The values of the loop's body that one depends on, itself included."""

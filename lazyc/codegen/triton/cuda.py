@@ -14,6 +14,11 @@ from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
 
 
+def generator_key(target: GpuTarget) -> str:
+    """All that machine code depends on besides its source."""
+    return f"{target.key()}|triton {triton.__version__}"
+
+
 class CudaGenerator:
     """A ``Generator`` for one architecture. It compiles on any machine."""
 
@@ -26,7 +31,7 @@ class CudaGenerator:
 
     @property
     def key(self) -> str:
-        return f"{self._target.key()}|triton {triton.__version__}"
+        return generator_key(self._target)
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
         return generate(nest, symbol)

@@ -1,0 +1,304 @@
+"""What the machine code of a model's kernels shows, for GPUs that need not be there.
+
+A model is traced forward and, for training, backward, and its graphs are compiled to Triton kernels as
+for a GPU; the model itself runs in eager on the CPU. Kernels with the same text count once. Each is
+compiled for each architecture, in processes of their own, and judged: products of tiles must not
+spill registers, must fit in shared memory, must use tensor cores where types and sizes allow it, and
+must load aligned factors by 128 bits. See docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lazyc.codegen.base import Kernel, KernelCode, LaunchRef, Ref
+from lazyc.codegen.gpu_target import GpuTarget
+from lazyc.codegen.triton.compile import compile_kernel
+from lazyc.codegen.triton.cuda import generator_key
+from lazyc.codegen.triton.kernel import generate
+from lazyc.compiler import Compiler
+from lazyc.config import Config
+from lazyc.errors import CodeNotLoaded
+from lazyc.frontend.autograd import Boxed, Part, make_backend, run_in_eager
+from lazyc.ir.graph import Graph
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.types import DType
+from lazyc.passes.plan import Unschedulable
+from lazyc.report import events as E
+from lazyc.report.spans import Spans
+from lazyc.runtime.cache import DiskCache
+from lazyc.runtime.host import create_host
+from lazyc.runtime.key import nest_key
+
+_LEAST_ROWS, _LEAST_WARPS = 64, 4  # of a tile, for tensor cores that four warps drive together
+_HALVES = (DType.F16, DType.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model, and the arguments that it is traced with: a mapping of keywords, or a tuple."""
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Any] | tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class FoundKernel:
+    """A kernel of some models. ``kind``: "contraction", "attention", "loop" (it has inner loops) or
+    "pointwise"."""
+
+    code: KernelCode
+    kind: str
+    comment: str
+    models: set[str] = field(default_factory=set)
+
+    @property
+    def label(self) -> str:
+        """The kind, and of products the type of their factors."""
+        products = self.code.products
+        return self.kind if products is None else f"{self.kind} {products.dtype.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What machine code shows: registers of a thread and bytes that it spills, shared memory of a block,
+    widths in bits of loads to registers and of copies to shared memory, tensor core instructions."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    load_bits: tuple[int, ...]
+    copy_bits: tuple[int, ...]
+    tensor_cores: tuple[str, ...]
+
+    @property
+    def widest(self) -> int:
+        """Bits of the widest load from global memory."""
+        return max((*self.load_bits, *self.copy_bits), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedKernel:
+    """A kernel on one architecture, and what is wrong with it."""
+
+    kernel: FoundKernel
+    target: GpuTarget
+    facts: Facts
+    problems: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Collected:
+    """``kernels`` by symbol; ``eager``: how often each operator was left to eager, and why."""
+
+    kernels: dict[str, FoundKernel] = field(default_factory=dict)
+    eager: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class _Collector:
+    """A ``Generator`` that notes kernels, and loads none."""
+
+    keeps_code = False
+    has_products = True
+    suffix = "py"
+    key = "check-kernels"
+
+    def __init__(self, collected: Collected) -> None:
+        self._collected = collected
+        self.model = ""
+
+    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+        code = generate(nest, symbol)
+        found = self._collected.kernels.get(symbol)
+        if found is None:
+            found = FoundKernel(code, _kind(nest, code), nest.comment)
+            self._collected.kernels[symbol] = found
+        found.models.add(self.model)
+        return code
+
+    def compile(self, code: KernelCode) -> bytes:
+        return b""
+
+    def load(self, objects: Mapping[Ref, bytes]) -> dict[str, Kernel]:
+        raise CodeNotLoaded("only looked at")
+
+
+def _kind(nest: LoopNest, code: KernelCode) -> str:
+    if code.products is not None:
+        return code.products.kind
+    return "loop" if any(stage.axes for stage in nest.stages) else "pointwise"
+
+
+def collect_kernels(model: CheckedModel, train: bool, collected: Collected) -> None:
+    """Adds the kernels of a model: those of inference, or of a training step (``train``).
+
+    The model runs once in eager. Raises what it raises, and CompilerBug for a graph that lazyc fails on.
+    """
+    events = E.EventStream()
+    events.subscribe(lambda event: _note_fallback(event, collected))
+    generator = _Collector(collected)
+    generator.model = model.name
+    config = Config(strict=True, disk_cache=False)
+    compiler = Compiler(config, generator, create_host(), events, Spans())
+
+    def compile_graph(graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
+        try:
+            compiler.compile(graph)
+        except CodeNotLoaded:
+            pass
+        except Unschedulable as error:
+            events.emit(E.Fallback("graph", str(error)))
+        return run_in_eager(gm)
+
+    def left_to_eager(op: str, reason: str, line: str) -> None:
+        events.emit(E.Fallback(op, reason, line))
+
+    backend = make_backend(compile_graph, left_to_eager=left_to_eager)
+    module = model.module.train(train)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=backend, dynamic=False)
+    with torch.set_grad_enabled(train):
+        out = (
+            compiled(**model.inputs) if isinstance(model.inputs, Mapping) else compiled(*model.inputs)
+        )
+        if train:
+            _scalar(out).backward()
+            module.zero_grad()
+
+
+def _note_fallback(event: E.Event, collected: Collected) -> None:
+    if isinstance(event, E.Fallback):
+        key = (event.op, event.reason)
+        collected.eager[key] = collected.eager.get(key, 0) + 1
+
+
+def _scalar(out: Any) -> torch.Tensor:
+    """What a training step minimises: the loss that a model returns, else the sum of its results."""
+    loss = getattr(out, "loss", None)
+    if isinstance(loss, torch.Tensor):
+        return loss
+    return torch.stack([t.float().sum() for t in _tensors(out) if t.requires_grad]).sum()
+
+
+def _tensors(out: Any) -> Iterator[torch.Tensor]:
+    if isinstance(out, torch.Tensor):
+        yield out
+    elif isinstance(out, Mapping):
+        for value in out.values():
+            yield from _tensors(value)
+    elif isinstance(out, list | tuple):
+        for value in out:
+            yield from _tensors(value)
+
+
+def check_kernels(
+    kernels: Mapping[str, FoundKernel],
+    targets: Sequence[GpuTarget],
+    config: Config,
+    jobs: int = 0,
+    progress: Callable[[int, int], None] = lambda done, all: None,
+) -> list[CheckedKernel]:
+    """Compiles and judges each kernel for each target. What was found before is in the disk cache.
+
+    ``jobs``: processes, 0 for one a core. ``progress`` is told how many are done, of how many.
+    """
+    disk = DiskCache(config, E.EventStream())
+    wanted = [(k, t) for k in kernels.values() for t in targets]
+    facts: dict[tuple[str, str], Facts] = {}
+    todo: list[tuple[FoundKernel, GpuTarget]] = []
+    for kernel, target in wanted:
+        entry = disk.load("checks", _key(kernel, target))
+        if entry is None:
+            todo.append((kernel, target))
+        else:
+            facts[kernel.code.ref.symbol, target.name] = _facts_of_header(entry.header)
+    progress(len(facts), len(wanted))
+    for kernel, target, found in _compiled(todo, jobs):
+        disk.store("checks", _key(kernel, target), _header(found), {})
+        facts[kernel.code.ref.symbol, target.name] = found
+        progress(len(facts), len(wanted))
+    checked = []
+    for kernel, target in wanted:
+        found = facts[kernel.code.ref.symbol, target.name]
+        checked.append(CheckedKernel(kernel, target, found, problems(kernel.code, found, target)))
+    return checked
+
+
+def _compiled(
+    todo: Sequence[tuple[FoundKernel, GpuTarget]], jobs: int
+) -> Iterator[tuple[FoundKernel, GpuTarget, Facts]]:
+    jobs = min(jobs or os.cpu_count() or 1, len(todo))
+    if jobs <= 1:
+        for kernel, target in todo:
+            yield kernel, target, machine_facts(kernel.code, target)
+        return
+    # Not forked: torch's threads do not live on in a fork.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(machine_facts, k.code, t): (k, t) for k, t in todo}
+        for future in as_completed(futures):
+            yield *futures[future], future.result()
+
+
+def machine_facts(code: KernelCode, target: GpuTarget) -> Facts:
+    """Compiles a kernel."""
+    made = compile_kernel(code, target)
+    return Facts(
+        made.registers,
+        made.local_bytes,
+        made.shared_bytes,
+        tuple(sorted(made.load_bits)),
+        tuple(sorted(made.copy_bits)),
+        tuple(sorted(made.tensor_cores)),
+    )
+
+
+def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ...]:
+    """What is wrong with machine code: for any kernel too much shared memory, and for products of tiles
+    also spilled registers, no tensor cores, and narrow loads."""
+    found = []
+    if facts.shared_bytes > target.shared_bytes:
+        found.append(f"{facts.shared_bytes} bytes of shared memory, of {target.shared_bytes}")
+    products, ref = code.products, code.ref
+    assert isinstance(ref, LaunchRef)
+    if products is None:
+        return tuple(found)
+    if facts.spilled_bytes:
+        found.append(f"{facts.spilled_bytes} bytes of registers are spilled")
+    if products.dtype in _HALVES:
+        large = products.rows >= _LEAST_ROWS and ref.warps >= _LEAST_WARPS
+        wanted = target.tensor_cores if large else "mma"
+        if wanted not in facts.tensor_cores and target.tensor_cores not in facts.tensor_cores:
+            found.append(f"no {wanted} instruction")
+    widths = facts.copy_bits or facts.load_bits
+    if products.aligned and (not widths or min(widths) < 128):
+        narrow = ", ".join(map(str, widths))
+        found.append(f"aligned factors are loaded by {narrow} bits")
+    return tuple(found)
+
+
+def _key(kernel: FoundKernel, target: GpuTarget) -> str:
+    ref = kernel.code.ref
+    assert isinstance(ref, LaunchRef)
+    text = kernel.code.text.replace(ref.symbol, "kernel")
+    params = " ".join(d.value for d in kernel.code.params)
+    options = f"warps {ref.warps} stages {ref.stages}"
+    return nest_key(f"{text}\n{params}\n{options}", generator_key(target))
+
+
+def _header(facts: Facts) -> dict[str, Any]:
+    return {name: getattr(facts, name) for name in Facts.__slots__}
+
+
+def _facts_of_header(header: Mapping[str, Any]) -> Facts:
+    values = {name: header[name] for name in Facts.__slots__}
+    return Facts(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
