@@ -24,6 +24,8 @@ from lazyc.ir.types import Dim, DType, numel
 
 ROWS, COLUMNS, ROW_DEPTH, COLUMN_DEPTH = 1, 2, 4, 8  # the depth in tiles of either factor
 _LEAST = 16  # rows, columns and depth that a tile has
+_BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at least
+_LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
 VECTOR_BYTES = 16
 _HALVES = (DType.F16, DType.BF16)
@@ -134,16 +136,29 @@ class Tiles:
 
 
 def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
-    """By the sizes alone: large tiles read each factor less often, small ones keep more of the GPU busy."""
-    rows, columns, depth = (
-        _tile(axes, largest)
-        for axes, largest in (
-            (contraction.rows, 128),
-            (contraction.columns, 128),
-            (contraction.loop.axes, 64 if is_half else 32),
-        )
-    )
-    return Tiles(rows, columns, depth, 8 if rows * columns >= 128 * 128 else 4, 3)
+    """Large tiles read each factor less often. Smaller ones are taken where there would be too few to keep
+    a GPU busy, or where what surrounds the product needs many registers; single precision keeps factors
+    in registers too, and gets more threads."""
+    c = contraction
+    depth = _tile(c.loop.axes, 64 if is_half else 32)
+    around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
+    heavy = around > _LONG_EPILOGUE
+    rows = columns = 0
+    for most_rows, most_columns in ((128, 128), (128, 64), (64, 64))[heavy:]:
+        rows, columns = _tile(c.rows, most_rows), _tile(c.columns, most_columns)
+        if _programs(c, rows, columns) >= _BUSY:
+            break
+    of_eight = 64 * 64 if not is_half else 128 * 64 if heavy else 128 * 128
+    return Tiles(rows, columns, depth, 8 if rows * columns >= of_eight else 4, 3)
+
+
+def _programs(c: Contraction, rows: int, columns: int) -> int:
+    """How many tiles there are; many where a size is a symbol."""
+    sizes = [numel(a.size for a in axes) for axes in (c.batch, c.rows, c.columns)]
+    known = [n for n in sizes if isinstance(n, int)]
+    if len(known) < len(sizes):
+        return _BUSY
+    return known[0] * -(-known[1] // rows) * -(-known[2] // columns)
 
 
 def _tile(axes: tuple[Axis, ...], largest: int) -> int:

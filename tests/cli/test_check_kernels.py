@@ -1,0 +1,108 @@
+"""``lazyc check-kernels``: what it finds, and what it says of what it cannot check."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lazyc.cli.main import app
+from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.gpu_target import gpu_target
+from lazyc.errors import ConfigError
+from lazyc.ir.types import DType
+from lazyc.kernel_check import Facts, problems
+
+MODEL = """
+import torch
+def mlp():
+    model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
+    return model.bfloat16(), (torch.randn(256, 128).bfloat16(),)
+def wrong():
+    return torch.nn.Linear(2, 2)
+MODELS = {"mlp": mlp}
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LAZYC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "models_to_check.py"
+    path.write_text(MODEL)
+    return str(path)
+
+
+def test_a_model_of_a_script(script: str) -> None:
+    """Inference and training of two layers on three architectures; found again on disk."""
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["check-kernels", script, "--jobs", "1"])
+        assert result.exit_code == 0, result.output
+        rows = [line.split("│") for line in result.output.splitlines() if "contraction bf16" in line]
+        cores = {row[1].strip(): row[-2] for row in rows}
+        assert cores.keys() == {"sm_80", "sm_90", "sm_100"}
+        for name, text in cores.items():
+            assert gpu_target(name).tensor_cores in text
+        assert result.output.rstrip().endswith("with problems") and ", 0 with" not in result.output
+    assert len(list((Path(os.environ["LAZYC_CACHE_DIR"]) / "v1" / "checks").rglob("*"))) > 6
+
+
+def test_a_row_for_each_kernel(script: str) -> None:
+    args = ["check-kernels", f"{script}:mlp", "--arch", "sm_90", "--no-training", "--all"]
+    result = CliRunner().invoke(app, [*args, "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("contraction bf16") == 2 and "aten.addmm" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module_of_mine", "cannot import"),
+        ("{}:nothing", "no function 'nothing'"),
+        ("{}:wrong", "must return a model and its inputs"),
+    ],
+)
+def test_what_cannot_be_checked_is_named(script: str, name: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["check-kernels", name.format(script)])
+    assert isinstance(result.exception, ConfigError) and message in str(result.exception)
+
+
+GOOD = Facts(128, 0, 65536, (32, 128), (128,), ("wgmma",))
+PRODUCTS = Products("contraction", DType.BF16, 128, 128, 64, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "products", "found"),
+    [
+        ({}, PRODUCTS, ""),
+        ({"spilled_bytes": 8}, PRODUCTS, "spilled"),
+        ({"spilled_bytes": 8}, None, ""),
+        ({"shared_bytes": 1 << 20}, None, "shared memory"),
+        ({"tensor_cores": ()}, PRODUCTS, "no wgmma instruction"),
+        ({"tensor_cores": ("mma",)}, PRODUCTS, "no wgmma instruction"),
+        ({"tensor_cores": ("mma",)}, replace(PRODUCTS, rows=32), ""),
+        ({"tensor_cores": ()}, replace(PRODUCTS, dtype=DType.F32), ""),
+        ({"copy_bits": (32, 128)}, PRODUCTS, "loaded by 32, 128 bits"),
+        ({"copy_bits": (32, 128)}, replace(PRODUCTS, aligned=False), ""),
+        ({"copy_bits": (), "load_bits": ()}, PRODUCTS, "loaded by"),
+    ],
+)
+def test_what_is_a_problem(change: dict, products: Products | None, found: str) -> None:
+    code = KernelCode(LaunchRef("k", 1, 1, (), 8), "", (), products)
+    text = "; ".join(problems(code, replace(GOOD, **change), gpu_target("sm_90")))
+    assert found in text and bool(found) == bool(text)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_twelve_models() -> None:
+    """Every kernel of the models of ``bench.gpu_models``, for three architectures."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "lazyc.cli.main", "check-kernels", "bench.gpu_models"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=3500)
+    assert done.returncode == 0, done.stdout
