@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
     from lazyc.recording.recorder import Recorder
+    from lazyc.runtime.device import CudaGpu
     from lazyc.runtime.program import Executable
     from lazyc.variants import Room
 
@@ -116,19 +117,20 @@ class Session:
     def __init__(self, events: E.EventStream, spans: Spans) -> None:
         self._events = events
         self._spans = spans
-        self._compilers: dict[Config, Compiler] = {}
+        self._compilers: dict[tuple[Config, str], Compiler] = {}
         self._recorders: dict[Config, Recorder] = {}
         self._printing: set[tuple[int, str]] = set()
         self._tracing: set[str] = set()
         self._lock = threading.Lock()
 
-    def compiler(self, config: Config) -> Compiler:
-        """The compiler for a Config, made on first use."""
+    def compiler(self, config: Config, device: str = "cpu") -> Compiler:
+        """The compiler for a Config and the device of its tensors, made on first use. Raises CodeNotLoaded
+        for a device that lazyc has no code for."""
         from lazyc.compiler import Compiler
         from lazyc.runtime.host import create_host
 
         with self._lock:
-            found = self._compilers.get(config)
+            found = self._compilers.get((config, device))
             if found is None:
                 output = (config.debug, config.debug_file)
                 if config.debug and output not in self._printing:
@@ -139,9 +141,12 @@ class Session:
                 if config.trace and config.trace not in self._tracing:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
-                host = create_host(config.output_pool_mb << 20, self._spans, self._events)
-                found = Compiler(config, _generator(config.target), host, self._events, self._spans)
-                self._compilers[config] = found
+                place = None if device == "cpu" else _gpu(device)
+                generator = _generator(config.target) if place is None else _gpu_generator(place)
+                pool = config.output_pool_mb << 20
+                host = create_host(pool, self._spans, self._events, place)
+                found = Compiler(config, generator, host, self._events, self._spans)
+                self._compilers[config, device] = found
             return found
 
     def recorder(self, config: Config) -> Recorder:
@@ -223,6 +228,33 @@ def _generator(target: str) -> Generator:
     return LlvmGenerator(host_target(target or None))
 
 
+def _gpu(device: str) -> CudaGpu:
+    """A GPU by the name that torch has for it. Raises CodeNotLoaded for what is none."""
+    from lazyc.runtime.device import CudaGpu
+
+    found = torch.device(device)
+    if found.type != "cuda" or torch.version.cuda is None:
+        raise CodeNotLoaded(f"tensors on {device}, which lazyc has no code for")
+    return CudaGpu(found.index or 0)
+
+
+def _gpu_generator(gpu: CudaGpu) -> Generator:
+    """What makes and loads the kernels of a GPU. Raises CodeNotLoaded."""
+    try:
+        from lazyc.codegen.triton.cuda import CudaGenerator
+    except ImportError as error:
+        raise CodeNotLoaded(f"kernels for {gpu.name} need the package triton: {error}") from error
+    from lazyc.codegen.gpu_target import gpu_target
+    from lazyc.codegen.triton.libcuda import CudaDevice, find_libcuda
+
+    major, minor = torch.cuda.get_device_capability(gpu.index)
+    try:
+        target = gpu_target(f"sm_{major}{minor}")
+    except ConfigError as error:
+        raise CodeNotLoaded(f"{gpu.name}: {error}") from error
+    return CudaGenerator(target, CudaDevice(find_libcuda(), gpu.index))
+
+
 def executables() -> list[Executable]:
     """Every program of this process that is still in use."""
     return [x for compiler in _SESSION.compilers() for x in compiler.executables]
@@ -271,8 +303,9 @@ def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | 
     from lazyc.frontend.autograd import run_in_eager
 
     try:
-        inputs = len(gm.graph.find_nodes(op="placeholder"))
-        found = _SESSION.compiler(config).restore(capture, len(gm.graph.nodes), inputs)
+        inputs = gm.graph.find_nodes(op="placeholder")
+        compiler = _SESSION.compiler(config, _device_of(inputs))
+        found = compiler.restore(capture, len(gm.graph.nodes), len(inputs))
     except CodeNotLoaded as error:
         EVENTS.emit(E.Fallback("graph", str(error)))
         return _fallback(run_in_eager(gm), str(error))
@@ -283,6 +316,15 @@ def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | 
         return None
     executable, may_fail = found
     return _rerun_on_error(executable, run_in_eager(gm)) if may_fail else executable
+
+
+def _device_of(inputs: Sequence[torch.fx.Node]) -> str:
+    """The device of the first argument that is a tensor."""
+    for node in inputs:
+        value = node.meta.get("example_value", node.meta.get("val"))
+        if isinstance(value, torch.Tensor):
+            return str(value.device)
+    return "cpu"
 
 
 def _compile_graph(
@@ -332,11 +374,11 @@ def _compile_joined(config: Config, graph: Graph, in_eager: Boxed) -> Boxed:
 
 def _compile(config: Config, graph: Graph, in_eager: Boxed, capture: str | None) -> Boxed:
     """What runs a Graph: a compiled program, or ``in_eager`` where there can be none."""
-    from lazyc.compiler import may_report_errors
+    from lazyc.compiler import device_of, may_report_errors
     from lazyc.passes.plan import Unschedulable
 
     try:
-        executable = _SESSION.compiler(config).compile(graph, capture)
+        executable = _SESSION.compiler(config, device_of(graph)).compile(graph, capture)
     except (Unschedulable, CodeNotLoaded) as error:
         EVENTS.emit(E.Fallback("graph", str(error)))
         return _fallback(in_eager, str(error))

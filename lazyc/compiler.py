@@ -15,7 +15,7 @@ from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
 from lazyc.ir import attrs as A
-from lazyc.ir.graph import Graph
+from lazyc.ir.graph import Graph, Node
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.ir.nest_verify import verify_nest
@@ -23,6 +23,7 @@ from lazyc.ir.printer import print_graph
 from lazyc.ir.program import EagerStep, KernelStep, Program
 from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
+from lazyc.ir.types import TensorType
 from lazyc.ir.verify import verify_graph
 from lazyc.kernels import KernelStore, Timings
 from lazyc.passes.manager import PassFailed, run_passes
@@ -48,6 +49,7 @@ class Compiler:
         self._config = config
         self._generator = generator
         self._host = host
+        self._device = "cpu" if host.device is None else host.device.name
         self._events = events
         self._spans = spans
         on_disk = config if generator.keeps_code else replace(config, disk_cache=False)
@@ -237,7 +239,8 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            passes = pipeline(self._config.pack_weights, self._generator.has_products)
+            keeps = self._config.pack_weights and self._device == "cpu"
+            passes = pipeline(keeps, self._generator.has_products)
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
@@ -256,7 +259,7 @@ class Compiler:
         return results[-1].graph
 
     def _schedule(self, graph: Graph) -> Program:
-        program = schedule(graph, self._config.fusion)
+        program = schedule(graph, self._config.fusion, self._device)
         if self._config.verify:
             try:
                 for nest in program.nests.values():
@@ -274,6 +277,14 @@ class Compiler:
                 op, _, line = step.comment.partition(" ")
                 self._events.emit(E.Fallback(op or step.target, step.reason, line))
         return count
+
+
+def device_of(graph: Graph) -> str:
+    """The device of a Graph's tensors: of the first input that has one, else of the results."""
+    for node in (*graph.inputs, *(o.value for o in graph.outputs)):
+        if isinstance(node, Node) and isinstance(node.type, TensorType):
+            return node.type.device
+    return "cpu"
 
 
 def may_report_errors(graph: Graph) -> bool:

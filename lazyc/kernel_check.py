@@ -168,7 +168,9 @@ def collect_kernels(model: CheckedModel, train: bool, collected: Collected) -> N
     compiled = torch.compile(module, backend=backend, dynamic=False)
     with torch.set_grad_enabled(train):
         out = (
-            compiled(**model.inputs) if isinstance(model.inputs, Mapping) else compiled(*model.inputs)
+            compiled(**model.inputs)
+            if isinstance(model.inputs, Mapping)
+            else compiled(*model.inputs)
         )
         if train:
             _scalar(out).backward()
@@ -301,4 +303,3 @@ def _header(facts: Facts) -> dict[str, Any]:
 def _facts_of_header(header: Mapping[str, Any]) -> Facts:
     values = {name: header[name] for name in Facts.__slots__}
     return Facts(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
-

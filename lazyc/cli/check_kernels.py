@@ -37,9 +37,7 @@ def check_kernels(
     arch: Annotated[
         list[str] | None, typer.Option(help="A GPU architecture; may be given several times.")
     ] = None,
-    training: Annotated[
-        bool, typer.Option(help="Also the kernels of a training step.")
-    ] = True,
+    training: Annotated[bool, typer.Option(help="Also the kernels of a training step.")] = True,
     jobs: Annotated[int, typer.Option(help="Processes that compile; 0: one a core.")] = 0,
     every: Annotated[
         bool, typer.Option("--all", help="A row for each kernel, not one for each kind.")
@@ -77,7 +75,9 @@ def check_kernels(
     bad = [c for c in checked if c.problems]
     for row in bad:
         console.print(Text(f"{row.target.name} {_name(row)}: {'; '.join(row.problems)}"))
-    console.print(f"{len(collected.kernels)} kernels, {len(checked)} compiled, {len(bad)} with problems")
+    console.print(
+        f"{len(collected.kernels)} kernels, {len(checked)} compiled, {len(bad)} with problems"
+    )
     if bad:
         raise typer.Exit(1)
 

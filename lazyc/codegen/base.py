@@ -85,7 +85,8 @@ class KernelCode:
     * one pointer for each param of the nest, in order, to elements of type ``params``; for a scratch param
       memory of its ``numel`` elements for each of ``points * programs`` outer points;
     * the ``sizes``, as 64-bit integers;
-    * a pointer to the error word (i32), OR-ed as above.
+    * a pointer to the error word (i32), OR-ed as above. On a GPU it is null: a kernel that has an error
+      to report faults, and CUDA tells of it as of an assertion of eager's kernels that fails.
 
     ``products``: what it multiplies on tiles, if anything.
     """
@@ -119,7 +120,24 @@ class LaunchedKernel:
     sizes: tuple[Dim, ...]
 
 
-Kernel: TypeAlias = LoadedKernel | LaunchedKernel
+@dataclass(frozen=True, slots=True)
+class DeviceKernel:
+    """A kernel in the memory of a GPU, which the native driver launches.
+
+    ``launcher``: address of CUDA's ``cuLaunchKernel``; ``function``: the kernel's ``CUfunction``;
+    ``threads`` of a block, and bytes of its dynamic shared memory. The rest as in ``LaunchRef``.
+    """
+
+    launcher: int
+    function: int
+    threads: int
+    shared_bytes: int
+    programs: Dim
+    points: int
+    sizes: tuple[Dim, ...]
+
+
+Kernel: TypeAlias = LoadedKernel | LaunchedKernel | DeviceKernel
 
 
 class Generator(Protocol):

@@ -35,12 +35,14 @@ Claim: TypeAlias = tuple[Literal["output", "memory"], int]
 class Plan:
     """``factors``: the operands of each matmul. ``arguments``: for (eager node, argument) the view to
     pass, or the copy. ``copies``: values to copy to other strides. ``results``: for each output the
-    value whose memory is handed out, a view of such memory, or the copy."""
+    value whose memory is handed out, a view of such memory, or the copy. ``keeps``: whether work on
+    parameters and constants alone is kept between calls."""
 
     graph: Graph
     nodes: list[Node]
     realized: set[Node]
     strides: dict[Node, Shape]
+    keeps: bool = True
     factors: dict[Node, tuple[MatrixView, ...]] = field(default_factory=dict)
     arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
     copies: dict[tuple[Node, Shape, Claim | None], Target] = field(default_factory=dict)
@@ -57,21 +59,27 @@ class Plan:
         ) or any(o.value is node for o in self.graph.outputs)
 
 
-def make_plan(graph: Graph) -> Plan:
-    """Decides until nothing changes. Raises Unschedulable."""
+def make_plan(graph: Graph, device: str = "cpu") -> Plan:
+    """Decides until nothing changes; all tensors are on ``device``. Raises Unschedulable."""
+    for node in live_nodes(graph):
+        on_device = not isinstance(node.type, TensorType) or node.type.device == device
+        if not on_device and node.op != "seed":  # which is drawn where it is read
+            raise Unschedulable(f"tensors on {node.tensor.device} in a program for {device}")
     for node in graph.nodes:
-        if isinstance(node.type, TensorType) and node.type.device != "cpu":
-            raise Unschedulable(f"tensors on {node.type.device}")
         if isinstance(node.attrs, A.EagerAttrs) and node.attrs.mutates:
             raise Unschedulable(f"{node.attrs.target} writes to its arguments")
     graph.outputs = [_storable(o) for o in graph.outputs]
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
     forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
-    forced |= kept_values(graph)
+    # On a GPU nothing is kept: it would have to wait for the stream that it was computed on.
+    keeps = device == "cpu"
+    if keeps:
+        forced |= kept_values(graph)
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))
-        plan = Plan(graph, live_nodes(graph), realized, choose_strides(graph, realized))
+        strides = choose_strides(graph, realized)
+        plan = Plan(graph, live_nodes(graph), realized, strides, keeps)
         missing = _library_operands(plan) | _eager_arguments(plan) | _outputs(plan)
         if missing <= forced:
             return plan

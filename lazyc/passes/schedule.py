@@ -14,12 +14,12 @@ from lazyc.passes.plan import make_plan
 from lazyc.passes.units import make_units
 
 
-def schedule(graph: Graph, fusion: bool = True) -> Program:
-    """The Program of a verified Graph that the passes of ``pipeline`` have gone over.
+def schedule(graph: Graph, fusion: bool = True, device: str = "cpu") -> Program:
+    """The Program of a verified Graph that the passes of ``pipeline`` have gone over, for ``device``.
 
     Raises plan.Unschedulable.
     """
-    plan = make_plan(graph)
+    plan = make_plan(graph, device)
     units = make_units(plan)
     if fusion:
         fuse(units)

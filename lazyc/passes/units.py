@@ -48,7 +48,8 @@ def make_units(plan: Plan) -> UnitGraph:
         roots[root] = add(kernel_of(root), [value], root.accesses)
     edges = _edges(plan, units, accesses, owner, roots)
     graph = UnitGraph(units, edges)
-    _mark_static(plan, graph, owner)
+    if plan.keeps:
+        _mark_static(plan, graph, owner)
     return graph
 
 

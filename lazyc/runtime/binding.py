@@ -8,12 +8,13 @@ a slot of the driver's ``env`` (see ``driver.py``) that is filled in at each cal
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
-from lazyc.codegen.base import Kernel, LoadedKernel
+from lazyc.codegen.base import DeviceKernel, Kernel, LoadedKernel
 from lazyc.ir.program import (
     Buffer,
     EagerStep,
@@ -24,7 +25,7 @@ from lazyc.ir.program import (
     Step,
 )
 from lazyc.ir.types import DType, storage_extent
-from lazyc.runtime.driver import ENV_SLOTS, TableWriter
+from lazyc.runtime.driver import ENV_SLOTS, LITERAL, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.memory import Interval, plan_arena
@@ -49,10 +50,12 @@ class Layout:
 @dataclass(slots=True)
 class NativeStep:
     """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep. Its record is the words
-    from ``start`` to ``end`` of the table: none where there is nothing to compute."""
+    from ``start`` to ``end`` of the table: none where there is nothing to compute. ``scratch``: offsets in
+    the arena of the scratch params of a kernel of a GPU."""
 
     step: KernelStep | GemmStep
     gemm: GemmCall | None = None
+    scratch: tuple[int, ...] = ()
     start: int = 0
     end: int = 0
 
@@ -106,6 +109,7 @@ class Plan:
     env_words: int
     scratch: int  # index of the env word where the scratch array starts
     mutated: list[int]  # arguments that native steps write to
+    stream_slot: int = -1  # where kernels of a GPU find their stream
 
     @property
     def leading_words(self) -> int:
@@ -159,7 +163,9 @@ def _cut(
     segments = [Segment()]
     for step in program.steps:
         call = plan_gemm(step, sizes, blas) if isinstance(step, GemmStep) else None
-        if isinstance(step, KernelStep) and isinstance(kernels[step.nest], LoadedKernel):
+        if isinstance(step, KernelStep) and isinstance(
+            kernels[step.nest], LoadedKernel | DeviceKernel
+        ):
             segments[-1].native.append(NativeStep(step))
         elif isinstance(step, GemmStep) and call is not None:
             segments[-1].native.append(NativeStep(step, call))
@@ -185,26 +191,39 @@ def _private(program: Program, segments: Sequence[Segment]) -> set[int]:
 
 
 def _place_temporaries(
-    temps: Iterable[int], layouts: Sequence[Layout | None], segments: Sequence[Segment]
+    temps: Iterable[int],
+    layouts: Sequence[Layout | None],
+    segments: Sequence[Segment],
+    scratch: Callable[[Step], list[int]],
 ) -> tuple[dict[int, int], int]:
-    """Arena offset of each temporary, and the arena's size. Steps count one by one."""
+    """Arena offset of each temporary, and the arena's size. Steps count one by one. ``scratch``: bytes of
+    the memory that a step needs for itself."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     position = 0
+    own: list[tuple[NativeStep, list[Interval]]] = []
     for segment in segments:
         for step in [*segment.python, *(n.step for n in segment.native)]:
             for buffer in touched(step):
                 first.setdefault(buffer, position)
                 last[buffer] = position
             position += 1
+        before = position - len(segment.native)
+        for at, native in enumerate(segment.native, before):
+            sizes = scratch(native.step)
+            if sizes:
+                own.append((native, [Interval(nbytes, at, at) for nbytes in sizes]))
     used = [t for t in temps if t in first]
     intervals = []
     for temp in used:
         layout = layouts[temp]
         assert layout is not None, temp
         intervals.append(Interval(layout.nbytes, first[temp], last[temp]))
-    offsets, total = plan_arena(intervals)
-    return dict(zip(used, offsets, strict=True)), total
+    offsets, total = plan_arena([*intervals, *(i for _, found in own for i in found)])
+    rest = iter(offsets[len(used) :])
+    for native, found in own:
+        native.scratch = tuple(next(rest) for _ in found)
+    return dict(zip(used, offsets, strict=False)), total
 
 
 def _mark_uses(segments: Sequence[Segment], fresh: set[int], keep: set[int]) -> None:
@@ -278,7 +297,8 @@ def bind(
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
-    offsets, arena_bytes = _place_temporaries(temps, layouts, segments)
+    scratch = partial(_scratch_bytes, program, kernels, sizes)
+    offsets, arena_bytes = _place_temporaries(temps, layouts, segments, scratch)
 
     packable: list[GemmCall] = []
     if use_packs:
@@ -296,10 +316,12 @@ def bind(
     slots.add(packed)
     packs = [PackRequest(call, slots.take()) for call in packable]
     slots.add(late)
+    on_device = any(isinstance(k, DeviceKernel) for k in kernels.values())
+    stream = slots.take() if on_device else -1
 
     changed = written(program, segments)
     _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
-    writer = _Writer(program, kernels, blas, sizes, layouts, slots.of, offsets, packs)
+    writer = _Writer(program, kernels, blas, sizes, layouts, slots.of, offsets, packs, stream)
     table = writer.write(segments)
     return Plan(
         layouts=layouts,
@@ -316,7 +338,22 @@ def bind(
         env_words=slots.next + table.longest,
         scratch=slots.next,
         mutated=[p for p, b in enumerate(program.inputs) if b in changed],
+        stream_slot=stream,
     )
+
+
+def _scratch_bytes(
+    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, step: Step
+) -> list[int]:
+    """Bytes of each scratch param of a kernel of a GPU, for all of its programs."""
+    kernel = kernels[step.nest] if isinstance(step, KernelStep) else None
+    if not isinstance(kernel, DeviceKernel) or not isinstance(step, KernelStep):
+        return []
+    nest = program.nests[step.nest]
+    known = Sizes(dict(zip(nest.symbols, sizes.all(step.sizes), strict=True)))
+    rows = kernel.points * known(kernel.programs)
+    params = [p for p in nest.buffers if p.role == "scratch"]
+    return [known(p.numel) * rows * p.dtype.itemsize for p in params]
 
 
 @dataclass(slots=True)
@@ -331,6 +368,7 @@ class _Writer:
     slots: dict[int, int]
     offsets: dict[int, int]
     packs: list[PackRequest]
+    stream: int
 
     def write(self, segments: Sequence[Segment]) -> TableWriter:
         table = TableWriter()
@@ -345,11 +383,11 @@ class _Writer:
                     self._gemm(table, native.gemm)
                     work += native.gemm.flops // 16
                 else:
-                    assert isinstance(native.step, KernelStep)
-                    self._kernel(table, native.step)
+                    self._kernel(table, native)
                 native.end = table.position
                 work += traffic(native.step, self.layouts)
-            segment.short = work < _SHORT_WORK
+            # A launch may wait for room in the queue of a GPU.
+            segment.short = work < _SHORT_WORK and self.stream < 0
             table.end()
         return table
 
@@ -359,8 +397,13 @@ class _Writer:
             return ARENA_SLOT, self.offsets[buffer] + offset
         return self.slots[buffer], offset
 
-    def _kernel(self, table: TableWriter, step: KernelStep) -> None:
+    def _kernel(self, table: TableWriter, native: NativeStep) -> None:
+        step = native.step
+        assert isinstance(step, KernelStep)
         kernel = self.kernels[step.nest]
+        if isinstance(kernel, DeviceKernel):
+            self._launch(table, step, kernel, native.scratch)
+            return
         assert isinstance(kernel, LoadedKernel)
         values = self.sizes.all(step.sizes)
         symbols = self.program.nests[step.nest].symbols
@@ -368,6 +411,24 @@ class _Writer:
         table.kernel(
             kernel.address, items, kernel.grain, [self._place(b) for b in step.buffers], values
         )
+
+    def _launch(
+        self, table: TableWriter, step: KernelStep, kernel: DeviceKernel, scratch: Sequence[int]
+    ) -> None:
+        nest = self.program.nests[step.nest]
+        known = Sizes(dict(zip(nest.symbols, self.sizes.all(step.sizes), strict=True)))
+        buffers, own = iter(step.buffers), iter(scratch)
+        arguments = [
+            (ARENA_SLOT, next(own)) if p.role == "scratch" else self._place(next(buffers))
+            for p in nest.buffers
+        ]
+        arguments += [(LITERAL, size) for size in known.all(kernel.sizes)]
+        # The error word, and the two kinds of memory that Triton may want for itself: none.
+        arguments += [(LITERAL, 0)] * 3
+        table.launch(
+            kernel.launcher, kernel.function, known(kernel.programs), kernel.threads,
+            kernel.shared_bytes, self.stream, arguments,
+        )  # fmt: skip
 
     def _gemm(self, table: TableWriter, call: GemmCall) -> None:
         p, size = call.product, call.dtype.itemsize

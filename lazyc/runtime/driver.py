@@ -12,10 +12,13 @@ same for every Program; its code holds no address, and is compiled in a few mill
             (size, byte strides of a, b, c) * ndims batch dims
     PACKED  op, len, fn, (slot, offset) * (a, packed b, c), transpose a, m, n, k, lda, ldb, ldc, beta
     GUARD   op, len, count, (address, expected word) * count
+    LAUNCH  op, len, cuLaunchKernel, function, programs, threads, shared bytes, slot of the stream, count,
+            (slot, offset) * count: the 64-bit arguments of a kernel of a GPU; of slot -1, offset itself
 
 ``env`` starts with: threads, address of the OpenMP entry points, address of a scratch array of
-pointers with room for the longest buffer list. GUARD returns at once with ERROR_STALE when a word of
-a weight is not what it was.
+pointers with room for the longest buffer list (twice that for LAUNCH). GUARD returns at once with
+ERROR_STALE when a word of a weight is not what it was, LAUNCH with ERROR_LAUNCH and CUDA's status when
+that is not 0.
 """
 
 from __future__ import annotations
@@ -30,9 +33,14 @@ import llvmlite.binding as llvm
 
 from lazyc.runtime.threads import OpenMP
 
-END, KERNEL, GEMM, PACKED, GUARD = range(5)
+END, KERNEL, GEMM, PACKED, GUARD, LAUNCH = range(6)
 ENV_THREADS, ENV_OPENMP, ENV_SCRATCH, ENV_SLOTS = range(4)
 ERROR_STALE = 1 << 62
+ERROR_LAUNCH = 1 << 61  # or-ed with the status of cuLaunchKernel
+_MOST_PROGRAMS = (
+    1 << 31
+) - 1  # of a grid, along x (CUDA C++ Programming Guide, "Compute Capabilities")
+LITERAL = -1  # the slot of an argument that is the word itself
 
 
 DRIVER_IR = r"""
@@ -306,6 +314,52 @@ done:
   ret i1 %ok
 }
 
+; cuLaunchKernel takes an array of addresses of the arguments: those of literals are in the record.
+define internal i64 @run_launch(ptr %rec, ptr %env) {
+entry:
+  %fn = call ptr @wordptr(ptr %rec, i64 2)
+  %function = call ptr @wordptr(ptr %rec, i64 3)
+  %programs = call i32 @word32(ptr %rec, i64 4)
+  %threads = call i32 @word32(ptr %rec, i64 5)
+  %shared = call i32 @word32(ptr %rec, i64 6)
+  %slot = call i64 @word(ptr %rec, i64 7)
+  %stream = call ptr @wordptr(ptr %env, i64 %slot)
+  %count = call i64 @word(ptr %rec, i64 8)
+  %values = call ptr @wordptr(ptr %env, i64 2)
+  %params = getelementptr ptr, ptr %values, i64 %count
+  br label %next
+next:
+  %i = phi i64 [ 0, %entry ], [ %i1, %set ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %fill, label %ready
+fill:
+  %i2 = shl i64 %i, 1
+  %at = add i64 %i2, 9
+  %from = call i64 @word(ptr %rec, i64 %at)
+  %literal = icmp slt i64 %from, 0
+  %value = getelementptr ptr, ptr %values, i64 %i
+  br i1 %literal, label %here, label %address
+here:
+  %at1 = add i64 %at, 1
+  %inside = getelementptr i64, ptr %rec, i64 %at1
+  br label %set
+address:
+  %p = call ptr @resolve(ptr %rec, i64 %at, ptr %env)
+  store ptr %p, ptr %value
+  br label %set
+set:
+  %param = phi ptr [ %inside, %here ], [ %value, %address ]
+  %to = getelementptr ptr, ptr %params, i64 %i
+  store ptr %param, ptr %to
+  %i1 = add i64 %i, 1
+  br label %next
+ready:
+  %status = call i32 %fn(ptr %function, i32 %programs, i32 1, i32 1, i32 %threads, i32 1, i32 1,
+                         i32 %shared, ptr %stream, ptr %params, ptr null)
+  %wide = zext i32 %status to i64
+  ret i64 %wide
+}
+
 define i64 @lazyc_run(ptr %table, ptr %env) {
 entry:
   %error = alloca i64
@@ -318,7 +372,8 @@ loop:
   switch i64 %op, label %end [ i64 1, label %kernel
                                i64 2, label %gemm
                                i64 3, label %packed
-                               i64 4, label %guard ]
+                               i64 4, label %guard
+                               i64 5, label %launch ]
 kernel:
   call void @run_kernel(ptr %rec, ptr %env, ptr %error, ptr %task)
   br label %next
@@ -333,6 +388,13 @@ guard:
   br i1 %holds, label %next, label %stale
 stale:
   ret i64 4611686018427387904
+launch:
+  %status = call i64 @run_launch(ptr %rec, ptr %env)
+  %launched = icmp eq i64 %status, 0
+  br i1 %launched, label %next, label %refused
+refused:
+  %why = or i64 %status, 2305843009213693952
+  ret i64 %why
 next:
   %length = call i64 @word(ptr %rec, i64 1)
   %after = getelementptr i64, ptr %rec, i64 %length
@@ -451,6 +513,31 @@ class TableWriter:
         """``words``: (address, expected 8 bytes as a signed word)."""
         flat = [w for pair in words for w in pair]
         self.words += (GUARD, 3 + len(flat), len(words), *flat)
+
+    def launch(
+        self,
+        launcher: int,
+        function: int,
+        programs: int,
+        threads: int,
+        shared_bytes: int,
+        stream: int,
+        arguments: Sequence[Slice],
+    ) -> None:
+        """A kernel of a GPU, on the stream in slot ``stream``; an argument of slot LITERAL is its offset.
+
+        Raises ValueError for a grid that is larger than CUDA's.
+        """
+        if programs <= 0:
+            return
+        if programs > _MOST_PROGRAMS:
+            raise ValueError(
+                f"a kernel of {programs} programs; a GPU runs at most {_MOST_PROGRAMS}"
+            )
+        self.longest = max(self.longest, 2 * len(arguments))
+        flat = [word for slot_offset in arguments for word in slot_offset]
+        head = (launcher, function, programs, threads, shared_bytes, stream, len(arguments))
+        self.words += (LAUNCH, 9 + len(flat), *head, *flat)
 
     def array(self) -> ctypes.Array[ctypes.c_int64]:
         return (ctypes.c_int64 * len(self.words))(*self.words)

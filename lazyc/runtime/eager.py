@@ -129,7 +129,7 @@ def in_layout(
         )
     if has_strides(tensor, shape, strides):
         return tensor
-    empty = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="cpu")
+    empty = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=tensor.device)
     place, values = empty, tensor
     for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if stride == 0 and size > 1:  # expanded when it was traced: all elements along it are equal

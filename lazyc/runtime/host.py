@@ -1,4 +1,4 @@
-"""What every Program of a process shares: the native driver, BLAS, threads, and memory pools."""
+"""What every Program of a device shares: the native driver, BLAS, threads, and memory pools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
+from lazyc.runtime.device import Device, DeviceArenas, DeviceOutputs
 from lazyc.runtime.driver import Driver, build_driver
 from lazyc.runtime.library import Blas, find_blas
 from lazyc.runtime.memory import ArenaPool
@@ -16,32 +17,38 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 @dataclass(frozen=True, slots=True)
 class Host:
     """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them; ``events``:
-    who is told of weights that are packed."""
+    who is told of weights that are packed. ``device``: where tensors are, None for the CPU."""
 
     driver: Driver
     blas: Blas
     threads: ThreadCount
-    arenas: ArenaPool
-    outputs: OutputPool
+    arenas: ArenaPool | DeviceArenas
+    outputs: OutputPool | DeviceOutputs
     spans: Spans
     events: EventStream
+    device: Device | None = None
 
 
 def create_host(
     output_pool_bytes: int = 512 << 20,
     spans: Spans | None = None,
     events: EventStream | None = None,
+    device: Device | None = None,
 ) -> Host:
     """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool;
-    ``spans`` and ``events``: default, those that nobody else has."""
+    ``spans`` and ``events``: default, those that nobody else has; ``device``: where tensors are, if not on
+    the CPU."""
     library = torch_library()
     openmp = find_openmp(library)
     return Host(
         driver=build_driver(openmp),
         blas=find_blas(library),
         threads=ThreadCount(library, openmp),
-        arenas=ArenaPool(),
-        outputs=OutputPool(max_bytes=output_pool_bytes),
+        arenas=ArenaPool() if device is None else DeviceArenas(device),
+        outputs=(
+            OutputPool(max_bytes=output_pool_bytes) if device is None else DeviceOutputs(device)
+        ),
         spans=Spans() if spans is None else spans,
         events=EventStream() if events is None else events,
+        device=device,
     )

@@ -87,18 +87,20 @@ _madvise = _find_madvise()
 class Arena:
     """Page-aligned memory of at least ``nbytes``; ``views`` keeps what a binding made over it."""
 
-    __slots__ = ("address", "nbytes", "start", "storage", "views")
+    __slots__ = ("address", "device", "nbytes", "start", "storage", "views")
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, device: str = "cpu") -> None:
+        self.device = device
         self.nbytes = -(-nbytes // PAGE) * PAGE
         with torch.inference_mode(False):
-            memory = torch.empty(self.nbytes + PAGE, dtype=torch.uint8, device="cpu")
+            memory = torch.empty(self.nbytes + PAGE, dtype=torch.uint8, device=device)
         self.storage = memory.untyped_storage()
         base = self.storage.data_ptr()
         self.start = -base % PAGE
         self.address = base + self.start
         self.views: weakref.WeakKeyDictionary[Any, list[torch.Tensor]] = weakref.WeakKeyDictionary()
-        advise_huge_pages(self.address, self.nbytes)
+        if device == "cpu":
+            advise_huge_pages(self.address, self.nbytes)
 
     def contains(self, address: int) -> bool:
         return self.address <= address < self.address + self.nbytes
@@ -108,7 +110,7 @@ class Arena:
     ) -> torch.Tensor:
         """A tensor over the arena's memory from byte ``offset`` on."""
         with torch.inference_mode(False):
-            empty = torch.empty(0, dtype=dtype, device="cpu")
+            empty = torch.empty(0, dtype=dtype, device=self.device)
             return empty.set_(
                 self.storage, (self.start + offset) // dtype.itemsize, tuple(shape), tuple(strides)
             )

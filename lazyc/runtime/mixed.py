@@ -28,7 +28,17 @@ from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout, step_buffe
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import concrete_product
 from lazyc.runtime.memory import Arena
-from lazyc.runtime.runner import Env, KernelError, Runner, bump_versions, picker, strided
+from lazyc.runtime.device import ALIGNMENT
+from lazyc.runtime.runner import (
+    Env,
+    KernelError,
+    Runner,
+    aligned,
+    bump_versions,
+    failure,
+    picker,
+    strided,
+)
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.watched import in_span
 
@@ -91,13 +101,15 @@ class MixedRunner(Runner):
         self._arena_bytes = max(plan.arena_bytes, 1 if self._views else 0)
         self._select = picker(plan.inputs, len(program.inputs))
         self._pack_env = struct.Struct(f"{4 + len(plan.inputs)}q").pack_into
-        self.run = partial(self._run, self._turns)
+        self._set_stream = self.stream_setter()
+        self.run = self._on_device(partial(self._run, self._turns))
 
     # --- a call
 
     @cached_property
     def run_watched(self) -> Callable[..., list[Any]]:
-        return partial(self._run, list(map(self._watched, self._turns, self.plan.segments)))
+        turns = list(map(self._watched, self._turns, self.plan.segments))
+        return self._on_device(partial(self._run, turns))
 
     def _run(
         self,
@@ -140,6 +152,8 @@ class MixedRunner(Runner):
             env.words, 0, self.host.threads.get(), self.host.driver.openmp_address,
             env.address + 8 * plan.scratch, address, *[t.data_ptr() for t in self._select(args)],
         )  # fmt: skip
+        if self._set_stream is not None:
+            self._set_stream(env)
         for slot, pointer in enumerate(packs, plan.first_pack_slot):
             env.words[slot] = pointer
         for position, buffer in enumerate(self.program.inputs):
@@ -169,7 +183,7 @@ class MixedRunner(Runner):
         if turn.table:
             bits = turn.driver(turn.table, state.env.address)
             if bits:
-                raise KernelError(bits, bool(self.plan.mutated))
+                raise failure(bits, bool(self.plan.mutated))
         for buffer in turn.dead:
             values[buffer] = None
 
@@ -208,6 +222,8 @@ class MixedRunner(Runner):
         apart = sorted(arguments & later if later.isdisjoint(step.outputs) else arguments)
         copied = apart if any(layout is None for _, layout, _ in outputs) else ()
 
+        on_device = self.host.device is not None
+
         def run(state: _State) -> None:
             values = state.values
             given = _with_copies(values, copied) if copied else values
@@ -217,6 +233,8 @@ class MixedRunner(Runner):
                         result, layout, state.arena, [values[b] for b in apart], slot >= 0
                     )
                     if slot >= 0:
+                        if on_device and result.data_ptr() % ALIGNMENT:
+                            result = aligned(result)
                         state.env.words[slot] = result.data_ptr()
                 values[buffer] = result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch
 from lazyc.errors import LazycError
 from lazyc.ir.program import Program, ProgramOutput
 from lazyc.runtime.binding import Layout, Plan, Segment
+from lazyc.runtime.device import ALIGNMENT
+from lazyc.runtime.driver import ERROR_LAUNCH
 from lazyc.runtime.eager import has_strides, in_layout
 from lazyc.runtime.host import Host
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.watched import step_by_step
 
 _data_ptr = torch.Tensor.data_ptr
+_MISALIGNED = ALIGNMENT - 1
 _stride = torch.Tensor.stride
 
 Result = Callable[[list[Any]], Any]  # from the values of all buffers to one result
@@ -34,6 +37,22 @@ class KernelError(LazycError):
         self.bits = bits
         self.mutated = mutated
         super().__init__(f"a kernel reported error bits {bits:#x}")
+
+
+class LaunchFailed(LazycError):
+    """CUDA did not take a kernel; ``status`` is what ``cuLaunchKernel`` returned (``CUresult`` in the CUDA
+    Driver API reference manual). What ran before may have failed, too."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"CUDA refused to launch a kernel: error {status}")
+
+
+def failure(bits: int, mutated: bool) -> LazycError:
+    """The exception for what the driver returned, if not 0."""
+    if bits & ERROR_LAUNCH:
+        return LaunchFailed(bits & ~ERROR_LAUNCH)
+    return KernelError(bits, mutated)
 
 
 def picker(positions: Sequence[int], count: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
@@ -67,6 +86,14 @@ def strided(
 ) -> torch.Tensor:
     """A view of ``tensor``'s memory, ``offset`` elements after its first."""
     return torch.as_strided(tensor, shape, strides, tensor.storage_offset() + offset)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides, at the start of fresh memory."""
+    fresh = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return fresh.copy_(tensor)
 
 
 class Runner:
@@ -107,6 +134,29 @@ class Runner:
                 env.words[self.plan.slots[buffer]] = tensor.data_ptr()
         return env
 
+    def stream_setter(self) -> Callable[[Env], None] | None:
+        """What puts torch's current stream into an env; None where nothing is launched."""
+        device, slot = self.host.device, self.plan.stream_slot
+        if device is None or slot < 0:
+            return None
+
+        def set_stream(env: Env) -> None:
+            env.words[slot] = device.stream()
+
+        return set_stream
+
+    def _on_device(self, run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        """``run`` with the Program's device as torch's current one."""
+        device = self.host.device
+        if device is None:
+            return run
+
+        def run_there(args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
+            with device.current():
+                return run(args, packs, packed)
+
+        return run_there
+
     def layout(self, buffer: int) -> Layout:
         """The layout of a buffer that native code touches."""
         layout = self.plan.layouts[buffer]
@@ -141,7 +191,20 @@ class Runner:
                 for position, layout in zip(positions, layouts, strict=True):
                     args[position] = self._laid_out(args[position], position, layout)
 
-        return check
+        return check if self.host.device is None else partial(self._check_aligned, check)
+
+    def _check_aligned(self, check: Callable[[list[Any]], None], args: list[Any]) -> None:
+        """Copies arguments that do not start at a multiple of what a kernel of a GPU counts on."""
+        check(args)
+        for position in self.plan.inputs:
+            tensor = args[position]
+            if tensor.data_ptr() & _MISALIGNED:
+                if position in self.plan.mutated:
+                    raise RuntimeError(
+                        f"argument {position} is written to, and its address is no multiple of"
+                        f" {ALIGNMENT} bytes"
+                    )
+                args[position] = aligned(tensor)
 
     def _laid_out(self, tensor: torch.Tensor, position: int, layout: Layout) -> torch.Tensor:
         """Argument ``position`` with the strides of ``layout``."""
@@ -181,11 +244,11 @@ class NativeRunner(Runner):
 
     def __init__(self, program: Program, plan: Plan, host: Host, sizes: Sizes) -> None:
         super().__init__(program, plan, host, sizes)
-        self.run = self._make_run(self.driver(plan.segments[0]))
+        self.run = self._on_device(self._make_run(self.driver(plan.segments[0])))
 
     @cached_property
     def run_watched(self) -> Callable[..., list[Any]]:
-        return self._make_run(self.watched_driver(self.plan.segments[0]))
+        return self._on_device(self._make_run(self.watched_driver(self.plan.segments[0])))
 
     def _make_run(self, driver: Callable[[int, int], int]) -> Callable[..., list[Any]]:
         plan, host = self.plan, self.host
@@ -196,6 +259,7 @@ class NativeRunner(Runner):
         arena_bytes, arenas = plan.arena_bytes, host.arenas
         pack_env = struct.Struct(f"{plan.leading_words}q").pack_into
         check, finish, mutated = self.check_inputs, self._finisher(), plan.mutated
+        set_stream = self.stream_setter()
 
         def run(args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
             check(args)
@@ -208,12 +272,14 @@ class NativeRunner(Runner):
                     0 if arena is None else arena.address,
                     *map(_data_ptr, select(args)), *map(_data_ptr, fresh), *packs,
                 )  # fmt: skip
+                if set_stream is not None:
+                    set_stream(env)
                 bits = driver(table, env.address)
                 idle.append(env)
                 if arena is not None:
                     arenas.give(arena)
                 if bits:
-                    raise KernelError(bits, bool(mutated))
+                    raise failure(bits, bool(mutated))
                 if mutated:
                     bump_versions([args[i] for i in mutated])
             results = finish(args, fresh, packed)

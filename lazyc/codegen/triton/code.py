@@ -24,9 +24,13 @@ _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
 
 class Code:
     """The code of one nest while it is written. ``values``: of the nest's values, by id; ``sizes``: the
-    arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself."""
+    arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself.
+    ``reports_division``: whether an integer division by zero sets an error bit."""
 
-    def __init__(self, nest: L.LoopNest, w: Writer, rows: str) -> None:
+    def __init__(
+        self, nest: L.LoopNest, w: Writer, rows: str, reports_division: bool = True
+    ) -> None:
+        self.reports_division = reports_division
         self.nest = nest
         self.w = w
         self.rows = rows
@@ -140,7 +144,7 @@ class Code:
         dtype, varies = args[-1].dtype, 0
         for arg in args:
             varies |= arg.varies
-        if instr.op in _DIVISIONS and not dtype.is_float:
+        if self.reports_division and instr.op in _DIVISIONS and not dtype.is_float:
             self._report(f"({args[1].text} == 0)", args[1].varies, L.ERROR_ZERO_DIVISION)
         texts = tuple(a.text for a in args)
         return self.w.value(expression(instr.op, texts, dtype, instr.dtype), instr.dtype, varies)

@@ -29,14 +29,17 @@ ALIGNMENT = 16  # bytes, of every pointer that a kernel is given
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """Machine code of a kernel. ``shared_bytes``: of a block; ``registers``: of a thread; ``local_bytes``:
-    memory of a thread, which is where registers spill to."""
+    """Machine code of a kernel. ``warps`` and ``shared_bytes``: of a block; ``registers``: of a thread;
+    ``local_bytes``: memory of a thread, which is where registers spill to; ``scratch_bytes``: global memory
+    that Triton wants for a kernel besides its arguments."""
 
     cubin: bytes
     ptx: str
+    warps: int
     shared_bytes: int
     registers: int
     local_bytes: int
+    scratch_bytes: int
 
     @property
     def loads(self) -> set[str]:
@@ -75,9 +78,10 @@ def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="lazyc-triton-") as folder, knobs.cache.scope():
         knobs.cache.dir = folder
         made = triton.compile(source, target=GPUTarget("cuda", target.arch, 32), options=options)
-        cubin, ptx = made.asm["cubin"], made.asm["ptx"]
+        cubin, ptx, facts = made.asm["cubin"], made.asm["ptx"], made.metadata
     registers, local = resources(cubin, ref.symbol)
-    return Compiled(cubin, ptx, made.metadata.shared, registers, local)
+    scratch = facts.global_scratch_size + facts.profile_scratch_size
+    return Compiled(cubin, ptx, facts.num_warps, facts.shared, registers, local, scratch)
 
 
 # --- the ELF file ---------------------------------------------------------------------------------

@@ -182,18 +182,22 @@ def is_aligned(load: L.Load) -> bool:
         elif coef % per_vector:
             return False
     const = load.index.const
-    return together == 1 and load.mask is None and isinstance(const, int) and const % per_vector == 0
+    return (
+        together == 1 and load.mask is None and isinstance(const, int) and const % per_vector == 0
+    )
 
 
-def contraction_kernel(contraction: Contraction, symbol: str) -> KernelCode:
+def contraction_kernel(
+    contraction: Contraction, symbol: str, reports_division: bool = True
+) -> KernelCode:
     """The kernel of a contraction. Raises CodegenError for what there is no code for."""
-    return _Kernel(contraction).finish(symbol)
+    return _Kernel(contraction, reports_division).finish(symbol)
 
 
 class _Kernel:
     """A kernel while it is written."""
 
-    def __init__(self, contraction: Contraction) -> None:
+    def __init__(self, contraction: Contraction, reports_division: bool) -> None:
         self.c = contraction
         self.operands = [self._stored_type(contraction.left), self._stored_type(contraction.right)]
         self.is_half = self.operands[0] is self.operands[1] and self.operands[0] in _HALVES
@@ -202,7 +206,7 @@ class _Kernel:
             ROWS: (0, t.rows), COLUMNS: (1, t.columns),
             ROW_DEPTH: (1, t.depth), COLUMN_DEPTH: (0, t.depth),
         })  # fmt: skip
-        self.code = Code(contraction.nest, self.w, "")
+        self.code = Code(contraction.nest, self.w, "", reports_division)
 
     def finish(self, symbol: str) -> KernelCode:
         code, c, t = self.code, self.c, self.tiles

@@ -1,4 +1,4 @@
-"""Kernels for an NVIDIA GPU, from text to machine code."""
+"""Kernels for an NVIDIA GPU, from text to loaded machine code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import triton
 
-from lazyc.codegen.base import KernelCode, LaunchedKernel, Ref
+from lazyc.codegen.base import CodegenError, DeviceKernel, KernelCode, LaunchRef, Ref
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.triton.compile import compile_kernel
+from lazyc.codegen.triton.cubin import DeviceCode
 from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.libcuda import CudaDevice
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
 
@@ -20,29 +22,45 @@ def generator_key(target: GpuTarget) -> str:
 
 
 class CudaGenerator:
-    """A ``Generator`` for one architecture. It compiles on any machine."""
+    """A ``Generator`` for one architecture. It compiles on any machine, and loads where it was given a
+    ``device``."""
 
     keeps_code = True
     has_products = True
     suffix = "py"
 
-    def __init__(self, target: GpuTarget) -> None:
+    def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:
         self._target = target
+        self._device = device
 
     @property
     def key(self) -> str:
         return generator_key(self._target)
 
     def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
-        return generate(nest, symbol)
+        # As in eager, a division of integers by zero is no error on a GPU.
+        return generate(nest, symbol, reports_division=False)
 
     def compile(self, code: KernelCode) -> bytes:
-        """A cubin."""
-        return compile_kernel(code, self._target).cubin
+        """A ``DeviceCode``."""
+        made = compile_kernel(code, self._target)
+        if made.scratch_bytes:
+            raise CodegenError("Triton wants memory of its own for a kernel")
+        return DeviceCode(self._target.arch, made.warps, made.shared_bytes, made.cubin).dump()
 
-    def load(self, objects: Mapping[Ref, bytes]) -> dict[str, LaunchedKernel]:
-        if not objects:
-            return {}
-        raise CodeNotLoaded(
-            f"its kernels were compiled for {self._target.name}, which lazyc cannot run yet"
-        )
+    def load(self, objects: Mapping[Ref, bytes]) -> dict[str, DeviceKernel]:
+        return {ref.symbol: self._load(ref, data) for ref, data in objects.items()}
+
+    def _load(self, ref: Ref, data: bytes) -> DeviceKernel:
+        assert isinstance(ref, LaunchRef)
+        device = self._device
+        if device is None:
+            raise CodeNotLoaded(
+                f"its kernels were compiled for {self._target.name}, and its tensors are on the CPU"
+            )
+        code = DeviceCode.load(data)
+        function = device.load(code.cubin, ref.symbol, code.shared_bytes)
+        return DeviceKernel(
+            device.launcher, function, 32 * code.warps, code.shared_bytes,
+            ref.programs, ref.points, ref.sizes,
+        )  # fmt: skip

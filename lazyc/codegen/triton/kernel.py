@@ -9,9 +9,12 @@ from lazyc.codegen.triton.loop_kernel import loop_kernel
 from lazyc.ir.loops import LoopNest
 
 
-def generate(nest: LoopNest, symbol: str) -> KernelCode:
-    """The kernel of a LoopNest. Raises CodegenError for what it has no code for."""
+def generate(nest: LoopNest, symbol: str, reports_division: bool = True) -> KernelCode:
+    """The kernel of a LoopNest. Raises CodegenError for what it has no code for.
+
+    ``reports_division``: whether an integer division by zero is an error.
+    """
     contraction = Contraction.find(nest)
     if contraction is not None:
-        return contraction_kernel(contraction, symbol)
-    return loop_kernel(nest, symbol, choose_blocks(nest))
+        return contraction_kernel(contraction, symbol, reports_division)
+    return loop_kernel(nest, symbol, choose_blocks(nest), reports_division)

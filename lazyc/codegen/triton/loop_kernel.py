@@ -19,19 +19,21 @@ from lazyc.ir.types import Dim, DType, numel
 _LONG = 64  # blocks of a loop, from which on rounding is kept track of
 
 
-def loop_kernel(nest: L.LoopNest, symbol: str, blocks: Blocks) -> KernelCode:
+def loop_kernel(
+    nest: L.LoopNest, symbol: str, blocks: Blocks, reports_division: bool = True
+) -> KernelCode:
     """The kernel of a nest. Raises CodegenError for what there is no code for."""
-    return _Kernel(nest, blocks).finish(symbol)
+    return _Kernel(nest, blocks, reports_division).finish(symbol)
 
 
 class _Kernel:
     """A kernel while it is written."""
 
-    def __init__(self, nest: L.LoopNest, blocks: Blocks) -> None:
+    def __init__(self, nest: L.LoopNest, blocks: Blocks, reports_division: bool) -> None:
         self.nest = nest
         self.blocks = blocks
         self.w = Writer({POINTS: (0, blocks.points), ITERATIONS: (1, 1)})
-        self.code = Code(nest, self.w, "x")
+        self.code = Code(nest, self.w, "x", reports_division)
         self.stored: set[int] = set()
         self.touched: set[int] = set()
 

@@ -1,0 +1,100 @@
+"""The GPU that Programs run on: its stream, and its memory from torch's caching allocator.
+
+A Program's kernels are launched on torch's current stream, after what is in it and before what comes
+later. Memory that was taken for one call may be given back as soon as the kernels are queued: torch's
+allocator hands it out again on the same stream only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from lazyc.ir.types import storage_extent
+from lazyc.runtime.memory import Arena
+
+ALIGNMENT = 16  # bytes, of every address that a kernel is given (codegen/triton/compile.py)
+
+
+class Device(Protocol):
+    """Where a Program runs, if not on the CPU. ``name``: of its tensors' device."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stream(self) -> int:
+        """The handle of torch's current stream."""
+        ...
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Makes the device torch's current one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CudaGpu:
+    """GPU number ``index`` of torch's."""
+
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"cuda:{self.index}"
+
+    def stream(self) -> int:
+        return torch._C._cuda_getCurrentRawStream(self.index)
+
+    def current(self) -> AbstractContextManager[Any]:
+        if torch.cuda.current_device() == self.index:
+            return nullcontext()
+        return torch.cuda.device(self.index)
+
+
+class DeviceArenas:
+    """Like ``memory.ArenaPool``, of torch's allocator: a call takes memory and gives it back to torch."""
+
+    idle_bytes = 0
+
+    def __init__(self, device: Device) -> None:
+        self._device = device.name
+        self.allocated = 0
+        self.allocated_bytes = 0
+        self.recycled_bytes = 0
+
+    def take(self, nbytes: int) -> Arena:
+        self.allocated += 1
+        self.allocated_bytes += nbytes
+        return Arena(nbytes, self._device)
+
+    def give(self, arena: Arena) -> None:
+        """Nothing holds an arena but the call that took it."""
+
+    def clear(self) -> None:
+        """There are no idle arenas."""
+
+
+class DeviceOutputs:
+    """Like ``outputs.OutputPool``, of torch's allocator."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device.name
+        self.allocated_bytes = 0
+        self.recycled_bytes = 0
+
+    def allocator(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
+    ) -> Callable[[], torch.Tensor]:
+        """A function that makes an uninitialised tensor of this layout at each call."""
+        nbytes = storage_extent(shape, strides) * dtype.itemsize
+        return partial(self._make, nbytes, shape, strides, dtype)
+
+    def _make(
+        self, nbytes: int, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        self.allocated_bytes += nbytes
+        return torch.empty_strided(shape, strides, dtype=dtype, device=self._device)
