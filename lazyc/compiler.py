@@ -49,6 +49,8 @@ class Compiler:
         self._config = config
         self._generator = generator
         self._host = host
+        # On a GPU, what is kept would have to wait for the stream that it was computed on.
+        self._keeps = host.device is None
         self._device = "cpu" if host.device is None else host.device.name
         self._events = events
         self._spans = spans
@@ -239,8 +241,9 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            keeps = self._config.pack_weights and self._device == "cpu"
-            passes = pipeline(keeps, self._generator.has_products)
+            passes = pipeline(
+                self._config.pack_weights and self._keeps, self._generator.has_products
+            )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
@@ -259,7 +262,7 @@ class Compiler:
         return results[-1].graph
 
     def _schedule(self, graph: Graph) -> Program:
-        program = schedule(graph, self._config.fusion, self._device)
+        program = schedule(graph, self._config.fusion, self._device, self._keeps)
         if self._config.verify:
             try:
                 for nest in program.nests.values():

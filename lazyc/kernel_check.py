@@ -280,7 +280,9 @@ def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ..
         wanted = target.tensor_cores if large else "mma"
         if wanted not in facts.tensor_cores and target.tensor_cores not in facts.tensor_cores:
             found.append(f"no {wanted} instruction")
-    widths = facts.copy_bits or facts.load_bits
+    # What surrounds a product may load less at a time; where nothing is copied ahead, that cannot be told
+    # apart from the factors.
+    widths = facts.copy_bits or facts.load_bits[-1:]
     if products.aligned and (not widths or min(widths) < 128):
         narrow = ", ".join(map(str, widths))
         found.append(f"aligned factors are loaded by {narrow} bits")

@@ -59,8 +59,9 @@ class Plan:
         ) or any(o.value is node for o in self.graph.outputs)
 
 
-def make_plan(graph: Graph, device: str = "cpu") -> Plan:
-    """Decides until nothing changes; all tensors are on ``device``. Raises Unschedulable."""
+def make_plan(graph: Graph, device: str = "cpu", keeps: bool = True) -> Plan:
+    """Decides until nothing changes; all tensors are on ``device``. ``keeps``: as in Plan. Raises
+    Unschedulable."""
     for node in live_nodes(graph):
         on_device = not isinstance(node.type, TensorType) or node.type.device == device
         if not on_device and node.op != "seed":  # which is drawn where it is read
@@ -72,8 +73,6 @@ def make_plan(graph: Graph, device: str = "cpu") -> Plan:
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
     forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
-    # On a GPU nothing is kept: it would have to wait for the stream that it was computed on.
-    keeps = device == "cpu"
     if keeps:
         forced |= kept_values(graph)
     for _ in range(_MAX_ROUNDS):

@@ -14,12 +14,13 @@ from lazyc.passes.plan import make_plan
 from lazyc.passes.units import make_units
 
 
-def schedule(graph: Graph, fusion: bool = True, device: str = "cpu") -> Program:
+def schedule(graph: Graph, fusion: bool = True, device: str = "cpu", keeps: bool = True) -> Program:
     """The Program of a verified Graph that the passes of ``pipeline`` have gone over, for ``device``.
+    ``keeps``: work on parameters and constants alone is kept between calls.
 
     Raises plan.Unschedulable.
     """
-    plan = make_plan(graph, device)
+    plan = make_plan(graph, device, keeps)
     units = make_units(plan)
     if fusion:
         fuse(units)

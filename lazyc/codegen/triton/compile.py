@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import triton
@@ -65,7 +66,21 @@ class Compiled:
 
 
 def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:
-    """The machine code of a kernel."""
+    """The machine code of a kernel.
+
+    Left alone, ptxas may spill registers so that more blocks fit. It is then told how many a thread may
+    have, and keeps to what fits one block.
+    """
+    made = _compile(code, target, {})
+    if made.local_bytes:
+        most = target.registers // (made.warps * target.warp) // 8 * 8
+        again = _compile(code, target, {"maxnreg": min(most, target.thread_registers)})
+        if again.local_bytes < made.local_bytes:
+            return again
+    return made
+
+
+def _compile(code: KernelCode, target: GpuTarget, more: Mapping[str, int]) -> Compiled:
     ref = code.ref
     assert isinstance(ref, LaunchRef)
     signature = {f"b{k}": f"*{_NAMES[dtype]}" for k, dtype in enumerate(code.params)}
@@ -73,7 +88,7 @@ def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:
     aligned = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(code.params))}
     function = JITFunction(load(ref.symbol, code.text, libdevice))
     source = ASTSource(fn=function, signature=signature, constexprs={}, attrs=aligned)
-    options = {"num_warps": ref.warps, "num_stages": ref.stages}
+    options = {"num_warps": ref.warps, "num_stages": ref.stages, **more}
     # What Triton keeps on disk by itself is of no use: lazyc's own cache keeps the result.
     with tempfile.TemporaryDirectory(prefix="lazyc-triton-") as folder, knobs.cache.scope():
         knobs.cache.dir = folder

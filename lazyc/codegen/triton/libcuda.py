@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from lazyc.errors import CodeNotLoaded
@@ -83,8 +84,6 @@ class CudaDevice:
 
     def _text(self, status: int) -> str:
         text = ctypes.c_char_p()
-        try:
+        with suppress(AttributeError):
             self._library.cuGetErrorName(ctypes.c_int(status), ctypes.byref(text))
-        except AttributeError:
-            pass
         return (text.value or b"").decode() or f"error {status}"

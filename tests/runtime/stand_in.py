@@ -1,0 +1,153 @@
+"""A GPU that is not there, for tests: launches run in Triton's interpreter on tensors of the CPU.
+
+``cuLaunchKernel`` is a Python function behind a C address: the driver calls it as it calls CUDA's, with a
+grid, a stream and addresses of arguments. It notes what it was given, and runs the kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lazyc.codegen.base import DeviceKernel, KernelCode, LaunchRef, Ref
+from lazyc.codegen.triton.interpret import InterpretedGenerator
+from lazyc.codegen.triton.kernel import generate
+from lazyc.compiler import Compiler
+from lazyc.config import Config
+from lazyc.ir.loops import LoopNest
+from lazyc.report.events import EventStream
+from lazyc.report.spans import Spans
+from lazyc.runtime.host import create_host
+
+INT, POINTER = ctypes.c_int, ctypes.c_void_p
+# CUresult cuLaunchKernel(f, gridX, gridY, gridZ, blockX, blockY, blockZ, shared, stream, params, extra)
+LAUNCH_TYPE = ctypes.CFUNCTYPE(INT, POINTER, *[ctypes.c_uint] * 7, POINTER, POINTER, POINTER)
+WARPS, SHARED = 4, 1024
+
+
+@dataclass
+class Launch:
+    """What cuLaunchKernel was given."""
+
+    function: int
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    stream: int
+    arguments: list[int]
+
+
+@dataclass
+class StandInGpu:
+    """A ``Device`` whose memory is the CPU's. ``status``: what launches return."""
+
+    name: str = "cpu"
+    handle: int = 77
+    status: int = 0
+    launches: list[Launch] = field(default_factory=list)
+    entered: int = 0
+    inside: int = 0
+
+    def __post_init__(self) -> None:
+        self.functions: dict[int, tuple[LaunchRef, tuple[Any, ...], Callable[..., None]]] = {}
+        self._launch = LAUNCH_TYPE(self._launched)
+        self.launcher = ctypes.cast(self._launch, POINTER).value
+        self.failure: BaseException | None = None
+
+    def stream(self) -> int:
+        return self.handle
+
+    @contextmanager
+    def current(self) -> Any:
+        self.entered += 1
+        self.inside += 1
+        yield
+        self.inside -= 1
+
+    def _launched(self, function: int, *rest: Any) -> int:
+        numbers, (stream, params, extra) = rest[:7], rest[7:]
+        try:
+            assert not extra and self.inside
+            self._run(function, numbers, stream or 0, params)
+        except BaseException as error:  # noqa: BLE001 - raised by ``check``: C cannot pass it on
+            self.failure = error
+        return self.status
+
+    def _run(self, function: int, numbers: Sequence[int], stream: int, params: int) -> None:
+        ref, types, launch = self.functions[function]
+        count = len(types) + len(ref.sizes) + 3
+        words = [
+            ctypes.cast(p, ctypes.POINTER(ctypes.c_int64))[0] for p in _pointers(params, count)
+        ]
+        self.launches.append(Launch(function, numbers[:3], numbers[3:6], numbers[6], stream, words))
+        if self.status:
+            return
+        memory = [_memory(address, dtype) for address, dtype in zip(words, types, strict=False)]
+        sizes = words[len(types) : -3]
+        assert words[-3:] == [0, 0, 0]
+        error = torch.zeros(1, dtype=torch.int32)
+        launch(numbers[0], memory, sizes, error)
+        if int(error):
+            raise AssertionError(f"a kernel reported {int(error)}: on a GPU it would have faulted")
+
+    def check(self) -> None:
+        """Raises what went wrong in a launch."""
+        if self.failure is not None:
+            raise self.failure
+
+
+def _pointers(array: int, count: int) -> list[int]:
+    return list((ctypes.c_void_p * count).from_address(array))
+
+
+def _memory(address: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that starts at an address: all that Triton's interpreter takes of it."""
+    assert address % 16 == 0, "an address that kernels are not made for"
+    return torch.frombuffer((ctypes.c_char * 16).from_address(address), dtype=dtype)
+
+
+class StandInGenerator:
+    """A ``Generator`` of kernels that a stand-in launches."""
+
+    keeps_code = False
+    has_products = True
+    suffix = "py"
+    key = "stand-in"
+
+    def __init__(self, gpu: StandInGpu) -> None:
+        self._gpu = gpu
+        self._interpreted = InterpretedGenerator()
+        self._params: dict[str, tuple[Any, ...]] = {}
+
+    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+        code = generate(nest, symbol, reports_division=False)
+        self._params[symbol] = tuple(p.torch for p in code.params)
+        return code
+
+    def compile(self, code: KernelCode) -> bytes:
+        return self._interpreted.compile(code)
+
+    def load(self, objects: Mapping[Ref, bytes]) -> dict[str, DeviceKernel]:
+        found = {}
+        for ref, data in objects.items():
+            assert isinstance(ref, LaunchRef)
+            launched = self._interpreted.load({ref: data})[ref.symbol]
+            function = 1000 + len(self._gpu.functions)
+            self._gpu.functions[function] = ref, self._params[ref.symbol], launched.launch
+            found[ref.symbol] = DeviceKernel(
+                self._gpu.launcher, function, 32 * WARPS, SHARED,
+                ref.programs, ref.points, ref.sizes,
+            )  # fmt: skip
+        return found
+
+
+def stand_in_compiler(gpu: StandInGpu) -> Compiler:
+    """A Compiler whose programs run on a stand-in."""
+    host = create_host(device=gpu)
+    config = Config(strict=True, verify=True, disk_cache=False)
+    return Compiler(config, StandInGenerator(gpu), host, EventStream(), Spans())
