@@ -144,7 +144,7 @@ class Session:
                 place = None if device == "cpu" else _gpu(device)
                 generator = _generator(config.target) if place is None else _gpu_generator(place)
                 pool = config.output_pool_mb << 20
-                host = create_host(pool, self._spans, self._events, place)
+                host = create_host(pool, self._spans, self._events, place, config.cuda_graphs)
                 found = Compiler(config, generator, host, self._events, self._spans)
                 self._compilers[config, device] = found
             return found

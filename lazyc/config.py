@@ -171,6 +171,11 @@ class Config:
         "Most MiB of results that may wait with `lazy`; beyond it what waits is run.",
         minimum=1,
     )  # fmt: skip
+    cuda_graphs: bool = _option(
+        False, "LAZYC_CUDA_GRAPHS",
+        "Replay the kernels of a program of fixed sizes on a GPU from a CUDA graph, after three calls. Inputs"
+        " that move and all results are copied.",
+    )  # fmt: skip
     output_pool_mb: int = _option(
         512, "LAZYC_OUTPUT_POOL_MB",
         "Most memory in MiB kept warm for the outputs of later calls; 0 keeps none.",

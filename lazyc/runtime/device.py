@@ -35,6 +35,10 @@ class Device(Protocol):
         """Makes the device torch's current one."""
         ...
 
+    def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
+        """What ``run`` returns, and what does again all that it queued. Nothing of it is done yet."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class CudaGpu:
@@ -53,6 +57,12 @@ class CudaGpu:
         if torch.cuda.current_device() == self.index:
             return nullcontext()
         return torch.cuda.device(self.index)
+
+    def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = run()
+        return results, graph.replay
 
 
 class DeviceArenas:

@@ -17,7 +17,8 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 @dataclass(frozen=True, slots=True)
 class Host:
     """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them; ``events``:
-    who is told of weights that are packed. ``device``: where tensors are, None for the CPU."""
+    who is told of weights that are packed. ``device``: where tensors are, None for the CPU.
+    ``cuda_graphs``: calls that can be are replayed from CUDA graphs."""
 
     driver: Driver
     blas: Blas
@@ -27,6 +28,7 @@ class Host:
     spans: Spans
     events: EventStream
     device: Device | None = None
+    cuda_graphs: bool = False
 
 
 def create_host(
@@ -34,10 +36,11 @@ def create_host(
     spans: Spans | None = None,
     events: EventStream | None = None,
     device: Device | None = None,
+    cuda_graphs: bool = False,
 ) -> Host:
     """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool;
     ``spans`` and ``events``: default, those that nobody else has; ``device``: where tensors are, if not on
-    the CPU."""
+    the CPU; ``cuda_graphs``: as in Host."""
     library = torch_library()
     openmp = find_openmp(library)
     return Host(
@@ -51,4 +54,5 @@ def create_host(
         spans=Spans() if spans is None else spans,
         events=EventStream() if events is None else events,
         device=device,
+        cuda_graphs=cuda_graphs,
     )

@@ -18,6 +18,7 @@ from lazyc.codegen.base import Kernel
 from lazyc.ir.program import GemmStep, Program
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
+from lazyc.runtime.cuda_graph import Replayer, can_replay
 from lazyc.runtime.eager import EagerLog
 from lazyc.runtime.host import Host
 from lazyc.runtime.mixed import MixedRunner
@@ -139,6 +140,9 @@ class Executable:
                 runner = MixedRunner(
                     self.program, plan, self._kernels, self._host, sizes, self.eager_log
                 )
+            device = self._host.device
+            if self._host.cuda_graphs and device is not None and can_replay(self.program, plan):
+                runner.run = Replayer(runner.run, device)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)
             self._runners[key] = runner

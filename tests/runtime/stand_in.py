@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from lazyc.config import Config
 from lazyc.ir.loops import LoopNest
 from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
+from lazyc.runtime.device import DeviceArenas
 from lazyc.runtime.host import create_host
+from lazyc.runtime.memory import Arena
 
 INT, POINTER = ctypes.c_int, ctypes.c_void_p
 # CUresult cuLaunchKernel(f, gridX, gridY, gridZ, blockX, blockY, blockZ, shared, stream, params, extra)
@@ -52,12 +54,28 @@ class StandInGpu:
     launches: list[Launch] = field(default_factory=list)
     entered: int = 0
     inside: int = 0
+    captures: int = 0
+    captured: list[Callable[[], None]] | None = None
+    arenas: list[Arena] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.functions: dict[int, tuple[LaunchRef, tuple[Any, ...], Callable[..., None]]] = {}
         self._launch = LAUNCH_TYPE(self._launched)
         self.launcher = ctypes.cast(self._launch, POINTER).value
         self.failure: BaseException | None = None
+
+    def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
+        """Launches meanwhile are kept, and not run."""
+        self.captured = []
+        results = run()
+        found, self.captured = self.captured, None
+        self.captures += 1
+
+        def replay() -> None:
+            for launch in found:
+                launch()
+
+        return results, replay
 
     def stream(self) -> int:
         return self.handle
@@ -91,9 +109,16 @@ class StandInGpu:
         sizes = words[len(types) : -3]
         assert words[-3:] == [0, 0, 0]
         error = torch.zeros(1, dtype=torch.int32)
-        launch(numbers[0], memory, sizes, error)
-        if int(error):
-            raise AssertionError(f"a kernel reported {int(error)}: on a GPU it would have faulted")
+
+        def run() -> None:
+            launch(numbers[0], memory, sizes, error)
+            if int(error):
+                raise AssertionError("a kernel reported an error: on a GPU it would have faulted")
+
+        if self.captured is None:
+            run()
+        else:
+            self.captured.append(run)
 
     def check(self) -> None:
         """Raises what went wrong in a launch."""
@@ -146,8 +171,22 @@ class StandInGenerator:
         return found
 
 
-def stand_in_compiler(gpu: StandInGpu) -> Compiler:
+class _Arenas(DeviceArenas):
+    """Memory of captured calls stays, as torch reserves it for their graph."""
+
+    def __init__(self, gpu: StandInGpu) -> None:
+        super().__init__(gpu)
+        self._gpu = gpu
+
+    def take(self, nbytes: int) -> Arena:
+        arena = super().take(nbytes)
+        if self._gpu.captured is not None:
+            self._gpu.arenas.append(arena)
+        return arena
+
+
+def stand_in_compiler(gpu: StandInGpu, cuda_graphs: bool = False) -> Compiler:
     """A Compiler whose programs run on a stand-in."""
-    host = create_host(device=gpu)
+    host = replace(create_host(device=gpu, cuda_graphs=cuda_graphs), arenas=_Arenas(gpu))
     config = Config(strict=True, verify=True, disk_cache=False)
     return Compiler(config, StandInGenerator(gpu), host, EventStream(), Spans())

@@ -1,0 +1,113 @@
+"""Calls of a Program as replays of a CUDA graph: one launch for all of its kernels.
+
+The first calls run as they are, and show which arguments come at the same address each time (weights)
+and which do not. Then a call is captured. The graph reads the former where they are, and the latter from
+memory of its own, to which each call copies them. Its results are copied out, so that a later call does not
+change what a caller holds. An argument that turns up at another address after all is copied from then on,
+for which the graph is captured again.
+
+Capturing is torch's (``torch.cuda.graph``): the memory that a graph uses stays reserved for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lazyc.errors import LazycWarning
+from lazyc.ir.program import EagerStep, Program
+from lazyc.runtime.binding import Plan
+from lazyc.runtime.device import Device
+
+_WARM_UP = 3  # calls before one is captured
+
+Run = Callable[..., list[Any]]
+
+
+def can_replay(program: Program, plan: Plan) -> bool:
+    """Whether calls of a Program may be replayed: it has one size, leaves nothing to eager, writes to no
+    argument and returns none."""
+    inputs = set(program.inputs)
+    return (
+        plan.stream_slot >= 0
+        and not program.symbols
+        and not plan.mutated
+        and not any(isinstance(step, EagerStep) for step in program.steps)
+        and not any(output.buffer in inputs for output in program.outputs)
+    )
+
+
+class Replayer:
+    """Calls ``run`` (a Runner's), by a CUDA graph once it is warm. Safe to call from several threads."""
+
+    def __init__(self, run: Run, device: Device) -> None:
+        self._run = run
+        self._device = device
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._stream = 0
+        self._pointers: list[int] = []
+        self._copied: set[int] = set()  # positions of the arguments that the graph has memory for
+        self._memory: dict[int, torch.Tensor] = {}
+        self._results: list[Any] = []
+        self._replay: Callable[[], None] | None = None
+        self._failed = False
+
+    def __call__(self, args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
+        with self._lock, self._device.current():
+            if not self._is_ready(args):
+                return self._run(args, packs, packed)
+            if self._replay is None and not self._capture(args, packs, packed):
+                return self._run(args, packs, packed)
+            for position, memory in self._memory.items():
+                memory.copy_(args[position])
+            args.clear()
+            assert self._replay is not None
+            self._replay()
+            return [r.clone() if isinstance(r, torch.Tensor) else r for r in self._results]
+
+    def _is_ready(self, args: list[Any]) -> bool:
+        """Looks at where arguments are; whether this call may be a replay."""
+        if self._failed:
+            return False
+        pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else 0 for a in args]
+        stream = self._device.stream()
+        if self._calls == 0:
+            self._pointers, self._stream = pointers, stream
+        moved = {k for k, p in enumerate(pointers) if p != self._pointers[k]} - self._copied
+        self._calls += 1
+        if moved:
+            self._copied |= moved
+            self._forget()
+        # Its own memory is in use on the stream of the first call.
+        return self._calls > _WARM_UP and stream == self._stream
+
+    def _forget(self) -> None:
+        self._replay = None
+        self._results = []
+        self._memory = {}
+
+    def _capture(self, args: list[Any], packs: Sequence[int], packed: Any) -> bool:
+        self._memory = {
+            k: torch.empty_strided(
+                args[k].shape, args[k].stride(), dtype=args[k].dtype, device=args[k].device
+            ).copy_(args[k])
+            for k in sorted(self._copied)
+        }
+        given = [self._memory.get(k, a) for k, a in enumerate(args)]
+        try:
+            self._results, self._replay = self._device.capture(
+                lambda: self._run(given, packs, packed)
+            )
+        except RuntimeError as error:
+            self._failed = True
+            self._forget()
+            warnings.warn(
+                f"a program is not replayed from a CUDA graph: {error}", LazycWarning, stacklevel=2
+            )
+            return False
+        return True
