@@ -53,7 +53,10 @@ def target(request: pytest.FixtureRequest) -> Target:
     return host_target(request.param)
 
 
-@pytest.fixture(params=[*available_targets(), "triton"])
+_GPU_TARGETS = ("triton", *(["cuda"] if torch.cuda.is_available() else []))
+
+
+@pytest.fixture(params=[*available_targets(), *_GPU_TARGETS])
 def any_target(request: pytest.FixtureRequest) -> Target | str:
-    """Each target of ``target``, and Triton's interpreter for what runs on GPUs."""
-    return request.param if request.param == "triton" else host_target(request.param)
+    """Each target of ``target``, Triton's interpreter for what runs on GPUs, and a GPU where there is one."""
+    return request.param if request.param in _GPU_TARGETS else host_target(request.param)

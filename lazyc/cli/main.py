@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lazyc.cli.check_kernels import check_kernels
 from lazyc.cli.configuration_page import render_page
+from lazyc.cli.selftest import selftest
 from lazyc.config import OPTIONS, Config
 from lazyc.errors import ConfigError, LazycError, UnsupportedVersion
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 cache_app = typer.Typer(no_args_is_help=True, help="The disk cache of compiled code.")
 app.add_typer(cache_app, name="cache")
 app.command("check-kernels")(check_kernels)
+app.command("selftest")(selftest)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -24,7 +24,7 @@ _FUNCTION = ctypes.CFUNCTYPE(
     ctypes.c_int64,
     ctypes.POINTER(ctypes.c_int64),
 )
-AnyTarget: TypeAlias = Target | Literal["triton"]
+AnyTarget: TypeAlias = Target | Literal["triton", "cuda"]
 _LOADERS: dict[Target, Loader] = {}
 
 
@@ -83,9 +83,78 @@ class TritonInterpreted:
 
 
 @cache
-def kernel(nest: LoopNest, target: AnyTarget) -> Kernel | TritonInterpreted:
+def _gpu() -> tuple[Any, Any, Any]:
+    """The first GPU: what loads kernels, its target, and the native driver, which launches them."""
+    from lazyc.codegen.gpu_target import gpu_target
+    from lazyc.codegen.triton.libcuda import CudaDevice, find_libcuda
+    from lazyc.runtime.driver import build_driver
+    from lazyc.runtime.threads import OpenMP
+
+    torch.cuda.init()
+    major, minor = torch.cuda.get_device_capability(0)
+    target = gpu_target(f"sm_{major}{minor}")
+    return CudaDevice(find_libcuda(), 0), target, build_driver(OpenMP())
+
+
+class OnGpu:
+    """A kernel on a GPU, with an error word of its own: Programs give it none, and it would fault."""
+
+    def __init__(self, nest: LoopNest, name: str) -> None:
+        from lazyc.codegen.triton.compile import compile_kernel
+        from lazyc.codegen.triton.kernel import generate as generate_triton
+
+        self.nest = nest
+        device, target, self.driver = _gpu()
+        code = generate_triton(nest, name)
+        made = compile_kernel(code, target)
+        self.ref, self.launcher = code.ref, device.launcher
+        self.function = device.load(made.cubin, name, made.shared_bytes)
+        self.threads, self.shared_bytes = 32 * made.warps, made.shared_bytes
+
+    def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
+        """Runs all programs of the grid on copies of the tensors' memory; returns the error bits."""
+        from lazyc.runtime.driver import LITERAL, TableWriter
+
+        known = dict(zip(self.nest.symbols, sizes, strict=True))
+        programs = concrete(self.ref.programs, known)
+        storages = [torch.tensor([], dtype=t.dtype).set_(t.untyped_storage()) for t in tensors]
+        there = [storage.cuda() for storage in storages]
+        places = [x.data_ptr() + t.storage_offset() * t.itemsize
+                  for x, t in zip(there, tensors, strict=True)]  # fmt: skip
+        given, scratch = iter(places), []
+        addresses = []
+        for b in self.nest.buffers:
+            if b.role == "scratch":
+                count = concrete(b.numel, known) * self.ref.points * programs
+                scratch.append(torch.empty(count, dtype=b.dtype.torch, device="cuda"))
+                addresses.append(scratch[-1].data_ptr())
+            else:
+                addresses.append(next(given))
+        error = torch.zeros(1, dtype=torch.int32, device="cuda")
+        literals = [*addresses, *(concrete(s, known) for s in self.ref.sizes)]
+        literals += [error.data_ptr(), 0, 0]
+        table = TableWriter()
+        arguments = [(LITERAL, word) for word in literals]
+        table.launch(
+            self.launcher, self.function, programs, self.threads, self.shared_bytes, 3, arguments
+        )
+        table.end()
+        words = table.array()
+        env = (ctypes.c_int64 * (4 + table.longest))()
+        env[2], env[3] = ctypes.addressof(env) + 4 * 8, torch.cuda.current_stream().cuda_stream
+        status = self.driver.run(ctypes.addressof(words), ctypes.addressof(env))
+        assert status == 0, f"CUDA refused the launch: {status:#x}"
+        for storage, x in zip(storages, there, strict=True):
+            storage.copy_(x)
+        return int(error)
+
+
+@cache
+def kernel(nest: LoopNest, target: AnyTarget) -> Kernel | TritonInterpreted | OnGpu:
     """The kernel of a nest, compiled once a target."""
     name = f"kernel_{len(_LOADERS)}_{kernel.cache_info().currsize}"
+    if target == "cuda":
+        return OnGpu(nest, name)
     return TritonInterpreted(nest, name) if target == "triton" else Kernel(nest, target, name)
 
 

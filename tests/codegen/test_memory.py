@@ -41,7 +41,7 @@ def copy_nest(
 
 @pytest.mark.parametrize("vectorize", ["outer", "inner", "none"])
 def test_tails(vectorize: str, any_target: AnyTarget) -> None:
-    lanes = 16 if any_target == "triton" else any_target.vector_bytes // 4
+    lanes = 16 if isinstance(any_target, str) else any_target.vector_bytes // 4
     for size in [*range(4), lanes - 1, lanes, lanes + 1, 2 * lanes, 2 * lanes + 1, 4 * lanes + 3]:
         a, b = torch.randn(size), torch.randn(size)
         out = torch.full((size + 8,), 7.0)

@@ -1,0 +1,210 @@
+"""A check of this installation on a device: programs against eager, and how fast they are.
+
+Each program runs compiled, in eager and in float64. The error of compiled code, as the root of the mean
+square, may be twice eager's (three times for half types), as Inductor's own tests judge it; and nothing
+may be left to eager.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lazyc
+
+_SLACK = 1e-6  # part of a result's size that rounding may account for where eager is right by luck
+_HALVES = (torch.float16, torch.bfloat16)
+_WARM_UP, _CALLS = 5, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A program. ``make`` returns a module and its arguments, in f32 on the CPU; ``train``: with gradients
+    of the module's parameters."""
+
+    name: str
+    make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
+    dtype: torch.dtype = torch.float32
+    train: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a Case. ``problem``: "" if all is well. Times of a call in seconds; errors as parts of
+    what is allowed."""
+
+    case: Case
+    problem: str
+    error: float
+    eager_seconds: float
+    seconds: float
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self._function(*args)
+
+
+class _Block(nn.Module):
+    """A transformer block with causal attention; x: (batch, length, width)."""
+
+    def __init__(self, width: int = 256, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [t.unflatten(-1, (self.heads, -1)) for t in self.qkv(self.norms[0](x)).chunk(3, -1)]
+        q, k, v = (t.transpose(1, 2) for t in parts)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        y = scores.masked_fill(~mask, -float("inf")).softmax(-1) @ v
+        x = x + self.proj(y.transpose(1, 2).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+
+
+class _Words(nn.Module):
+    """The loss of a classifier of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(500, 64)
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, words: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.out(self.embedding(words).mean(1)), label)
+
+
+def _of(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Callable[[], Any]:
+    return lambda: (_Function(function), tuple(torch.randn(s) for s in shapes))
+
+
+def _perceptron() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    module = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 128))
+    return module, (torch.randn(192, 256),)
+
+
+def _block() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return _Block(), (torch.randn(2, 128, 256),)
+
+
+def _words() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return _Words(), (torch.randint(0, 500, (64, 12)), torch.randint(0, 10, (64,)))
+
+
+def _gather(x: torch.Tensor) -> torch.Tensor:
+    index = torch.arange(x.shape[0] - 1, -1, -1, device=x.device)
+    return torch.zeros_like(x).index_add(0, index, x[index] * 2)
+
+
+CASES: tuple[Case, ...] = (
+    Case("pointwise", _of(lambda x, y: torch.sigmoid(x * y + x) * torch.tanh(y), (1000, 513), (1000, 513))),
+    Case("softmax", _of(lambda x: torch.softmax(x, -1), (512, 1000))),
+    Case("sum of columns", _of(lambda x: x.exp().sum(0), (3000, 200))),
+    Case("cumulative sum", _of(lambda x: x.cumsum(-1), (64, 3000))),
+    Case("largest, and where", _of(lambda x: x.max(-1).values + x.argmax(-1), (300, 777))),
+    Case("layer norm", _of(lambda x: F.layer_norm(x, (768,)), (300, 768))),
+    Case("gather and scatter", _of(_gather, (257, 64))),
+    Case("batched product", _of(torch.bmm, (6, 65, 33), (6, 33, 129))),
+    Case("perceptron", _perceptron),
+    Case("perceptron", _perceptron, torch.bfloat16),
+    Case("perceptron", _perceptron, torch.float16),
+    Case("perceptron trained", _perceptron, train=True),
+    Case("transformer block", _block),
+    Case("transformer block", _block, torch.bfloat16),
+    Case("transformer block trained", _block, train=True),
+    Case("classifier of words trained", _words, train=True),
+)  # fmt: skip
+
+
+def run_cases(device: str, cases: Sequence[Case] = CASES) -> Iterator[Outcome]:
+    """Each Case on a device of torch's. What a Case raises is its problem."""
+    for case in cases:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        try:
+            yield _run(case, torch.device(device))
+        except Exception as error:  # noqa: BLE001 - the others are run all the same
+            yield Outcome(case, f"{type(error).__name__}: {error}", 0.0, 0.0, 0.0)
+
+
+def _run(case: Case, device: torch.device) -> Outcome:
+    module, args = case.make()
+    module = module.to(device)
+    lazyc.metrics.reset()
+    rounded = copy.deepcopy(module).to(case.dtype)
+    given = _in_dtype(args, device, case.dtype)
+    compiled = torch.compile(rounded, backend="lazyc")
+
+    def call(run: Callable[..., Any], of: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        of.zero_grad()
+        with torch.set_grad_enabled(case.train):
+            out = run(*inputs)
+            if not case.train:
+                return [out]
+            out.float().square().mean().backward()
+        return [out.detach(), *(p.grad for p in of.parameters() if p.grad is not None)]
+
+    got = [t.double() for t in call(compiled, rounded, given)]
+    left = lazyc.metrics.snapshot()["fallbacks"]
+    eager = [t.double() for t in call(rounded, rounded, given)]
+    wide = copy.deepcopy(rounded).double()
+    exact = call(wide, wide, [t.double() if t.is_floating_point() else t for t in given])
+    factor = 3 if case.dtype in _HALVES else 2
+    error = max(_error(*results, factor) for results in zip(got, eager, exact, strict=True))
+    problem = "" if error <= 1 else f"its error is {error:.1f} times what is allowed"
+    if left:
+        problem = "; ".join(f"{f['op']} ran in eager: {f['reason']}" for f in left)
+    times = [
+        _seconds(lambda run=run: call(run, rounded, given), device) for run in (rounded, compiled)
+    ]
+    return Outcome(case, problem, error, *times)
+
+
+def _in_dtype(
+    args: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    return [t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in args]
+
+
+def _error(got: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, factor: int) -> float:
+    """The error of ``got`` as a part of what is allowed."""
+    if got.shape != exact.shape:
+        return float("inf")
+    allowed = factor * _rms(eager - exact) + _SLACK * _rms(exact)
+    found = _rms(got - exact)
+    if found == 0:
+        return 0.0
+    return found / allowed if allowed > 0 and found == found else float("inf")
+
+
+def _rms(x: torch.Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """The shortest of some calls, with what they queue on the device."""
+    times = []
+    for call in range(_WARM_UP + _CALLS):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if call >= _WARM_UP:
+            times.append(time.perf_counter() - start)
+    return min(times)
