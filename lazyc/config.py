@@ -120,7 +120,8 @@ class Config:
         "", "LAZYC_TARGET",
         "What to generate code for. Empty: the best instruction set that this machine has. "
         "`triton-interpret`: the kernels of a GPU, run slowly on tensors of the CPU, for tests. `cuda:sm_90`, ...:"
-        " compiles kernels for that GPU into the disk cache; the model runs in eager.",
+        " compiles kernels for that GPU into the disk cache; the model runs in eager. Tensors on a GPU are for that"
+        " GPU in any case.",
         choices=(
             "", "avx512", "avx2", "baseline", "triton-interpret", "cuda:sm_80", "cuda:sm_86",
             "cuda:sm_89", "cuda:sm_90", "cuda:sm_100", "cuda:sm_120",
