@@ -16,7 +16,7 @@ from torch import nn
 Made = tuple[nn.Module, dict[str, Any]]
 
 BATCH, LENGTH, IMAGE = 2, 128, 224
-_LAYERS = {"num_hidden_layers": 2}
+_LAYERS: dict[str, Any] = {"num_hidden_layers": 2}
 
 
 def _made(model: nn.Module, **inputs: torch.Tensor) -> Made:
@@ -86,7 +86,8 @@ def opt() -> Made:
 
 def t5() -> Made:
     """T5-small: attention with a learned bias of positions."""
-    config = tf.T5Config(num_layers=2, decoder_start_token_id=0, use_cache=False)
+    config = tf.T5Config(num_layers=2, use_cache=False)
+    config.decoder_start_token_id = 0
     ids = _ids()
     return _made(tf.T5ForConditionalGeneration(config), input_ids=ids, labels=ids)
 

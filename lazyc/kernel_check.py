@@ -303,5 +303,11 @@ def _header(facts: Facts) -> dict[str, Any]:
 
 
 def _facts_of_header(header: Mapping[str, Any]) -> Facts:
-    values = {name: header[name] for name in Facts.__slots__}
-    return Facts(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    return Facts(
+        header["registers"],
+        header["spilled_bytes"],
+        header["shared_bytes"],
+        tuple(header["load_bits"]),
+        tuple(header["copy_bits"]),
+        tuple(header["tensor_cores"]),
+    )
