@@ -137,14 +137,16 @@ class Tiles:
 
 def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     """Large tiles read each factor less often. Smaller ones are taken where there would be too few to keep
-    a GPU busy, or where what surrounds the product needs many registers; single precision keeps factors
+    a GPU busy, or where what surrounds the product needs many registers: much of it, or a result whose rows
+    start anywhere, so that each element is stored by an address of its own. Single precision keeps factors
     in registers too, and gets more threads."""
     c = contraction
-    depth = _tile(c.loop.axes, 64 if is_half else 32)
+    depth = _tile(c.loop.axes, 64 if is_half else 16)
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
-    heavy = around > _LONG_EPILOGUE
+    across = numel(a.size for a in c.columns)
+    heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
     rows = columns = 0
-    for most_rows, most_columns in ((128, 128), (128, 64), (64, 64))[heavy:]:
+    for most_rows, most_columns in ((128, 128), (128, 64), (64, 64))[heavy or not is_half :]:
         rows, columns = _tile(c.rows, most_rows), _tile(c.columns, most_columns)
         if _programs(c, rows, columns) >= _BUSY:
             break
