@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import sympy
 import torch
 
 import lazyc
 from lazyc.backend import EVENTS
+from lazyc.codegen.base import LaunchRef
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.compile import Compiled, compile_kernel
 from lazyc.codegen.triton.kernel import generate
@@ -40,6 +44,21 @@ def test_products_use_tensor_cores(arch: int) -> None:
     found = compiled(product(4096, 4096, 4096, DType.BF16, epilogue=True), arch)
     assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
     assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_launch_passes_what_the_machine_code_takes(arch: int) -> None:
+    """Pointers, sizes, the error word and two kinds of memory that Triton may want: 8 bytes each, which is
+    what the driver's records pass (runtime/binding.py). The threads are those of the warps."""
+    rows = sympy.Symbol("n0", integer=True, positive=True)
+    code = generate(product(rows, 512, 256, DType.BF16), "kernel")
+    made = compile_kernel(code, gpu_target(f"sm_{arch}"))
+    assert isinstance(code.ref, LaunchRef) and code.ref.sizes
+    head = made.ptx[made.ptx.index(".entry kernel(") : made.ptx.index("{")]
+    params = re.findall(r"\.param \.(\w+)", head)
+    assert params == ["u64"] * (len(code.params) + len(code.ref.sizes) + 3)
+    assert re.search(rf"\.reqntid {32 * made.warps}\b", head)
+    assert made.scratch_bytes == 0
 
 
 def test_single_precision_is_not_cut_to_half() -> None:

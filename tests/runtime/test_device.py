@@ -10,8 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lazyc.backend import Session
+from lazyc.config import Config
+from lazyc.errors import CodeNotLoaded
 from lazyc.frontend.fx_import import import_graph
 from lazyc.passes.plan import Unschedulable
+from lazyc.report.events import EventStream
+from lazyc.report.spans import Spans
 from lazyc.runtime.driver import ERROR_LAUNCH, LITERAL, TableWriter
 from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.program import Executable
@@ -156,6 +161,13 @@ def test_tensors_elsewhere_are_refused() -> None:
     gpu = StandInGpu(name="cuda:1")
     with pytest.raises(Unschedulable, match="tensors on cpu in a program for cuda:1"):
         compiled(gpu, lambda x: x + 1, torch.randn(4))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a CUDA build")
+@pytest.mark.parametrize("device", ["cuda:0", "xpu:0"])
+def test_devices_without_code_are_left_to_eager(device: str) -> None:
+    with pytest.raises(CodeNotLoaded, match=device):
+        Session(EventStream(), Spans()).compiler(Config(), device)
 
 
 def test_nothing_is_kept_of_weights(gpu: StandInGpu) -> None:
