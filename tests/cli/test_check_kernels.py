@@ -89,6 +89,7 @@ PRODUCTS = Products("contraction", DType.BF16, 128, 128, 64, True)
         ({"tensor_cores": ("mma",)}, PRODUCTS, "no wgmma instruction"),
         ({"tensor_cores": ("mma",)}, replace(PRODUCTS, rows=32), ""),
         ({"tensor_cores": ()}, replace(PRODUCTS, dtype=DType.F32), ""),
+        ({"tensor_cores": ("tcgen05",)}, replace(PRODUCTS, dtype=DType.F32), "cut"),
         ({"copy_bits": (32, 128)}, PRODUCTS, "loaded by 32, 128 bits"),
         ({"copy_bits": (32, 128)}, replace(PRODUCTS, aligned=False), ""),
         ({"copy_bits": (), "load_bits": ()}, PRODUCTS, "loaded by"),
