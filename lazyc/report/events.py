@@ -201,6 +201,28 @@ class WeightsPacked(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SparseProduct(Event):
+    """A product [m, n, k] (``sizes``) whose weight is declared sparse: ``is_used`` tells whether it has
+    a kernel for such weights, ``reason`` why, ``comment`` the operator and the user's line."""
+
+    sparsity: str
+    sizes: tuple[str, ...]
+    is_used: bool
+    reason: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNotSparse(Event):
+    """The values of a weight of ``shape`` are not as sparse as it is declared: until they change, its
+    product (``comment``: operator and line) is a dense one."""
+
+    sparsity: str
+    shape: tuple[int, ...]
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact(Event):
     """A text of compilation number ``graph`` (IR, code) under a file name; only with ``LAZYC_TRACE``."""
 

@@ -1,8 +1,8 @@
 """Weights kept in a form that suits the machine, and the guard that they are never stale.
 
 A Program of an inference graph may keep work on its parameters between calls: matrices packed for
-the BLAS, and the results of ``Program.packed`` steps. Before each call every parameter is compared
-with what it was:
+the BLAS, sparse weights compressed, and the results of ``Program.packed`` steps. Before each call every
+parameter is compared with what it was:
 
 * its identity: the same tensor object, and a weak reference tells when that dies, so that another
   one at the same address is not taken for it;
@@ -12,7 +12,8 @@ with what it was:
   noticed when it touches a sampled word: at once if it changes the whole weight, as an optimizer
   does.
 
-What fails is computed again from the parameters. Parameters without a version counter (inference
+What fails is computed again from the parameters; a weight that is no longer as sparse as declared is
+not compressed then, and its product is a dense one. Parameters without a version counter (inference
 tensors) are not kept at all.
 """
 
@@ -30,11 +31,13 @@ import torch
 
 from lazyc.ir.program import (
     EagerStep,
+    GemmStep,
     Program,
     ProgramOutput,
 )
+from lazyc.ir.sparse import compress
 from lazyc.ir.types import storage_extent
-from lazyc.report.events import WeightsPacked
+from lazyc.report.events import WeightNotSparse, WeightsPacked
 from lazyc.runtime.binding import Plan
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
@@ -72,6 +75,7 @@ class Kept:
     ``packed`` pairs each packed buffer with its value. ``is_current`` tells whether parameters (in
     the order of ``Program.parameters``) are what they were. ``matrices`` holds packed matrices, and
     ``pointers`` what was found for each plan (by its id; the plan beside it keeps that unique).
+    ``compressed`` holds sparse weights by the numbers of the steps that read them.
     """
 
     packed: list[tuple[int, Any]]
@@ -79,6 +83,12 @@ class Kept:
     matrices: dict[Any, torch.Tensor] = field(default_factory=dict)
     pointers: dict[int, tuple[Plan, list[int]]] = field(default_factory=dict)
     uses: int = 0
+    compressed: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def sparse(self) -> frozenset[int]:
+        """The steps that read compressed weights."""
+        return frozenset(self.compressed)
 
 
 NOTHING_KEPT = Kept([], lambda now: True)
@@ -105,9 +115,12 @@ class WeightCache:
 
     @property
     def nbytes(self) -> int:
-        """Memory that packed matrices take (address space: MKL leaves a part untouched)."""
+        """Memory of packed matrices (address space: MKL leaves a part untouched) and sparse weights."""
         kept = self._kept
-        return 0 if kept is None else sum(t.nbytes for t in kept.matrices.values())
+        if kept is None:
+            return 0
+        compressed = {id(t): t for t in kept.compressed.values()}
+        return sum(t.nbytes for t in (*kept.matrices.values(), *compressed.values()))
 
     def current(self, args: Sequence[Any]) -> Kept:
         """What is kept for the parameters among ``args``, computed anew if they have changed."""
@@ -135,9 +148,33 @@ class WeightCache:
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
             return Kept(packed, lambda now: False)
+        # Before anything is made of them: a write by another thread in between is noticed later.
         guard = _Guard(parameters, self._host.driver.run_short, self._forget)
-        self._kept = Kept(packed, guard.holds)
+        self._kept = Kept(packed, guard.holds, compressed=self._compress(args))
         return self._kept
+
+    def _compress(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
+        """The sparse weights in compressed form, of those that are as sparse as declared."""
+        if not self.packs_matrices:
+            return {}
+        made: dict[tuple[int, int], torch.Tensor | None] = {}
+        found: dict[int, torch.Tensor] = {}
+        for number, product in self._program.sparse_products():
+            step = self._program.steps[number]
+            assert isinstance(step, GemmStep)
+            weight = args[self._program.buffers[step.b.buffer].source]
+            key = id(weight), product.tile
+            if key not in made:
+                with self._host.spans.span("library", "compress a weight", bytes=weight.nbytes):
+                    made[key] = compress(product, weight)
+                if made[key] is None:
+                    shape = tuple(weight.shape)
+                    self._host.events.emit(WeightNotSparse(product.sparsity, shape, step.comment))
+            compressed = made[key]
+            if compressed is not None:
+                found[number] = compressed
+        self._tell([t for t in made.values() if t is not None])
+        return found
 
     def _forget(self, dead: object) -> None:
         """A parameter died: what was made of it is of no use."""
@@ -163,6 +200,7 @@ class WeightCache:
                     matrix = kept.matrices[key] = self._pack(call, values, args)
                     new.append(matrix)
             found.append(matrix.data_ptr())
+        found += [kept.compressed[number].data_ptr() for number in plan.compressed]
         self._tell(new)
         return found
 

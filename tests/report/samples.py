@@ -23,5 +23,7 @@ SAMPLES: list[E.Event] = [
     E.Padded("s0 = 100 -> 128"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
+    E.SparseProduct("2:4", ("1", "64", "32"), True, "reads 1.1 of 2.0 MiB", "aten.mm model.py:3"),
+    E.WeightNotSparse("2:4", (64, 32), "aten.mm model.py:3"),
     E.Artifact(1, "program.txt", "step"),
 ]

@@ -79,6 +79,20 @@ LINES: list[tuple[E.Event, str]] = [
     ),
     (E.WeightsPacked(4, 3 << 19, True), "packed 4 weights, 1.5 MiB (a weight changed)"),
     (E.WeightsPacked(4, 3 << 19, False), "packed 4 weights, 1.5 MiB (first use)"),
+    (
+        E.SparseProduct(
+            "2:4", ("1", "64", "32"), True, "reads 1.1 of 2.0 MiB", "aten.mm model.py:3"
+        ),
+        "2:4 product [1, 64, 32] of aten.mm model.py:3: compressed weight: reads 1.1 of 2.0 MiB",
+    ),
+    (
+        E.SparseProduct("2:4", ("s0", "64", "32"), False, "its number of rows is not fixed"),
+        "2:4 product [s0, 64, 32]: dense product: its number of rows is not fixed",
+    ),
+    (
+        E.WeightNotSparse("2:4", (64, 32), "aten.mm model.py:3"),
+        "weight [64, 32] of aten.mm model.py:3 is declared 2:4 and is not: dense product",
+    ),
     (E.Artifact(1, "program.txt", "step"), ""),  # a file of its own
 ]
 

@@ -285,7 +285,7 @@ def test_every_graph_field_is_known_to_the_key() -> None:
         "value", "strides", "alias_of", "offset", "memory", "view_shape", "view_strides",
     } | {"view"}  # fmt: skip
     assert {f.name for f in dataclasses.fields(A.InputAttrs)} == {
-        "index", "name", "type", "strides", "is_parameter", "alignment",
+        "index", "name", "type", "strides", "is_parameter", "alignment", "sparsity",
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(TensorType)} == {"dtype", "shape", "device"}
 
