@@ -1,4 +1,4 @@
-"""Sparse weights: ``lazyc.sparse.prune_24`` makes the weights of linear layers 2:4, ``is_24`` looks.
+"""Sparse weights: ``prune_24`` makes the weights of linear layers 2:4, ``to_block_sparse`` block-sparse.
 
     lazyc.sparse.prune_24(model)                      # in place, before the first call
     compiled = torch.compile(model, backend="lazyc")
@@ -7,7 +7,7 @@
 
 In a 2:4 weight at most two of every four neighbours along ``in_features`` are not zero (A. Mishra et al.,
 "Accelerating Sparse Deep Neural Networks", 2021). Products of few rows then read about half the memory.
-See ``docs/sparse.md``.
+In a block-sparse weight whole square blocks are zero, and products skip them whatever their size. See ``docs/sparse.md``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.sparse import SparseSemiStructuredTensor
 from lazyc.errors import SparsityError
 from lazyc.ir import sparse as S
 
-__all__ = ["is_24", "prune_24"]
+__all__ = ["is_24", "prune_24", "to_block_sparse"]
 
 Method: TypeAlias = Literal["magnitude"]
 
@@ -70,14 +70,68 @@ def prune_24(
     layers = _linear_layers(module, names)
     for name, layer in layers.items():
         _check(name, layer)
+        if layer.weight.shape[1] % S.GROUP:
+            raise SparsityError(
+                f"{_where(name)} has in_features={layer.weight.shape[1]}, no multiple of {S.GROUP}; leave "
+                "it out with names=[...], or pad its input and weight with zeros"
+            )
     with torch.no_grad():
         for layer in layers.values():
-            if isinstance(layer.weight, SparseSemiStructuredTensor):
-                dense = _dense(layer.weight)
-                layer.weight = nn.Parameter(dense, layer.weight.requires_grad)
+            _make_plain(layer)
             _prune(layer.weight)
             S.declare(layer.weight, "2:4")
     return list(layers)
+
+
+def to_block_sparse(
+    module_or_weight: nn.Module | torch.Tensor,
+    block: tuple[int, int] = (16, 16),
+    sparsity: float = 0.9,
+    names: Sequence[str] | None = None,
+) -> list[str]:
+    """Makes weights of a module's ``nn.Linear`` layers, or one weight, block-sparse in place; the names of
+    these layers, ``[""]`` for a weight.
+
+    Of the blocks (``block``: 16 or 32 rows and as many columns) of each weight [out_features,
+    in_features] a share of ``sparsity`` (0 to 1, rounded to fewer zeros) becomes 0.0: those with the
+    least sums of squares, of equal ones the last. The others stay as they are (S. Gray et al., "GPU
+    Kernels for Block-Sparse Weights", 2017; blocks chosen by magnitude as in S. Narang et al.,
+    "Block-Sparse Recurrent Neural Networks", 2017). ``names`` and the mark are as in ``prune_24``. A
+    compiled product skips the zero blocks while two thirds of all are zero, and is a dense one else.
+
+    Raises SparsityError for blocks of other sizes, a ``sparsity`` out of range, a weight that has not
+    whole blocks, and what ``prune_24`` refuses. Nothing has changed then.
+    """
+    size = next((k for k, n in S.BLOCKS.items() if (n, n) == tuple(block)), None)
+    if size is None:
+        known = " or ".join(f"({n}, {n})" for n in S.BLOCKS.values())
+        raise SparsityError(f"blocks are {known}, not {block!r}")
+    if not 0 <= sparsity <= 1:
+        raise SparsityError(f"sparsity={sparsity!r} is no share of the blocks; pass 0 to 1")
+    layers: dict[str, nn.Linear] = {}
+    if isinstance(module_or_weight, nn.Module):
+        layers = _linear_layers(module_or_weight, names)
+        for name, layer in layers.items():
+            _check(name, layer)
+        weights = {name: layer.weight for name, layer in layers.items()}
+    elif names is not None:
+        raise SparsityError("names are those of a module's layers; leave them out for a weight")
+    else:
+        weights = {"": module_or_weight}
+    for name, weight in weights.items():
+        if weight.dim() != 2 or any(n % S.BLOCKS[size] for n in weight.shape):
+            raise SparsityError(
+                f"the weight of {_where(name)} is {list(weight.shape)}, no whole blocks of "
+                f"{list(block)}; leave it out with names=[...], or pad it with zeros"
+            )
+    with torch.no_grad():
+        for layer in layers.values():
+            _make_plain(layer)
+        for name in weights:
+            weight = layers[name].weight if layers else weights[name]
+            _prune_blocks(weight, S.BLOCKS[size], sparsity)
+            S.declare(weight, size)
+    return list(weights)
 
 
 def _linear_layers(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Linear]:
@@ -95,7 +149,7 @@ def _linear_layers(module: nn.Module, names: Sequence[str] | None) -> dict[str, 
 
 
 def _check(name: str, layer: nn.Linear) -> None:
-    where = f"layer {name!r}" if name else "this layer"
+    where = _where(name)
     if parametrize.is_parametrized(layer, "weight"):
         raise SparsityError(
             f"the weight of {where} is computed by a parametrization; call "
@@ -105,11 +159,15 @@ def _check(name: str, layer: nn.Linear) -> None:
         raise SparsityError(f"the weight of {where} has no shape yet; run the module once first")
     if not layer.weight.is_floating_point():
         raise SparsityError(f"the weight of {where} is {layer.weight.dtype}; prune it as floats")
-    if layer.weight.shape[1] % S.GROUP:
-        raise SparsityError(
-            f"{where} has in_features={layer.weight.shape[1]}, no multiple of {S.GROUP}; leave it out "
-            "with names=[...], or pad its input and weight with zeros"
-        )
+
+
+def _where(name: str) -> str:
+    return f"layer {name!r}" if name else "this layer"
+
+
+def _make_plain(layer: nn.Linear) -> None:
+    if isinstance(layer.weight, SparseSemiStructuredTensor):
+        layer.weight = nn.Parameter(_dense(layer.weight), layer.weight.requires_grad)
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:
@@ -121,3 +179,15 @@ def _prune(weight: torch.Tensor) -> None:
     order = groups.sort(dim=1, descending=True, stable=True).indices
     dropped = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, 2:], True)
     weight.masked_fill_(dropped.reshape(weight.shape), 0.0)
+
+
+def _prune_blocks(weight: torch.Tensor, size: int, sparsity: float) -> None:
+    n, k = weight.shape
+    blocks = weight.detach().float().reshape(n // size, size, k // size, size)
+    norms = blocks.square().sum((1, 3)).reshape(-1)
+    order = norms.sort(descending=True, stable=True).indices
+    count = int(sparsity * len(norms))
+    dropped = torch.zeros_like(norms, dtype=torch.bool)
+    dropped[order[len(norms) - count :]] = True
+    mask = dropped.reshape(n // size, 1, k // size, 1).expand(-1, size, -1, size)
+    weight.masked_fill_(mask.reshape(n, k), 0.0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,9 +70,11 @@ def mlp(inner: int = 24, dtype: torch.dtype = torch.float32) -> nn.Sequential:
 def test_layers_by_name() -> None:
     model = mlp()
     assert lazyc.sparse.prune_24(model, ["2"]) == ["2"]
-    assert not lazyc.sparse.is_24(model[0].weight) and lazyc.sparse.is_24(model[2].weight)
+    assert not lazyc.sparse.is_24(model.get_parameter("0.weight")) and lazyc.sparse.is_24(
+        model.get_parameter("2.weight")
+    )
     assert lazyc.sparse.prune_24(model) == ["0", "2"]
-    assert lazyc.sparse.is_24(model[0].weight)
+    assert lazyc.sparse.is_24(model.get_parameter("0.weight"))
 
 
 def test_errors_say_what_to_do_and_change_nothing() -> None:
@@ -103,7 +109,12 @@ def test_weights_of_torchs_own_class() -> None:
         warnings.simplefilter("ignore")  # a prototype, torch says
         # Its from_dense refuses tensors of the CPU.
         sparse = SparseSemiStructuredTensorCUTLASS(
-            weight.shape, packed, meta, None, None, compressed_swizzled_bitmask=None
+            weight.shape,
+            packed,
+            meta,
+            None,
+            None,
+            None,  # type: ignore[call-arg]
         )
     assert lazyc.sparse.is_24(sparse)
     layer = nn.Linear(64, 64, bias=False, dtype=torch.float16)
@@ -111,6 +122,38 @@ def test_weights_of_torchs_own_class() -> None:
     lazyc.sparse.prune_24(layer)
     assert type(layer.weight) is nn.Parameter and torch.equal(layer.weight, weight)
     assert declared(layer.weight) == "2:4"
+
+
+def test_blocks() -> None:
+    weight = torch.ones(32, 64)
+    weight[16:, 32:48] = 2.0
+    weight[:16, :16] = -0.5
+    weight[0, 63] = torch.nan
+    assert lazyc.sparse.to_block_sparse(weight, sparsity=0.7) == [""]
+    kept = (weight != 0).reshape(2, 16, 4, 16).sum((1, 3))
+    # The largest: that with the nan, that of twos, and the first of the equal ones.
+    assert kept.tolist() == [[0, 256, 0, 256], [0, 0, 256, 0]] and declared(weight) == "block 16"
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32))
+    assert lazyc.sparse.to_block_sparse(model, (32, 32), 0.5, ["0"]) == ["0"]
+    weight = model.get_parameter("0.weight")
+    assert int((weight.reshape(3, 32, 2, 32) != 0).any(3).any(1).sum()) == 3
+    assert declared(model.get_parameter("2.weight")) is None
+
+
+def test_errors_of_blocks() -> None:
+    model = mlp()
+    for arguments, text in (
+        ({"block": (8, 8)}, r"blocks are \(16, 16\) or \(32, 32\), not \(8, 8\)"),
+        ({"sparsity": 1.5}, "sparsity=1.5 is no share"),
+        ({}, r"layer '0' is \[24, 20\], no whole blocks of \[16, 16\]; leave it out"),
+        ({"names": ["x"]}, "'x' is no nn.Linear"),
+    ):
+        with pytest.raises(SparsityError, match=text):
+            lazyc.sparse.to_block_sparse(model, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(SparsityError, match="whole blocks"):
+        lazyc.sparse.to_block_sparse(torch.zeros(16))
+    with pytest.raises(SparsityError, match="leave them out"):
+        lazyc.sparse.to_block_sparse(torch.zeros(16, 16), names=["0"])
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -213,7 +256,7 @@ def test_weights_that_stop_being_24(
     lazyc.sparse.prune_24(model)
     compiled = compile(model)
     check(compiled, model, torch.randn(1, 20))
-    edit(model[0].weight)
+    edit(model.get_parameter("0.weight"))
     heard.clear()
     for _ in range(2):
         check(compiled, model, torch.randn(1, 20))
@@ -235,7 +278,7 @@ def test_weights_that_change_and_stay_24(edit: Callable[[torch.Tensor], object])
     compiled = compile(model)
     check(compiled, model, torch.randn(1, 20))
     with torch.no_grad():
-        edit(model[0].weight)
+        edit(model.get_parameter("0.weight"))
     check(compiled, model, torch.randn(1, 20))
 
 
@@ -301,3 +344,48 @@ def test_calls_from_several_threads_and_on_two_threads() -> None:
         assert not errors
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_block_sparse_models(size: int, heard: list[E.Event]) -> None:
+    model = nn.Sequential(nn.Linear(128, 64), nn.GELU(), nn.Linear(64, 96)).eval()
+    lazyc.sparse.to_block_sparse(model, (size, size), 0.75)
+    compiled = compile(model)
+    for _ in range(2):
+        check(compiled, model, torch.randn(9, 128))
+    assert [e.is_used for e in of(heard, E.SparseProduct)] == [True, True]
+    assert [e.count for e in of(heard, E.WeightsPacked)] == [2]
+    add(model.get_parameter("0.weight"))
+    heard.clear()
+    check(compiled, model, torch.randn(9, 128))
+    assert [e.sparsity for e in of(heard, E.WeightNotSparse)] == [f"block {size}"]
+    lazyc.sparse.to_block_sparse(model, (size, size), 0.9)
+    check(compiled, model, torch.randn(9, 128))
+    assert not of(heard, E.CompileStarted)
+
+
+SCRIPT = """
+import torch, lazyc
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.GELU(), torch.nn.Linear(32, 16))
+lazyc.sparse.prune_24(model, ["0"])
+lazyc.sparse.to_block_sparse(model, names=["2"], sparsity=1.0)
+compiled = torch.compile(model, backend="lazyc")
+with torch.no_grad():
+    torch.testing.assert_close(compiled(torch.ones(2, 64)), model(torch.ones(2, 64)))
+found = lazyc.metrics.snapshot()
+print(found["kernels_made"], found["weights_packed"], found["cache_rejected"])
+"""
+
+
+def test_a_later_process_finds_the_kernels(tmp_path: Path) -> None:
+    counts = []
+    for _ in range(2):
+        environ = {**os.environ, "LAZYC_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": "."}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environ, capture_output=True, text=True,
+            cwd=Path(__file__).parents[1], check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        counts.append([int(n) for n in done.stdout.split()])
+    assert counts[0][0] > 0 and counts[1] == [0, counts[0][1], 0]

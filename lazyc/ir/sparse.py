@@ -1,7 +1,8 @@
 """Products with a sparse weight: what a weight is declared to be, its compressed form, the kernel.
 
 A weight ``w`` [n, k] of a linear layer may be declared "2:4": of every four neighbours along k at most
-two are not zero (A. Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021). The declaration
+two are not zero (A. Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021), or
+"block 16" or "block 32": most of its square blocks of so many rows and columns are zero. The declaration
 is a hint: whether the values keep to it is looked at whenever they may have changed, and the product is
 computed as that of any other weight where they do not.
 """
@@ -17,7 +18,8 @@ import torch
 
 from lazyc.ir.types import DType
 
-Sparsity: TypeAlias = Literal["2:4"]
+Sparsity: TypeAlias = Literal["2:4", "block 16", "block 32"]
+BLOCKS: dict[Sparsity, int] = {"block 16": 16, "block 32": 32}  # rows and columns of a block
 GROUP = 4  # neighbours along k of which two are kept
 LANES = 16  # weights that share a word of metadata: one bit each
 
@@ -40,7 +42,8 @@ class SparseProduct:
     """A kernel: ``c = a @ w^T`` with w [n, k] in compressed form, a [m, k] and c [m, n] row-major.
 
     ``lda`` and ``ldc`` are the distances of rows in elements. ``tile``: rows of w that lie together in
-    the compressed form, and make a work item. Half types are summed in f32.
+    the compressed form, and make a work item: the rows of a block in a block-sparse weight. Half types
+    are summed in f32.
     """
 
     sparsity: Sparsity
@@ -73,17 +76,17 @@ class SparseProduct:
 
     @property
     def words(self) -> int:
-        """Words of metadata for a row of w, of 16 weights each; the last one may be filled in part."""
+        """2:4: words of metadata for a row of w, of 16 weights each; the last may be filled in part."""
         return -(-self.k // LANES)
 
     @property
     def metadata_offset(self) -> int:
-        """Bytes of values before the metadata."""
+        """2:4: bytes of values before the metadata."""
         return self.items * self.tile * self.words * (LANES // 2) * self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the compressed form."""
+        """2:4: bytes of the compressed form."""
         return self.metadata_offset + self.items * self.tile * self.words * 2
 
 
@@ -98,7 +101,7 @@ def is_24(weight: torch.Tensor) -> bool:
     return not bool((counts > GROUP // 2).any())
 
 
-def compress(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | None:
+def compress_24(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | None:
     """The compressed form of a weight [n, k] as bytes; None where it is not as sparse as declared.
 
     The weights kept come first, two of each four, then a word of metadata (16 bits) for 16 weights: bit
@@ -135,8 +138,8 @@ def compress(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | Non
     return torch.cat([x.contiguous().reshape(-1).view(torch.uint8) for x in parts])
 
 
-def decompress(product: SparseProduct, compressed: torch.Tensor) -> torch.Tensor:
-    """The weight [n, k] of a compressed form, as a kernel reads it: what ``compress`` undoes."""
+def decompress_24(product: SparseProduct, compressed: torch.Tensor) -> torch.Tensor:
+    """The weight [n, k] of a compressed form, as a kernel reads it: what ``compress_24`` undoes."""
     p = product
     values = compressed[: p.metadata_offset].view(p.dtype.torch).reshape(-1, LANES // 2)
     masks = compressed[p.metadata_offset :].view(torch.int16).int()

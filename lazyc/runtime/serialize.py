@@ -55,7 +55,7 @@ OPERAND = C.record(
 KERNEL_STEP = C.record(
     P.KernelStep, nest=C.STR, buffers=C.sequence(C.INT), sizes=C.SHAPE, comment=C.STR
 )
-SPARSITY = C.one_of("2:4")
+SPARSITY = C.one_of("2:4", "block 16", "block 32")
 SPARSE_PRODUCT = C.record(
     SparseProduct,
     sparsity=SPARSITY,

@@ -29,13 +29,14 @@ from typing import Any
 
 import torch
 
+from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
     EagerStep,
     GemmStep,
     Program,
     ProgramOutput,
 )
-from lazyc.ir.sparse import compress
+from lazyc.ir.sparse import SparseProduct, Sparsity, compress_24
 from lazyc.ir.types import storage_extent
 from lazyc.report.events import WeightNotSparse, WeightsPacked
 from lazyc.runtime.binding import Plan
@@ -47,6 +48,12 @@ _SAMPLES = 16  # words looked at in each parameter, each call
 _TURNS = 4  # sets of positions, used by turns
 _PATIENCE = 3  # times that all was for nothing before matrices are no longer packed
 _WORD = 8
+
+_COMPRESS: Mapping[Sparsity, Callable[[SparseProduct, torch.Tensor], torch.Tensor | None]] = {
+    "2:4": compress_24,
+    "block 16": compress_blocks,
+    "block 32": compress_blocks,
+}
 
 _data_ptr = torch.Tensor.data_ptr
 
@@ -166,7 +173,7 @@ class WeightCache:
             key = id(weight), product.tile
             if key not in made:
                 with self._host.spans.span("library", "compress a weight", bytes=weight.nbytes):
-                    made[key] = compress(product, weight)
+                    made[key] = _COMPRESS[product.sparsity](product, weight)
                 if made[key] is None:
                     shape = tuple(weight.shape)
                     self._host.events.emit(WeightNotSparse(product.sparsity, shape, step.comment))

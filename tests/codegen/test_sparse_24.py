@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-
 import pytest
 import torch
 
-from lazyc.codegen.base import KernelRef
-from lazyc.codegen.llvm import Loader, assembly, compile_text
+from lazyc.codegen.llvm import assembly
 from lazyc.codegen.llvm.sparse_24 import expanded_at_once, generate_24
 from lazyc.codegen.target import Target, host_target
-from lazyc.ir.sparse import SparseProduct, compress
+from lazyc.ir.sparse import SparseProduct, compress_24
 from lazyc.ir.types import DType
-from tests.codegen.harness import _FUNCTION
+from tests.codegen.sparse_harness import run
 from tests.ir.test_sparse import random_24
 
-_LOADERS: dict[Target, Loader] = {}
-_NUMBERS = itertools.count()
 PAD = 3  # columns beyond those of a and c
-
-
-def run(
-    p: SparseProduct, target: Target, a: torch.Tensor, w: torch.Tensor, pieces: int = 1
-) -> torch.Tensor:
-    """c with its padding, which holds 7 where nothing wrote to it."""
-    symbol = f"sparse_{next(_NUMBERS)}"
-    code = generate_24(p, symbol, target)
-    loader = _LOADERS.setdefault(target, Loader(target))
-    loader.add([compile_text(code.text, target)])
-    compressed = compress(p, w)
-    assert compressed is not None and isinstance(code.ref, KernelRef)
-    c = torch.full((p.m, p.ldc), 7.0, dtype=p.dtype.torch)
-    pointers = (ctypes.c_void_p * 3)(a.data_ptr(), compressed.data_ptr(), c.data_ptr())
-    error, items = ctypes.c_int64(0), code.ref.items
-    assert items == p.items
-    for k in range(pieces):
-        begin, end = items * k // pieces, items * (k + 1) // pieces
-        _FUNCTION(loader.address(symbol))(pointers, None, begin, end, ctypes.byref(error))
-    assert error.value == 0
-    return c
-
 
 SHAPES = [
     (1, 64, 64, 8),
@@ -60,7 +32,7 @@ def test_numerics(m: int, n: int, k: int, tile: int, dtype: DType, target: Targe
     w, a = random_24(n, k, dtype.torch), torch.randn(m, k + PAD).to(dtype.torch)
     a[:, k:] = torch.nan  # of rows that lie further apart than they are long
     p = SparseProduct("2:4", dtype, m, n, k, k + PAD, n + PAD, tile)
-    c = run(p, target, a, w, pieces=3)
+    c = run(p, target, a, compress_24(p, w), pieces=3)
     exact = a[:, :k].double() @ w.double().t()
     error = (c[:, :n].double() - exact).abs().max()
     dense = ((a[:, :k] @ w.t()).double() - exact).abs().max()
@@ -76,9 +48,9 @@ def test_what_is_not_finite_reaches_the_result(target: Target) -> None:
     w, a = random_24(5, 20), torch.randn(1, 20)
     w[0], w[1, 4:8] = 0.0, torch.tensor([torch.inf, 0.0, 0.0, 0.0])
     a[0, 17] = torch.inf
-    assert torch.equal(torch.isnan(run(p, target, a, w)), torch.isnan(a @ w.t()))
+    assert torch.equal(torch.isnan(run(p, target, a, compress_24(p, w))), torch.isnan(a @ w.t()))
     a[0, 17] = 1.0
-    torch.testing.assert_close(run(p, target, a, w), a @ w.t())
+    torch.testing.assert_close(run(p, target, a, compress_24(p, w)), a @ w.t())
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lazyc.ir.sparse import SparseProduct, compress, declare, declared, decompress, is_24
+from lazyc.ir.sparse import SparseProduct, compress_24, declare, declared, decompress_24, is_24
 from lazyc.ir.types import DType
 
 
@@ -24,19 +24,19 @@ def random_24(n: int, k: int, dtype: torch.dtype = torch.float32) -> torch.Tenso
 @pytest.mark.parametrize(("n", "k", "tile"), [(8, 64, 4), (13, 20, 4), (1, 4, 8), (9, 100, 2)])
 def test_round_trip(n: int, k: int, tile: int, dtype: DType) -> None:
     weight, p = random_24(n, k, dtype.torch), product(n, k, tile, dtype)
-    compressed = compress(p, weight)
+    compressed = compress_24(p, weight)
     assert compressed is not None and compressed.nbytes == p.nbytes
-    assert torch.equal(decompress(p, compressed), weight)
+    assert torch.equal(decompress_24(p, compressed), weight)
 
 
 def test_every_pattern_of_a_group() -> None:
     patterns = [[code >> i & 1 for i in range(4)] for code in range(16)]
     for pattern in patterns:
         weight = torch.tensor([pattern], dtype=torch.float32) * torch.tensor([1.0, 2.0, 3.0, 4.0])
-        compressed = compress(product(1, 4), weight)
+        compressed = compress_24(product(1, 4), weight)
         assert is_24(weight) == (sum(pattern) <= 2) == (compressed is not None)
         if compressed is not None:
-            assert torch.equal(decompress(product(1, 4), compressed), weight)
+            assert torch.equal(decompress_24(product(1, 4), compressed), weight)
 
 
 def test_a_large_weight_takes_little_more_than_half() -> None:
@@ -46,18 +46,18 @@ def test_a_large_weight_takes_little_more_than_half() -> None:
 
 def test_values_that_are_no_plain_numbers() -> None:
     weight = torch.tensor([[torch.nan, torch.inf, -0.0, 0.0]])
-    compressed = compress(product(1, 4), weight)
+    compressed = compress_24(product(1, 4), weight)
     assert compressed is not None
-    found = decompress(product(1, 4), compressed)
+    found = decompress_24(product(1, 4), compressed)
     assert torch.isnan(found[0, 0]) and found[0, 1] == torch.inf and not found[0, 2:].any()
     assert not is_24(torch.tensor([[torch.nan, torch.inf, 1e-45, 0.0]]))
 
 
 def test_strided_weights() -> None:
     weight = random_24(16, 8).t().contiguous().t()
-    compressed = compress(product(16, 8), weight)
+    compressed = compress_24(product(16, 8), weight)
     assert compressed is not None
-    assert torch.equal(decompress(product(16, 8), compressed), weight)
+    assert torch.equal(decompress_24(product(16, 8), compressed), weight)
 
 
 def test_marks() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lazyc.codegen.base import KernelCode, KernelRef, LoadedKernel, Ref
+from lazyc.codegen.llvm.block_sparse import generate_blocks
 from lazyc.codegen.llvm.compile import compile_text
 from lazyc.codegen.llvm.kernel import generate
 from lazyc.codegen.llvm.loader import Loader
@@ -33,12 +34,14 @@ class LlvmGenerator:
 
     @property
     def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]:
-        return expanded_at_once(self._target)
+        return expanded_at_once(self._target) | {("block 16", DType.F32), ("block 32", DType.F32)}
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         if isinstance(source, LoopNest):
             return generate(source, symbol, self._target)
-        return generate_24(source, symbol, self._target)
+        if source.sparsity == "2:4":
+            return generate_24(source, symbol, self._target)
+        return generate_blocks(source, symbol, self._target)
 
     def compile(self, code: KernelCode) -> bytes:
         return compile_text(code.text, self._target)

@@ -21,7 +21,7 @@ from lazyc.ir.types import DType
 
 _VECTOR = vector("float", LANES)
 _MASK = vector("i1", LANES)
-_SIGNATURE = "ptr %buffers, ptr %sizes, i64 %begin, i64 %end, ptr %error"
+SIGNATURE = "ptr %buffers, ptr %sizes, i64 %begin, i64 %end, ptr %error"
 _ACCUMULATORS = 24  # of 32 registers; the others hold operands
 _AHEAD = 4096  # bytes; some hundred cycles
 _GRAIN_CYCLES = 30_000  # about 10 us
@@ -51,7 +51,7 @@ def generate_24(product: SparseProduct, symbol: str, target: Target) -> KernelCo
     b.void("ret void")
     lines = [
         f'target triple = "{target.triple}"',
-        f"define void @{symbol}({_SIGNATURE}) nounwind {{",
+        f"define void @{symbol}({SIGNATURE}) nounwind {{",
         "entry:",
         *b.allocas,
         *b.scopes[0].lines,
