@@ -193,7 +193,8 @@ class CompilerBugFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class WeightsPacked(Event):
-    """Weights were repacked for the matrix product: on first use, or since a weight ``changed``."""
+    """Weights were repacked, or compressed, for the matrix product: on first use, or since a weight
+    ``changed``."""
 
     count: int
     bytes: int

@@ -23,7 +23,9 @@ _VECTOR = vector("float", LANES)
 _MASK = vector("i1", LANES)
 SIGNATURE = "ptr %buffers, ptr %sizes, i64 %begin, i64 %end, ptr %error"
 _ACCUMULATORS = 24  # of 32 registers; the others hold operands
-_AHEAD = 4096  # bytes; some hundred cycles
+# How far ahead to ask for memory: measured, for reading at the speed of memory on one core.
+_WORDS_AHEAD = 32
+_METADATA_AHEAD = 2048  # bytes
 _GRAIN_CYCLES = 30_000  # about 10 us
 _WORD_CYCLES = 4  # to expand 16 weights, or to read them from memory
 
@@ -109,14 +111,18 @@ class _Writer:
                 b.void(f"store {_VECTOR} {new}, ptr {slot}")
 
     def _prefetch(self, at: Int) -> None:
-        """Asks for the weights that come ``_AHEAD`` bytes after those of metadata word ``at``."""
+        """Asks for the weights and the metadata that come some way after metadata word ``at``."""
         b, p = self.b, self.product
-        ahead = self._element("%w", self.element, b.mul(at, integer(LANES // 2)))
-        for line in range(0, p.tile * LANES // 2 * p.dtype.itemsize, LINE):
-            place = b.emit(f"getelementptr i8, ptr {ahead}, i64 {_AHEAD + line}")
+        weights = self._element("%w", self.element, b.mul(at, integer(LANES // 2)))
+        size = p.tile * LANES // 2 * p.dtype.itemsize  # of a word of all rows
+        places = [(weights, _WORDS_AHEAD * size + line) for line in range(0, size, LINE)]
+        metadata = self._element("%w", "i16", at)
+        places.append((metadata, p.metadata_offset + _METADATA_AHEAD))
+        for base, ahead in places:
+            place = b.emit(f"getelementptr i8, ptr {base}, i64 {ahead}")
             b.call(
                 "void", "llvm.prefetch.p0",
-                ("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1"),
+                ("ptr", place), ("i32", "0"), ("i32", "2"), ("i32", "1"),
             )  # fmt: skip
 
     def _load_a(self, row: int, column: Int, columns: int) -> str:
