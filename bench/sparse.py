@@ -6,6 +6,7 @@ Both are lazyc's: two copies of a model with equal weights, of which only one is
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from rich.table import Table
 import lazyc
 from bench.measure import Timing, interleave, relative_error
 from lazyc.backend import EVENTS
+from lazyc.backend import lazyc as lazyc_backend
 from lazyc.report import events as E
 
 BUDGET = 8.0  # seconds of a case
@@ -84,9 +86,10 @@ CASES = (
 )
 
 
-def measure(case: Case, rounds: int) -> Line:
-    """The times of both copies, a call of each in turn."""
+def measure(case: Case, rounds: int, cpu_time: bool = False) -> Line:
+    """The times of both copies, a call of each in turn; ``cpu_time``: of this thread alone."""
     torch.manual_seed(0)
+    clock = time.thread_time if cpu_time else time.perf_counter
     torch._dynamo.reset()
     sparse = case.make().to(case.dtype).eval()
     case.sparsify(sparse)
@@ -96,11 +99,12 @@ def measure(case: Case, rounds: int) -> Line:
     stop = EVENTS.subscribe(heard.append)
     with torch.no_grad():
         calls = {
-            name: partial(torch.compile(model, backend="lazyc", dynamic=False), x)
+            # A backend of its own each: Dynamo would call what it compiled for the one with both.
+            name: partial(torch.compile(model, backend=partial(lazyc_backend), dynamic=False), x)
             for name, model in (("dense", dense), ("sparse", sparse))
         }
         result = calls["sparse"]()
-        times = interleave(calls, rounds, budget=BUDGET)
+        times = interleave(calls, rounds, budget=BUDGET, clock=clock)
         exact = dense.double()(x.double())
     stop()
     used = sum(isinstance(e, E.SparseProduct) and e.is_used for e in heard)

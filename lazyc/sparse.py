@@ -102,8 +102,9 @@ def to_block_sparse(
     Raises SparsityError for blocks of other sizes, a ``sparsity`` out of range, a weight that has not
     whole blocks, and what ``prune_24`` refuses. Nothing has changed then.
     """
-    size = next((k for k, n in S.BLOCKS.items() if (n, n) == tuple(block)), None)
-    if size is None:
+    marks: dict[tuple[int, ...], S.Sparsity] = {(n, n): mark for mark, n in S.BLOCKS.items()}
+    mark = marks.get(tuple(block))
+    if mark is None:
         known = " or ".join(f"({n}, {n})" for n in S.BLOCKS.values())
         raise SparsityError(f"blocks are {known}, not {block!r}")
     if not 0 <= sparsity <= 1:
@@ -119,7 +120,7 @@ def to_block_sparse(
     else:
         weights = {"": module_or_weight}
     for name, weight in weights.items():
-        if weight.dim() != 2 or any(n % S.BLOCKS[size] for n in weight.shape):
+        if weight.dim() != 2 or any(n % S.BLOCKS[mark] for n in weight.shape):
             raise SparsityError(
                 f"the weight of {_where(name)} is {list(weight.shape)}, no whole blocks of "
                 f"{list(block)}; leave it out with names=[...], or pad it with zeros"
@@ -129,8 +130,8 @@ def to_block_sparse(
             _make_plain(layer)
         for name in weights:
             weight = layers[name].weight if layers else weights[name]
-            _prune_blocks(weight, S.BLOCKS[size], sparsity)
-            S.declare(weight, size)
+            _prune_blocks(weight, S.BLOCKS[mark], sparsity)
+            S.declare(weight, mark)
     return list(weights)
 
 

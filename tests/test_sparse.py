@@ -29,6 +29,8 @@ from tests.ir.test_sparse import random_24
 _USABLE = expanded_at_once(host_target())
 fast = pytest.mark.skipif(("2:4", DType.F32) not in _USABLE, reason="no instruction to expand")
 
+SETTLED = 9  # calls after a change until weights are compressed again
+
 
 @pytest.fixture
 def heard() -> Iterator[list[E.Event]]:
@@ -258,13 +260,16 @@ def test_weights_that_stop_being_24(
     check(compiled, model, torch.randn(1, 20))
     edit(model.get_parameter("0.weight"))
     heard.clear()
-    for _ in range(2):
+    for _ in range(SETTLED):
         check(compiled, model, torch.randn(1, 20))
     (said,) = of(heard, E.WeightNotSparse)
     assert said.shape == (24, 20) and said.sparsity == "2:4"
     assert not of(heard, E.CompileStarted)
     lazyc.sparse.prune_24(model)
     heard.clear()
+    for _ in range(SETTLED):
+        assert not of(heard, E.WeightsPacked)
+        check(compiled, model, torch.randn(1, 20))
     check(compiled, model, torch.randn(1, 20))
     assert not of(heard, E.WeightNotSparse)
     assert [e.count for e in of(heard, E.WeightsPacked)] == [2]
@@ -279,7 +284,8 @@ def test_weights_that_change_and_stay_24(edit: Callable[[torch.Tensor], object])
     check(compiled, model, torch.randn(1, 20))
     with torch.no_grad():
         edit(model.get_parameter("0.weight"))
-    check(compiled, model, torch.randn(1, 20))
+    for _ in range(SETTLED):
+        check(compiled, model, torch.randn(1, 20))
 
 
 @fast
@@ -288,10 +294,11 @@ def test_weights_that_change_all_the_time_are_not_compressed(heard: list[E.Event
     lazyc.sparse.prune_24(model)
     compiled = compile(model)
     for _ in range(8):
-        check(compiled, model, torch.randn(1, 64))
+        for _ in range(3):
+            check(compiled, model, torch.randn(1, 64))
         with torch.no_grad():
             model.weight.mul_(1.5)
-    assert len(of(heard, E.WeightsPacked)) < 5
+    assert len(of(heard, E.WeightsPacked)) == 1
 
 
 def test_marks_make_another_program(heard: list[E.Event]) -> None:
@@ -357,10 +364,12 @@ def test_block_sparse_models(size: int, heard: list[E.Event]) -> None:
     assert [e.count for e in of(heard, E.WeightsPacked)] == [2]
     add(model.get_parameter("0.weight"))
     heard.clear()
-    check(compiled, model, torch.randn(9, 128))
+    for _ in range(SETTLED):
+        check(compiled, model, torch.randn(9, 128))
     assert [e.sparsity for e in of(heard, E.WeightNotSparse)] == [f"block {size}"]
     lazyc.sparse.to_block_sparse(model, (size, size), 0.9)
-    check(compiled, model, torch.randn(9, 128))
+    for _ in range(SETTLED):
+        check(compiled, model, torch.randn(9, 128))
     assert not of(heard, E.CompileStarted)
 
 

@@ -155,7 +155,9 @@ def make_backend(
         for piece in pieces:
             module = piece.module(gm)
             lasting = frozenset(k for k, n in enumerate(piece.inputs) if n in weights)
-            marked = {k: marks[n] for k, n in enumerate(piece.inputs) if n in marks}
+            marked: dict[int, Sparsity] = {
+                k: marks[n] for k, n in enumerate(piece.inputs) if n in marks
+            }
             try:
                 graph = import_graph(module, lasting, marked)
             except Exception as error:  # noqa: BLE001
@@ -180,7 +182,9 @@ def make_backend(
             return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
         try:
             count = len(example_inputs)
-            marks = {k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None}
+            marks: dict[int, Sparsity] = {
+                k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None
+            }
             with tensors_stay_tensors(gm):
                 compiled = aot_module_simplified(
                     gm,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 
@@ -34,7 +34,7 @@ def declare(weight: torch.Tensor, sparsity: Sparsity) -> None:
 def declared(tensor: torch.Tensor) -> Sparsity | None:
     """What a tensor is marked as."""
     mark = getattr(tensor, _MARK, None)
-    return mark if mark in get_args(Sparsity) else None
+    return cast("Sparsity", mark) if mark in get_args(Sparsity) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ parameter is compared with what it was:
   noticed when it touches a sampled word: at once if it changes the whole weight, as an optimizer
   does.
 
-What fails is computed again from the parameters; a weight that is no longer as sparse as declared is
-not compressed then, and its product is a dense one. Parameters without a version counter (inference
+What fails is computed again from the parameters. To compress a weight takes as long as dozens of its
+products: after a change these are dense ones until the weights have stayed the same for some calls, and
+remain so where a weight is no longer as sparse as declared. Parameters without a version counter (inference
 tensors) are not kept at all.
 """
 
@@ -46,6 +47,7 @@ from lazyc.runtime.library import GemmCall, pack, packed_bytes
 
 _SAMPLES = 16  # words looked at in each parameter, each call
 _TURNS = 4  # sets of positions, used by turns
+_SETTLED = 8  # calls without a change after which sparse weights are compressed again
 _PATIENCE = 3  # times that all was for nothing before matrices are no longer packed
 _WORD = 8
 
@@ -90,12 +92,12 @@ class Kept:
     matrices: dict[Any, torch.Tensor] = field(default_factory=dict)
     pointers: dict[int, tuple[Plan, list[int]]] = field(default_factory=dict)
     uses: int = 0
-    compressed: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    compressed: Mapping[int, torch.Tensor] | None = None  # None: not looked at yet
 
     @property
     def sparse(self) -> frozenset[int]:
         """The steps that read compressed weights."""
-        return frozenset(self.compressed)
+        return frozenset(self.compressed or ())
 
 
 NOTHING_KEPT = Kept([], lambda now: True)
@@ -126,7 +128,7 @@ class WeightCache:
         kept = self._kept
         if kept is None:
             return 0
-        compressed = {id(t): t for t in kept.compressed.values()}
+        compressed = {id(t): t for t in (kept.compressed or {}).values()}
         return sum(t.nbytes for t in (*kept.matrices.values(), *compressed.values()))
 
     def current(self, args: Sequence[Any]) -> Kept:
@@ -135,6 +137,10 @@ class WeightCache:
         kept = self._kept
         if kept is not None and kept.is_current(parameters):
             kept.uses += 1
+            if kept.compressed is None and kept.uses >= _SETTLED:
+                with self._lock:
+                    if kept.compressed is None:
+                        kept.compressed = self._compress(args)
             return kept
         with self._lock:
             kept = self._kept
@@ -155,9 +161,9 @@ class WeightCache:
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
             return Kept(packed, lambda now: False)
-        # Before anything is made of them: a write by another thread in between is noticed later.
         guard = _Guard(parameters, self._host.driver.run_short, self._forget)
-        self._kept = Kept(packed, guard.holds, compressed=self._compress(args))
+        compressed = self._compress(args) if self.renewals == 1 else None
+        self._kept = Kept(packed, guard.holds, compressed=compressed)
         return self._kept
 
     def _compress(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
@@ -207,7 +213,8 @@ class WeightCache:
                     matrix = kept.matrices[key] = self._pack(call, values, args)
                     new.append(matrix)
             found.append(matrix.data_ptr())
-        found += [kept.compressed[number].data_ptr() for number in plan.compressed]
+        compressed = kept.compressed or {}
+        found += [compressed[number].data_ptr() for number in plan.compressed]
         self._tell(new)
         return found
 
