@@ -36,8 +36,8 @@ def compress_blocks(product: SparseProduct, weight: torch.Tensor) -> torch.Tenso
         return None
     words = 1 + p.items + 1 + len(rows)
     offset = -(-words * 8 // ALIGNMENT) * ALIGNMENT
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)])
-    header = torch.cat([torch.tensor([offset]), starts, columns * size])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), kept.sum(1).cumsum(0)])
+    header = torch.cat([torch.tensor([offset], device="cpu"), starts, columns * size])
     header = torch.nn.functional.pad(header, (0, offset // 8 - words))
     blocks = weight.reshape(p.n // size, size, p.k // size, size).permute(0, 2, 3, 1)
     values = blocks[rows, columns].contiguous()

@@ -118,7 +118,11 @@ def compress_24(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | 
     groups = weight.detach().reshape(-1, GROUP)
     patterns, places = _patterns()
     bits = (groups != 0).to(torch.uint8)
-    codes = (bits * torch.tensor([1, 2, 4, 8], dtype=torch.uint8)).sum(1, dtype=torch.uint8).int()
+    codes = (
+        (bits * torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device="cpu"))
+        .sum(1, dtype=torch.uint8)
+        .int()
+    )
     values = groups.gather(1, places.index_select(0, codes))
     masks = patterns.index_select(0, codes)
 
@@ -126,7 +130,7 @@ def compress_24(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | 
     fill = (0, width - p.k // GROUP, 0, rows - p.n)
     values = torch.nn.functional.pad(values.reshape(p.n, -1), (0, 2 * fill[1], *fill[2:]))
     masks = torch.nn.functional.pad(masks.reshape(p.n, -1), fill)
-    masks = (masks.reshape(rows, p.words, 4) << torch.tensor([0, 4, 8, 12])).sum(-1)
+    masks = (masks.reshape(rows, p.words, 4) << torch.tensor([0, 4, 8, 12], device="cpu")).sum(-1)
     parts = (
         values.reshape(p.items, p.tile, p.words, LANES // 2).transpose(1, 2),
         # There is no conversion to unsigned words that wraps on all of torch's versions.
@@ -161,4 +165,4 @@ def _patterns() -> tuple[torch.Tensor, torch.Tensor]:
         kept = sorted((present + absent)[:2])
         patterns.append(sum(1 << i for i in kept))
         places.append(kept)
-    return torch.tensor(patterns), torch.tensor(places)
+    return torch.tensor(patterns, device="cpu"), torch.tensor(places, device="cpu")
