@@ -150,7 +150,7 @@ def make_backend(
             left_to_eager(op, "sizes that depend on data", line)
         placeholders = gm.graph.find_nodes(op="placeholder")
         weights = {n for k, n in enumerate(placeholders) if k in parameters}
-        marks = {placeholders[k]: mark for k, mark in sparsity.items()}
+        marks: dict[torch.fx.Node, Sparsity] = {placeholders[k]: m for k, m in sparsity.items()}
         functions = []
         for piece in pieces:
             module = piece.module(gm)

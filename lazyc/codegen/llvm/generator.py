@@ -13,7 +13,7 @@ from lazyc.codegen.llvm.sparse_24 import expanded_at_once, generate_24
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
-from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse import BLOCKS, Sparsity
 from lazyc.ir.types import DType
 
 
@@ -34,7 +34,8 @@ class LlvmGenerator:
 
     @property
     def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]:
-        return expanded_at_once(self._target) | {("block 16", DType.F32), ("block 32", DType.F32)}
+        blocks: set[tuple[Sparsity, DType]] = {(block, DType.F32) for block in BLOCKS}
+        return expanded_at_once(self._target) | blocks
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         if isinstance(source, LoopNest):

@@ -34,8 +34,10 @@ def expanded_at_once(target: Target) -> frozenset[tuple[Sparsity, DType]]:
     """The weights that a target has an instruction to expand."""
     if target.name != "avx512":
         return frozenset()
-    words = {("2:4", DType.BF16)} if target.has("avx512vbmi2") else set()
-    return frozenset({("2:4", DType.F32), *words})
+    found: set[tuple[Sparsity, DType]] = {("2:4", DType.F32)}
+    if target.has("avx512vbmi2"):  # expands words of 16 bits
+        found.add(("2:4", DType.BF16))
+    return frozenset(found)
 
 
 def generate_24(product: SparseProduct, symbol: str, target: Target) -> KernelCode:
