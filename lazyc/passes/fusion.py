@@ -171,7 +171,7 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
         splits = _neighbour_splits(a, b, shared)
         if splits is None:
             return None
-    merged = Kernel(roots, splits)
+    merged = Kernel(roots, splits, a.statistics + b.statistics)
     if not _consistent(merged):
         return None
     if shared is not None and not _reads_alike(merged, a, b, shared):

@@ -67,6 +67,8 @@ class Root:
             inner = self.node.attrs.axes
         elif spec.has(Trait.SCAN):
             inner = (self.node.attrs.axis,)
+        elif spec.has(Trait.ATTENTION):
+            inner = (len(self.domain) - 1,)
         else:
             return None
         outer = tuple(k for k in range(len(self.domain)) if k not in inner)
@@ -74,7 +76,7 @@ class Root:
 
     def value_position(self, split: Split) -> tuple[int, ...]:
         """The domain dims that are the dims of the value."""
-        if self.node.spec.has(Trait.REDUCTION) and self.into is None:
+        if self.node.spec.has(Trait.REDUCTION | Trait.ATTENTION) and self.into is None:
             return split.outer
         return tuple(range(len(self.domain)))
 
@@ -83,6 +85,8 @@ def make_root(node: Node, realized: set[Node], into: Target | None = None) -> Ro
     """The root of a realized node; with ``into``, of a copy of its value."""
     is_reduction = node.spec.has(Trait.REDUCTION) and into is None
     domain = node.inputs[0].shape if is_reduction else node.shape
+    if node.op == "attend" and into is None:
+        domain = (*node.shape, node.inputs[0].shape[-1])
     axes = tuple(Axis(f"d{k}", d) for k, d in enumerate(domain))
     position = tuple(axis_index(a) for a in axes)
     return Root(node, domain, axes, _accesses(node, position, realized, into), into)
@@ -109,7 +113,7 @@ def _accesses(
             visit(node.inputs[0], None)
             for index in node.inputs[1:]:
                 visit(index, position)
-        elif position is None or spec.has(Trait.RANDOM | Trait.SCATTER):
+        elif position is None or spec.has(Trait.RANDOM | Trait.SCATTER | Trait.NESTED):
             for arg in node.inputs:
                 visit(arg, () if spec.has(Trait.RANDOM) else None)
         else:
@@ -135,10 +139,12 @@ def flat(position: Position, domain: Shape, dims: tuple[int, ...]) -> Index:
 
 @dataclass(eq=False)
 class Kernel:
-    """Roots that run in one loop nest, in order, with the split of each."""
+    """Roots that run in one loop nest, in order, with the split of each. ``statistics``: of the rows of
+    an attention among the roots."""
 
     roots: list[Root]
     splits: dict[Root, Split] = field(default_factory=dict)
+    statistics: list[Node] = field(default_factory=list)
 
     @property
     def numel(self) -> Dim:
