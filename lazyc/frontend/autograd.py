@@ -83,13 +83,15 @@ def make_backend(
     import_failed: ImportFailed = eager_when_unsupported,
     restore: Restore = _find_nothing,
     left_to_eager: LeftToEager = _say_nothing,
+    has_products: bool = False,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
     of Dynamo's from before (``capture_key``); AOTAutograd is then left out. ``left_to_eager`` is told
-    the calls that a graph is cut at (``cut``): operator, reason, line of the user.
+    the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
+    ``import_graph``.
     """
 
     def compile_part(
@@ -103,7 +105,7 @@ def make_backend(
             gm = read_storage_from_bases(gm)
             if depends_on_data(gm):
                 return _boxed(compile_pieces(kind, gm, parameters))
-            graph = import_graph(gm, parameters)
+            graph = import_graph(gm, parameters, has_products)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))
         context = TracingContext.try_get()
@@ -144,7 +146,7 @@ def make_backend(
             module = piece.module(gm)
             lasting = frozenset(k for k, n in enumerate(piece.inputs) if n in weights)
             try:
-                graph = import_graph(module, lasting)
+                graph = import_graph(module, lasting, has_products)
             except Exception as error:  # noqa: BLE001
                 functions.append(import_failed(error, module, kind))
                 continue

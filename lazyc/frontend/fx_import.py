@@ -59,21 +59,28 @@ _IGNORED = frozenset(
 )
 
 
-def import_graph(gm: torch.fx.GraphModule, parameters: frozenset[int] = frozenset()) -> Graph:
+def import_graph(
+    gm: torch.fx.GraphModule,
+    parameters: frozenset[int] = frozenset(),
+    has_products: bool = False,
+) -> Graph:
     """The Graph of ``gm``; ``parameters`` are the placeholders that are weights (see InputAttrs).
+    ``has_products``: kernels of the target hold matrix products, so that no library is wanted for one.
 
     Raises Unsupported for what has no Graph (sizes that depend on data, control flow), and IRError
     when a lowering gives another type than the trace did, which is a bug.
     """
-    return _Importer(gm, parameters).run()
+    return _Importer(gm, parameters, has_products).run()
 
 
 class _Importer:
-    def __init__(self, gm: torch.fx.GraphModule, parameters: frozenset[int]) -> None:
+    def __init__(
+        self, gm: torch.fx.GraphModule, parameters: frozenset[int], has_products: bool
+    ) -> None:
         self.gm = gm
         self.parameters = parameters
         self.graph = Graph()
-        self.builder = Builder(self.graph)
+        self.builder = Builder(self.graph, has_products)
         self.table = lowering_table()
         self.env: dict[torch.fx.Node, Any] = {}
         self.inputs: list[tuple[torch.fx.Node, Node]] = []

@@ -46,7 +46,10 @@ def _scores(t: ValueType) -> TensorType:
 
 def _infer_attend(types: Sequence[ValueType], attrs: A.AttendAttrs) -> ValueType:
     scores, v = _scores(types[0]), tensor(types[1])
-    if v.shape[:-1] != (*scores.shape[:-2], scores.shape[-1]) or v.dtype.compute is not scores.dtype:
+    if (
+        v.shape[:-1] != (*scores.shape[:-2], scores.shape[-1])
+        or v.dtype.compute is not scores.dtype
+    ):
         raise IRError(f"attend: {scores} to {v} ([.., M, N] and [.., N, K])")
     if len(types) > 3 or (len(types) == 3 and types[2] != scores):
         raise IRError(f"attend: factors {', '.join(map(str, types[2:]))} for {scores}")

@@ -67,7 +67,11 @@ def inside_of_dots(body: Iterable[L.Instr]) -> set[int]:
     """The values of a body that vary along the axes of a dot, so that only dots can read them."""
     body = tuple(body)
     own = set(own_axes(body))
-    return {k for k, axes in axes_of_values([L.Stage((), body)]).items() if axes & own} if own else set()
+    return (
+        {k for k, axes in axes_of_values([L.Stage((), body)]).items() if axes & own}
+        if own
+        else set()
+    )
 
 
 def cone(body: Iterable[L.Instr], values: Iterable[int]) -> set[int]:

@@ -39,9 +39,9 @@ _TILE = 16  # rows and keys below which a tile is mostly empty
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How an attention, the product ``node``, is computed, and why."""
+    """How an attention, the product at the user's ``line``, is computed, and why."""
 
-    node: Node
+    line: str
     kernel: Literal["flash", "stored"]
     reason: str
 
@@ -77,7 +77,7 @@ class Softmax:
     top: Node
     total: Node
     empty: A.EmptyRow
-    checks: tuple[Node, ...] = ()  # reductions that look for rows without keys
+    checks: tuple[Node, ...] = ()  # the test for rows without keys: a reduction and its views
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +206,23 @@ def _safe_softmax(node: Node) -> Softmax | None:
     hidden, value, rest = node.inputs
     found = match_softmax(rest)
     every = _small(hidden)
-    if found is None or found.empty != "nan" or scalar_value(value) != 0.0 or every.op != "reduce_min":
+    if (
+        found is None
+        or found.empty != "nan"
+        or scalar_value(value) != 0.0
+        or every.op != "reduce_min"
+    ):
         return None
     compared = every.inputs[0]
     if compared.op != "eq" or not _over_rows(every, "reduce_min", compared):
         return None
     if compared.inputs[0] is not found.scores or scalar_value(compared.inputs[1]) != -math.inf:
         return None
-    return Softmax(node, found.scores, found.top, found.total, "zero", (every,))
+    checks = [every]
+    while hidden is not every:
+        checks.append(hidden)
+        hidden = hidden.inputs[0]
+    return Softmax(node, found.scores, found.top, found.total, "zero", tuple(checks))
 
 
 def match_weights(node: Node) -> Weights | None:
@@ -249,24 +258,30 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
     live, outside = set(nodes), set(graph.roots())
     users = {k: [u for u in v if u in live] for k, v in graph.users().items()}
     chosen: list[_Candidate] = []
+
+    def tell(candidate: _Candidate, kernel: Literal["flash", "stored"], reason: str) -> None:
+        if report is not None:
+            origin = graph.provenance.get(candidate.node)
+            report(Choice("" if origin is None else origin.line, kernel, reason))
+
     for candidate in _candidates(graph, nodes):
         reason = _why_stored(candidate, mode)
         if reason:
-            _tell(report, candidate, "stored", reason)
+            tell(candidate, "stored", reason)
         else:
             chosen.append(candidate)
     while True:
         refused = {c.node: _why_read(c, chosen, users, outside) for c in chosen}
         for candidate in chosen:
             if refused[candidate.node]:
-                _tell(report, candidate, "stored", refused[candidate.node])
+                tell(candidate, "stored", refused[candidate.node])
         if not any(refused.values()):
             break
         chosen = [c for c in chosen if not refused[c.node]]
     found = _Found()
     for candidate in chosen:
-        rows, keys = (candidate.products and next(iter(candidate.products)).shape[-2:]) or (0, 0)
-        _tell(report, candidate, "flash", f"{rows} x {keys} scores are not stored")
+        *_, rows, keys = next(iter(candidate.products)).shape
+        tell(candidate, "flash", f"{rows} x {keys} scores are not stored")
         found.products |= candidate.products
         if candidate.weights is not None:
             softmax = candidate.weights.softmax
@@ -274,13 +289,6 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
             found.statistics[softmax.top] = candidate.node, "max"
             found.statistics[softmax.total] = candidate.node, "sum"
     return found
-
-
-def _tell(
-    report: Report | None, candidate: _Candidate, kernel: Literal["flash", "stored"], reason: str
-) -> None:
-    if report is not None:
-        report(Choice(candidate.node, kernel, reason))
 
 
 def _why_stored(candidate: _Candidate, mode: Mode) -> str:
@@ -343,14 +351,17 @@ def _what(node: Node, candidate: _Candidate) -> str:
 def _of_softmax(weights: Weights, product: Node) -> set[Node]:
     """The values from the scores to the operand of a product."""
     softmax = weights.softmax
-    found = {softmax.top, softmax.total, *softmax.checks}
+    found = {softmax.top, softmax.total}
     todo = [product.inputs[0], *softmax.checks]
     while todo:
         node = todo.pop()
-        if node in found and node not in softmax.checks or node is softmax.scores:
+        if node in found or node is softmax.scores:
             continue
         found.add(node)
-        todo += [n for n in node.inputs if _reaches(n, softmax.scores, set())]
+        if node.spec.has(Trait.REDUCTION):
+            todo += node.inputs
+        else:
+            todo += [n for n in node.inputs if _reaches(n, softmax.scores, set())]
     return found
 
 

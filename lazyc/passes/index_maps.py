@@ -49,7 +49,11 @@ def reads(node: Node, position: Position) -> list[Read]:
         *batch, row, column, key = position
         scores, v, *factor = node.inputs
         pairs = (*batch, row, key)
-        return [Read(scores, pairs), Read(v, (*batch, key, column)), *(Read(f, pairs) for f in factor)]
+        return [
+            Read(scores, pairs),
+            Read(v, (*batch, key, column)),
+            *(Read(f, pairs) for f in factor),
+        ]
     return []
 
 

@@ -81,9 +81,7 @@ def levels(kernel: Kernel) -> list[Level]:
 
 
 def _reduces(root: Root) -> bool:
-    return root.into is None and root.node.spec.has(
-        Trait.REDUCTION | Trait.SCAN | Trait.ATTENTION
-    )
+    return root.into is None and root.node.spec.has(Trait.REDUCTION | Trait.SCAN | Trait.ATTENTION)
 
 
 def _inner_numel(kernel: Kernel, root: Root) -> Dim:

@@ -135,9 +135,7 @@ class Body:
         )
         return self.cast(value, dtype.compute)
 
-    def store(
-        self, at: Location, value: int, mode: Any = "set", mask: int | None = None
-    ) -> None:
+    def store(self, at: Location, value: int, mode: Any = "set", mask: int | None = None) -> None:
         """Writes in the stage itself, never hoisted; a stored element is loaded afresh after."""
         buffer, index, dtype = at
         self._stage.body.append(L.Store(buffer, index, self.cast(value, dtype), mode, mask))

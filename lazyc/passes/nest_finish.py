@@ -14,8 +14,8 @@ import sympy
 
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef
-from lazyc.ir.types import Dim, DType
 from lazyc.ir.nest_values import operands, own_axes
+from lazyc.ir.types import Dim, DType
 
 _Key = TypeVar("_Key", bound=Hashable)
 

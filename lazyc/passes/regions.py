@@ -52,6 +52,7 @@ class Root:
     axes: tuple[Axis, ...]  # one a dim of the domain, named d0, d1, ...
     accesses: tuple[Access, ...]
     into: Target | None = None
+    dots: frozenset[tuple[Node, Position]] = frozenset()  # that it computes, and at which positions
 
     @property
     def position(self) -> Position:
@@ -89,12 +90,14 @@ def make_root(node: Node, realized: set[Node], into: Target | None = None) -> Ro
         domain = (*node.shape, node.inputs[0].shape[-1])
     axes = tuple(Axis(f"d{k}", d) for k, d in enumerate(domain))
     position = tuple(axis_index(a) for a in axes)
-    return Root(node, domain, axes, _accesses(node, position, realized, into), into)
+    accesses, dots = _accesses(node, position, realized, into)
+    return Root(node, domain, axes, accesses, into, dots)
 
 
 def _accesses(
     node: Node, position: Position, realized: set[Node], into: Target | None
-) -> tuple[Access, ...]:
+) -> tuple[tuple[Access, ...], frozenset[tuple[Node, Position]]]:
+    dots: set[tuple[Node, Position]] = set()
     found: dict[Access, None] = {}
     seen: set[tuple[Node, Position | None]] = set()
 
@@ -109,6 +112,8 @@ def _accesses(
 
     def expand(node: Node, position: Position | None) -> None:
         spec = node.spec
+        if spec.has(Trait.NESTED) and position is not None:
+            dots.add((node, position))
         if spec.has(Trait.GATHER):
             visit(node.inputs[0], None)
             for index in node.inputs[1:]:
@@ -124,7 +129,7 @@ def _accesses(
         found[Access(node, position)] = None
     else:
         expand(node, position)
-    return tuple(found)
+    return tuple(found), frozenset(dots)
 
 
 def sizes(domain: Shape, dims: tuple[int, ...]) -> Shape:

@@ -52,12 +52,13 @@ class Factors:
 @dataclass(frozen=True, slots=True)
 class Online:
     """A softmax in two loops: ``top`` of the first is the largest of the ``scores``, and all sums of the
-    second are of multiples of exp(scores - ``shift``), where ``shift`` is ``top``, or 0 for -inf if
+    second are of multiples of ``weight``, exp(scores - ``shift``), where ``shift`` is ``top``, or 0 for -inf if
     ``guarded``."""
 
     top: L.Reduce
     scores: int
     shift: int
+    weight: int
     guarded: bool
 
 
@@ -185,7 +186,7 @@ def _online(
         if any({top.id, shift, difference.id} & set(operands(i)) for i in others):
             continue
         if all(_is_linear(everything, loop, s.value, weight.id) for s in sums):
-            return Online(top, scores, shift, guarded)
+            return Online(top, scores, shift, weight.id, guarded)
     return None
 
 
@@ -220,9 +221,7 @@ def _alike(everything: dict[int, L.Instr], inside: set[int], a: int, b: int) -> 
     return number(a) == number(b)
 
 
-def _is_linear(
-    everything: dict[int, L.Instr], loop: L.Stage, value: int, weight: int
-) -> bool:
+def _is_linear(everything: dict[int, L.Instr], loop: L.Stage, value: int, weight: int) -> bool:
     """Whether a value is a multiple of ``weight``, up to rounding."""
     if value == weight:
         return True
@@ -261,14 +260,19 @@ def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
         rows, keys, warps, stages = (32, 32, 4, 1) if widest <= 128 else (16, 16, 4, 1)
     elif attention.online is not None:
         rows, keys, warps, stages = (
-            (128, 64, 4, 3) if widest <= 64 else (128, 64, 8, 2) if widest <= 128 else (64, 32, 8, 2)
+            (128, 64, 8, 3)
+            if widest <= 64
+            else (128, 64, 8, 2)
+            if widest <= 128
+            else (64, 32, 8, 2)
         )
     else:
         rows, keys, warps, stages = (
             (64, 64, 4, 2) if widest <= 64 else (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
         )
     rows, keys = (
-        min(most, _tile(axes, most)) for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
+        min(most, _tile(axes, most))
+        for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
     )
     return Tiles(rows, keys, columns, warps, stages)
 
@@ -310,7 +314,9 @@ class _Kernel:
 
     def finish(self, symbol: str) -> KernelCode:
         code, a, t = self.code, self.a, self.tiles
-        rows, columns, batch = (numel(x.size for x in axes) for axes in (a.rows, a.columns, a.batch))
+        rows, columns, batch = (
+            numel(x.size for x in axes) for axes in (a.rows, a.columns, a.batch)
+        )
         self._place(rows, columns)
         stages = list(a.nest.stages)
         loops = [k for k, s in enumerate(stages) if s.axes]
@@ -363,7 +369,9 @@ class _Kernel:
         line(f"across = {code.dim(across)}")
         line("row = tl.program_id(0) % down")
         line("column = tl.program_id(0) // down % across")
-        line(f"batch = (tl.program_id(0) // (down * across)).to({kind}) + tl.full([1, 1], 0, {kind})")
+        line(
+            f"batch = (tl.program_id(0) // (down * across)).to({kind}) + tl.full([1, 1], 0, {kind})"
+        )
         code.unravel(0, "batch", a.batch)
         line(f"y = row.to({kind}) * {t.rows} + tl.arange(0, {t.rows})[:, None]")
         line(f"x = column.to({kind}) * {t.columns} + tl.arange(0, {t.columns})[None, :]")
@@ -409,8 +417,12 @@ class _Kernel:
                 self._add_product(name, a.products[total.id])
             else:
                 value = code.values[total.value]
-                text = w.broadcast(self._inside(value, "0.0"), value.varies, ROWS | ACROSS)
-                w.line(f"{name} = {name} + tl.reduce({text}, 1, tl.standard._sum_combine, keep_dims=True)")
+                zero = a.online is not None and self._is_weight(total.value, a.online)
+                text = value.text if zero else self._inside(value, "0.0")
+                text = w.broadcast(text, value.varies, ROWS | ACROSS)
+                w.line(
+                    f"{name} = {name} + tl.reduce({text}, 1, tl.standard._sum_combine, keep_dims=True)"
+                )
 
     def _compute(self, values: Sequence[int]) -> None:
         """Values of the loop's body, as tiles of rows by iterations."""
@@ -456,7 +468,9 @@ class _Kernel:
     def _add_product(self, name: str, factors: Factors) -> None:
         code, w, t = self.code, self.w, self.tiles
         left = self._half(factors.left) if self.is_half else code.values[factors.left]
-        text = w.broadcast(self._inside(left, "0.0"), left.varies, ROWS | ACROSS)
+        zero = self.a.online is not None and self._is_weight(factors.left, self.a.online)
+        text = left.text if zero else self._inside(left, "0.0")
+        text = w.broadcast(text, left.varies, ROWS | ACROSS)
         flat = w.value(f"r + tl.arange(0, {t.keys})[:, None]", code.index_type, DOWN).text
         positions = dict(code.positions)
         outside, code.values = code.values, self._outer_values()
@@ -465,6 +479,13 @@ class _Kernel:
         code.values, code.positions = outside, positions
         w.ends.pop(DOWN)
         w.line(f"{name} = {self._multiply(text, right, name)}")
+
+    def _is_weight(self, value: int, online: Online) -> bool:
+        """Whether a value is exp(scores - shift): 0 beyond the end, where the scores are -inf."""
+        instr = self.instrs[value]
+        while isinstance(instr, L.Compute) and instr.op == "cast":
+            instr = self.instrs[instr.args[0]]
+        return isinstance(instr, L.Compute) and instr.id == online.weight
 
     def _outer_values(self) -> dict[int, Value]:
         """What is known of the values outside of the loop."""
@@ -554,7 +575,9 @@ class _Kernel:
         if a.online is not None:
             found = limits(self.instrs, a.online.scores, "lowest", a.loop.axes[0])
         else:
-            each = [limits(self.instrs, f.left, "zero", a.loop.axes[0]) for f in a.products.values()]
+            each = [
+                limits(self.instrs, f.left, "zero", a.loop.axes[0]) for f in a.products.values()
+            ]
             found = [x for x in each[0] if all(x in others for others in each)]
         for limit in found:
             text = self._extreme(limit)
@@ -574,6 +597,8 @@ class _Kernel:
         farthest = 1 << 30
         if value.varies & ROWS and end:
             text = f"tl.where({end}, {text}, {-farthest if limit.is_upper else farthest})"
-        function = "tl.standard._elementwise_max" if limit.is_upper else "tl.standard._elementwise_min"
+        function = (
+            "tl.standard._elementwise_max" if limit.is_upper else "tl.standard._elementwise_min"
+        )
         flat = f"tl.reshape({text}, [{self.tiles.rows if value.varies & ROWS else 1}])"
         return f"tl.reduce({flat}, 0, {function})"

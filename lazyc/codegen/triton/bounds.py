@@ -1,6 +1,6 @@
 """Where along a loop a value counts: read from the comparisons of positions that it is masked by.
 
-    where(j <= i, x, -inf)   is -inf, whatever x is, unless j <= i
+where(j <= i, x, -inf)   is -inf, whatever x is, unless j <= i
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def _constant(instrs: Mapping[int, L.Instr], value: int) -> float | None:
     return float(instr.value) if isinstance(instr, L.Const) else None
 
 
-def _kills(
-    instrs: Mapping[int, L.Instr], value: int, dead: Dead
-) -> Iterator[tuple[int, bool]]:
+def _kills(instrs: Mapping[int, L.Instr], value: int, dead: Dead) -> Iterator[tuple[int, bool]]:
     """Tests, each with an outcome that alone makes a value dead."""
     instr = instrs[value]
     if not isinstance(instr, L.Compute):
@@ -77,9 +75,7 @@ def _kills(
                 yield from _kills(instrs, arg, "lowest")
 
 
-def _outcomes(
-    instrs: Mapping[int, L.Instr], test: int, truth: bool
-) -> Iterator[tuple[int, bool]]:
+def _outcomes(instrs: Mapping[int, L.Instr], test: int, truth: bool) -> Iterator[tuple[int, bool]]:
     """The comparisons, each with an outcome that alone makes ``test`` have ``truth``."""
     instr = instrs[test]
     if not isinstance(instr, L.Compute):
