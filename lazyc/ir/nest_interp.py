@@ -420,7 +420,7 @@ def _dot(state: _State, body: Sequence[Instr], dot: Dot, iterations: int) -> tor
     inner.axes = {a: longer(x) for a, x in state.axes.items()}
     along = torch.arange(length).repeat(iterations)
     inner.axes |= {a: x[None, :] for a, x in _unravel(dot.axes, extents, along)}
-    needed = cone(body, (dot.left, dot.right)) & inside_of_dots(body)
+    needed = cone(body, (dot.left, dot.right), into_dots=False) & inside_of_dots(body)
     inner.values = {k: longer(v) for k, v in state.values.items()}
     for instr in body:
         if isinstance(instr, Store) or instr.id not in needed:

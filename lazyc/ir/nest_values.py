@@ -74,8 +74,9 @@ def inside_of_dots(body: Iterable[L.Instr]) -> set[int]:
     )
 
 
-def cone(body: Iterable[L.Instr], values: Iterable[int]) -> set[int]:
-    """The values of a body that some of them depend on, themselves included."""
+def cone(body: Iterable[L.Instr], values: Iterable[int], into_dots: bool = True) -> set[int]:
+    """The values of a body that some of them depend on, themselves included; unless ``into_dots``, not
+    those that are read by dots alone."""
     by_id = {i.id: i for i in body if not isinstance(i, L.Store)}
     found: set[int] = set()
     todo = list(values)
@@ -83,5 +84,6 @@ def cone(body: Iterable[L.Instr], values: Iterable[int]) -> set[int]:
         instr = by_id.get(todo.pop())
         if instr is not None and instr.id not in found:
             found.add(instr.id)
-            todo += operands(instr)
+            if into_dots or not isinstance(instr, L.Dot):
+                todo += operands(instr)
     return found

@@ -172,9 +172,7 @@ def match_softmax(node: Node) -> Softmax | None:
     total, other = _unless_hidden(_small(divisor), 1.0)
     if not (_over_rows(top, "reduce_max", scores) and _over_rows(total, "reduce_sum", weights)):
         return None
-    if empty != other or scores.dtype is not DType.F32:
-        return None
-    return Softmax(node, scores, top, total, empty)
+    return Softmax(node, scores, top, total, empty) if empty == other else None
 
 
 def _small(node: Node) -> Node:
@@ -457,9 +455,8 @@ def _viewed(b: Rewriter, x: Node, views: Sequence[Node]) -> Node:
 
 def _attend(b: Rewriter, node: Node, weights: Weights) -> Node:
     v = b.new[node.inputs[1]]
-    if v.op == "cast" and v.inputs[0].dtype is weights.rounded:
-        v = v.inputs[0]  # the product was widened: both factors are of a half type
-    inputs = [_scores(b, weights), v]
+    narrow = _narrow(b, v, weights.rounded)
+    inputs = [_scores(b, weights), v if narrow is None else narrow]
     factor: Node | None = None
     for value, done in weights.factors:
         found = _viewed(b, b.cast(b.new[value], DType.F32), weights.views[done:])
@@ -468,6 +465,16 @@ def _attend(b: Rewriter, node: Node, weights: Weights) -> Node:
         inputs.append(factor)
     attrs = A.AttendAttrs(weights.softmax.empty)
     return b.cast(b.emit("attend", *inputs, attrs=attrs), node.dtype)
+
+
+def _narrow(b: Rewriter, x: Node, half: DType | None) -> Node | None:
+    """What was widened from the type ``half``, as the other factor was; None if nothing was."""
+    if x.op == "cast":
+        return x.inputs[0] if x.inputs[0].dtype is half else None
+    if x.op in ("reshape", "expand", "permute"):
+        found = _narrow(b, x.inputs[0], half)
+        return None if found is None else b.emit(x.op, found, attrs=x.attrs)
+    return None
 
 
 def _rewrite_statistic(found: _Found, b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:

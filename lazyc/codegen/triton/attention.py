@@ -427,15 +427,7 @@ class _Kernel:
     def _compute(self, values: Sequence[int]) -> None:
         """Values of the loop's body, as tiles of rows by iterations."""
         code, body = self.code, self.a.loop.body
-        needed: set[int] = set()
-        todo = list(values)
-        while todo:  # the cone, up to the factors of dots
-            instr = self.instrs[todo.pop()]
-            if instr.id in needed or instr.id in code.values:
-                continue
-            needed.add(instr.id)
-            if not isinstance(instr, L.Dot):
-                todo += operands(instr)
+        needed = cone(body, values, into_dots=False) - set(code.values)
         for instr in body:
             if isinstance(instr, L.Store | L.Reduce) or instr.id not in needed:
                 continue

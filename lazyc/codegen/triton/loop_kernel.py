@@ -102,7 +102,8 @@ class _Kernel:
         code, w = self.code, self.w
         outside, ends = dict(code.values), dict(w.ends)
         total = w.variable(w.full("0.0", dot.dtype, POINTS | ITERATIONS))
-        inner = inside_of_dots(stage.body) & cone(stage.body, (dot.left, dot.right))
+        inner = inside_of_dots(stage.body)
+        inner &= cone(stage.body, (dot.left, dot.right), into_dots=False)
         name = f"e{len(w.lines)}"
         with w.loop(f"for {name} in range(0, {code.dim(numel(a.size for a in dot.axes))}):"):
             flat = f"{name} + tl.full([1, 1], 0, {TYPES[code.index_type]})"
