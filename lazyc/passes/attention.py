@@ -302,8 +302,8 @@ def _why_stored(candidate: _Candidate, mode: Mode) -> str:
         return "the size of a head changes"
     if any(_at_most(_MAX_WIDTH, w) and w != _MAX_WIDTH for w in widths):
         return f"a head of {max(w for w in widths if isinstance(w, int))} does not fit a tile"
-    if _at_most(keys, 1) or _at_most(rows, 0):
-        return "there is one key"
+    if _at_most(keys, 1) or _at_most(rows, 1):
+        return "there is one query, or one key"
     if mode == "auto" and (_at_most(rows, _TILE - 1) or _at_most(keys, _TILE - 1)):
         return f"{rows} x {keys} scores do not fill a tile"
     return ""
