@@ -88,7 +88,7 @@ def _forward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
 
 def _backward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
     q, k, v = _inputs(m, s, dtype)
-    grad = m.input(*q.shape, dtype=dtype)
+    grad = m.input(s.heads, s.groups * s.queries, s.width, dtype=dtype)
     lse, delta = (m.input(s.heads, s.groups, s.queries, 1) for _ in range(2))
     scores = _scores(m, s, q, k, hide)
     p = m.exp(m.sub(scores, m.expand(lse, scores.shape)))

@@ -288,7 +288,7 @@ def attend(
 
 
 @pytest.mark.full
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     q=st.sampled_from([17, 37, 67]),
     k=st.sampled_from([19, 41, 71]),
@@ -319,7 +319,7 @@ def test_any_attention(
 
 
 @pytest.mark.full
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     q=st.sampled_from([17, 37, 67]),
     k=st.sampled_from([19, 41, 71]),

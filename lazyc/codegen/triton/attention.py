@@ -18,7 +18,7 @@ masks, sliding windows (``bounds.py``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef
@@ -190,7 +190,7 @@ def _online(
     return None
 
 
-def _guards(everything: dict[int, L.Instr], shift: int, top: int) -> bool:
+def _guards(everything: Mapping[int, L.Instr], shift: int, top: int) -> bool:
     """Whether ``shift`` is ``where(top == -inf, 0, top)``."""
     instr = everything[shift]
     if not isinstance(instr, L.Compute) or instr.op != "where" or instr.args[2] != top:
@@ -204,7 +204,7 @@ def _guards(everything: dict[int, L.Instr], shift: int, top: int) -> bool:
     return isinstance(lowest, L.Const) and lowest.value == float("-inf")
 
 
-def _alike(everything: dict[int, L.Instr], inside: set[int], a: int, b: int) -> bool:
+def _alike(everything: Mapping[int, L.Instr], inside: set[int], a: int, b: int) -> bool:
     """Whether two values, each computed inside of one of the loops, are computed alike."""
     numbers: dict[int, int] = {}
     known: dict[str, int] = {}
@@ -221,7 +221,7 @@ def _alike(everything: dict[int, L.Instr], inside: set[int], a: int, b: int) -> 
     return number(a) == number(b)
 
 
-def _is_linear(everything: dict[int, L.Instr], loop: L.Stage, value: int, weight: int) -> bool:
+def _is_linear(everything: Mapping[int, L.Instr], loop: L.Stage, value: int, weight: int) -> bool:
     """Whether a value is a multiple of ``weight``, up to rounding."""
     if value == weight:
         return True
