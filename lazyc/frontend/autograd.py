@@ -27,6 +27,7 @@ from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.float_symbols import tensors_stay_tensors
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.frontend.out_arguments import converting_call
+from lazyc.frontend.recompute import partition_with_attention
 from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 
@@ -93,6 +94,8 @@ def make_backend(
     the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
     ``import_graph``.
     """
+
+    partition = partition_with_attention if has_products else min_cut_rematerialization_partition
 
     def compile_part(
         kind: GraphKind,
@@ -176,7 +179,7 @@ def make_backend(
                     fw_compiler=compile_now(count, "forward", None),
                     bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
                     inference_compiler=compile_now(count, "inference", capture),
-                    partition_fn=min_cut_rematerialization_partition,
+                    partition_fn=partition,
                     decompositions=decomposition_table(),
                     keep_inference_input_mutations=True,
                 )

@@ -117,6 +117,10 @@ def _is_elementwise(node: Node) -> bool:
 
 def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
     for node in nodes:
+        if node.op == "reduce_sum" and node.attrs.axes == (len(node.shape),):
+            between, products = _upstream(node.inputs[0])
+            if products and any(n.op == "exp" for n in between):
+                yield _Candidate(node, None, products, between)
         if node.op != "matmul":
             continue
         weights = match_weights(node.inputs[0])
@@ -161,6 +165,8 @@ def match_softmax(node: Node) -> Softmax | None:
     write it."""
     if node.op == "where":
         return _safe_softmax(node)
+    if node.op == "exp":
+        return _from_logsumexp(node)
     if node.op != "div" or node.inputs[0].op != "exp":
         return None
     weights, divisor = node.inputs
@@ -197,6 +203,26 @@ def _unless_hidden(node: Node, otherwise: float) -> tuple[Node, A.EmptyRow]:
 def _over_rows(node: Node, op: str, source: Node) -> bool:
     last = len(source.shape) - 1
     return node.op == op and node.inputs[0] is source and node.attrs.axes == (last,)
+
+
+def _from_logsumexp(node: Node) -> Softmax | None:
+    """``exp(scores - (max + log(sum)))``, as ``frontend/recompute.py`` writes it."""
+    if node.inputs[0].op != "sub":
+        return None
+    scores, shift = node.inputs[0].inputs
+    lse = _small(shift)
+    if lse.op != "add" or _small(lse.inputs[1]).op != "log":
+        return None
+    top, total = _small(lse.inputs[0]), _small(_small(lse.inputs[1]).inputs[0])
+    if not _over_rows(top, "reduce_max", scores) or total.op != "reduce_sum":
+        return None
+    weights = total.inputs[0]
+    difference = weights.inputs[0] if weights.op == "exp" else weights
+    if difference.op != "sub" or difference.inputs[0] is not scores:
+        return None
+    if _small(difference.inputs[1]) is not top or not _over_rows(total, "reduce_sum", weights):
+        return None
+    return Softmax(node, scores, top, total, "nan")
 
 
 def _safe_softmax(node: Node) -> Softmax | None:
@@ -258,11 +284,15 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
     chosen: list[_Candidate] = []
 
     def tell(candidate: _Candidate, kernel: Literal["flash", "stored"], reason: str) -> None:
-        if report is not None:
+        if report is not None and candidate.node.op == "matmul":
             origin = graph.provenance.get(candidate.node)
             report(Choice("" if origin is None else origin.line, kernel, reason))
 
-    for candidate in _candidates(graph, nodes):
+    candidates = list(_candidates(graph, nodes))
+    totals = {c.weights.softmax.total for c in candidates if c.weights is not None}
+    for candidate in candidates:
+        if candidate.node in totals:
+            continue
         reason = _why_stored(candidate, mode)
         if reason:
             tell(candidate, "stored", reason)
@@ -297,7 +327,8 @@ def _why_stored(candidate: _Candidate, mode: Mode) -> str:
     if any(n.dtype.compute is not DType.F32 for n in (candidate.node, *candidate.products)):
         return "tensor cores take no double precision"
     widths = [n.inputs[0].shape[-1] for n in candidate.products]
-    widths.append(candidate.node.shape[-1])
+    if candidate.node.op == "matmul":  # else a sum of rows
+        widths.append(candidate.node.shape[-1])
     if any(not isinstance(w, int) for w in widths):
         return "the size of a head changes"
     if any(_at_most(_MAX_WIDTH, w) and w != _MAX_WIDTH for w in widths):
@@ -350,7 +381,7 @@ def _of_softmax(weights: Weights, product: Node) -> set[Node]:
     """The values from the scores to the operand of a product."""
     softmax = weights.softmax
     found = {softmax.top, softmax.total}
-    todo = [product.inputs[0], *softmax.checks]
+    todo = [product.inputs[0], *softmax.total.inputs, *softmax.checks]
     while todo:
         node = todo.pop()
         if node in found or node is softmax.scores:

@@ -162,7 +162,7 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
     roots = sorted(a.roots + b.roots, key=lambda r: (r.into is not None, r.node.id))
     if any(r.into is not None for r in roots) and not (a.is_flat and b.is_flat):
         return None
-    if any(is_loop_product(r.node) for r in roots) and not (
+    if any(is_loop_product(r.node) or r.dots for r in roots) and not (
         a.is_flat or b.is_flat or _share_dots(a, b)
     ):
         return None  # a matrix product takes in what is computed of each element of it alone

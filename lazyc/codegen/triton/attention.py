@@ -87,7 +87,12 @@ class Attention:
         dots = [i for i in loop.body if isinstance(i, L.Dot)]
         sums = tuple(i for i in loop.body if isinstance(i, L.Reduce))
         plain = all(isinstance(i, _PLAIN) for s in loops for i in s.body)
-        if not dots or not plain or any(i.kind != "sum" or i.dtype is not DType.F32 for i in sums):
+        if (
+            not dots
+            or not sums
+            or not plain
+            or any(i.kind != "sum" or i.dtype is not DType.F32 for i in sums)
+        ):
             return None
         online = None
         if len(loops) == 2:
@@ -100,14 +105,15 @@ class Attention:
         products = _products(loop, sums, varies, columns)
         if products is None:
             return None
-        fixed = set[Axis]().union(*(varies[f.right] for f in products.values()))
+        factors = {d.id: _loop_last(d, varies, loop.axes) for d in dots}
+        known = {k: f for k, f in factors.items() if f is not None}
+        right = (f.right for f in (*known.values(), *products.values()))
+        fixed = set[Axis]().union(*(varies[v] for v in right))
         rows = [a for a in nest.axes if a in scored and a not in fixed]
-        factors = {d.id: _rows_first(d, varies, rows, loop.axes) for d in dots}
-        if not rows or any(f is None for f in factors.values()):
+        if not rows or len(known) != len(factors):
             return None
         tiled = _tiled(rows)
         batch = tuple(a for a in nest.axes if a not in columns and a not in tiled)
-        known = {k: f for k, f in factors.items() if f is not None}
         return Attention(nest, loop, online, sums, products, known, batch, tiled, columns)
 
 
@@ -144,16 +150,14 @@ def _products(
         if cone(loop.body, (right,)) & dots:
             return None
         found[total.id] = Factors(left, right)
-    return found if found else None
+    return found if found or not columns else None
 
 
-def _rows_first(
-    dot: L.Dot, varies: dict[int, set[Axis]], rows: Iterable[Axis], loop: Iterable[Axis]
-) -> Factors | None:
-    rows, loop = set(rows), set(loop)
+def _loop_last(dot: L.Dot, varies: dict[int, set[Axis]], loop: Sequence[Axis]) -> Factors | None:
+    """The factors of a dot, that of the loop on the right; None unless just one varies along it."""
     for left, right in ((dot.left, dot.right), (dot.right, dot.left)):
-        if not varies[left] & loop and not varies[right] & rows:
-            return Factors(left, right) if varies[right] & loop and varies[left] & rows else None
+        if varies[right] & set(loop) and not varies[left] & set(loop):
+            return Factors(left, right)
     return None
 
 
@@ -253,7 +257,7 @@ class Tiles:
 def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
     """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
     sum."""
-    columns = _tile(attention.columns, _WIDEST)
+    columns = _tile(attention.columns, _WIDEST) if attention.columns else 1
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
     widest = max([columns, *(_tile(d.axes, _WIDEST) for d in dots)])
     if not is_half:
@@ -567,9 +571,8 @@ class _Kernel:
         if a.online is not None:
             found = limits(self.instrs, a.online.scores, "lowest", a.loop.axes[0])
         else:
-            each = [
-                limits(self.instrs, f.left, "zero", a.loop.axes[0]) for f in a.products.values()
-            ]
+            summed = [a.products[s.id].left if s.id in a.products else s.value for s in a.sums]
+            each = [limits(self.instrs, x, "zero", a.loop.axes[0]) for x in summed]
             found = [x for x in each[0] if all(x in others for others in each)]
         for limit in found:
             text = self._extreme(limit)
