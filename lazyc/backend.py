@@ -94,17 +94,20 @@ def lazyc(
     compile_graph = functools.partial(_compile_graph, config, rooms, changed)
     import_failed = functools.partial(_import_failed, config)
     has_products = _is_gpu(config.target)
+    recompute = has_products and config.attention != "stored"
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
 
         recorder = _SESSION.recorder(config)
         backend = make_lazy_backend(
-            compile_graph, import_failed, _left_to_eager, recorder, EVENTS, has_products
+            compile_graph, import_failed, _left_to_eager, recorder, EVENTS, has_products, recompute
         )
     else:
         # What was compiled before is for any size.
         restore = _restore_nothing if rooms else functools.partial(_restore, config)
-        backend = make_backend(compile_graph, import_failed, restore, _left_to_eager, has_products)
+        backend = make_backend(
+            compile_graph, import_failed, restore, _left_to_eager, has_products, recompute
+        )
     with collector.paused(), SPANS.span("compile", "frontend", nodes=len(gm.graph.nodes)):
         compiled = backend(gm, example_inputs)
     if EVENTS.listening and again is not None:

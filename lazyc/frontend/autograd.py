@@ -85,6 +85,7 @@ def make_backend(
     restore: Restore = _find_nothing,
     left_to_eager: LeftToEager = _say_nothing,
     has_products: bool = False,
+    recompute: bool = False,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
@@ -92,10 +93,10 @@ def make_backend(
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
     of Dynamo's from before (``capture_key``); AOTAutograd is then left out. ``left_to_eager`` is told
     the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
-    ``import_graph``.
+    ``import_graph``; ``recompute``: hand-written attention is computed again in the backward pass.
     """
 
-    partition = partition_with_attention if has_products else min_cut_rematerialization_partition
+    partition = partition_with_attention if recompute else min_cut_rematerialization_partition
 
     def compile_part(
         kind: GraphKind,

@@ -94,9 +94,11 @@ class Weights:
 
 @dataclass
 class _Found:
-    """``products``: to be computed where they are read. ``attends``: products with a softmax."""
+    """``products``: to be computed where they are read. ``attends``: products with a softmax. ``turned``:
+    products that have their weights on the right."""
 
     products: set[Node] = field(default_factory=set)
+    turned: set[Node] = field(default_factory=set)
     attends: dict[Node, Weights] = field(default_factory=dict)
     statistics: dict[Node, tuple[Node, Literal["max", "sum"]]] = field(default_factory=dict)
 
@@ -109,6 +111,7 @@ class _Candidate:
     weights: Weights | None
     products: set[Node]
     between: set[Node]
+    turned: bool = False
 
 
 def _is_elementwise(node: Node) -> bool:
@@ -129,10 +132,10 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
             if products:
                 yield _Candidate(node, weights, products, between)
             continue
-        for operand in node.inputs:
+        for turned, operand in enumerate(node.inputs):
             between, products = _upstream(operand)
             if products and any(n.op == "exp" for n in between):
-                yield _Candidate(node, None, products, between)
+                yield _Candidate(node, None, products, between, bool(turned))
                 break
 
 
@@ -165,8 +168,6 @@ def match_softmax(node: Node) -> Softmax | None:
     write it."""
     if node.op == "where":
         return _safe_softmax(node)
-    if node.op == "exp":
-        return _from_logsumexp(node)
     if node.op != "div" or node.inputs[0].op != "exp":
         return None
     weights, divisor = node.inputs
@@ -203,26 +204,6 @@ def _unless_hidden(node: Node, otherwise: float) -> tuple[Node, A.EmptyRow]:
 def _over_rows(node: Node, op: str, source: Node) -> bool:
     last = len(source.shape) - 1
     return node.op == op and node.inputs[0] is source and node.attrs.axes == (last,)
-
-
-def _from_logsumexp(node: Node) -> Softmax | None:
-    """``exp(scores - (max + log(sum)))``, as ``frontend/recompute.py`` writes it."""
-    if node.inputs[0].op != "sub":
-        return None
-    scores, shift = node.inputs[0].inputs
-    lse = _small(shift)
-    if lse.op != "add" or _small(lse.inputs[1]).op != "log":
-        return None
-    top, total = _small(lse.inputs[0]), _small(_small(lse.inputs[1]).inputs[0])
-    if not _over_rows(top, "reduce_max", scores) or total.op != "reduce_sum":
-        return None
-    weights = total.inputs[0]
-    difference = weights.inputs[0] if weights.op == "exp" else weights
-    if difference.op != "sub" or difference.inputs[0] is not scores:
-        return None
-    if _small(difference.inputs[1]) is not top or not _over_rows(total, "reduce_sum", weights):
-        return None
-    return Softmax(node, scores, top, total, "nan")
 
 
 def _safe_softmax(node: Node) -> Softmax | None:
@@ -311,6 +292,8 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
         *_, rows, keys = next(iter(candidate.products)).shape
         tell(candidate, "flash", f"{rows} x {keys} scores are not stored")
         found.products |= candidate.products
+        if candidate.turned:
+            found.turned.add(candidate.node)
         if candidate.weights is not None:
             softmax = candidate.weights.softmax
             found.attends[candidate.node] = candidate.weights
@@ -381,7 +364,7 @@ def _of_softmax(weights: Weights, product: Node) -> set[Node]:
     """The values from the scores to the operand of a product."""
     softmax = weights.softmax
     found = {softmax.top, softmax.total}
-    todo = [product.inputs[0], *softmax.total.inputs, *softmax.checks]
+    todo = [product.inputs[0], *softmax.checks]
     while todo:
         node = todo.pop()
         if node in found or node is softmax.scores:
@@ -458,18 +441,26 @@ def _only_for(
 def _rewrite_product(found: _Found, b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     if node in found.attends:
         return _attend(b, node, found.attends[node])
+    if node in found.turned:  # so that kernels with the same weights are alike
+        first, second = (_transposed(b, n) for n in x)
+        return _transposed(b, b.emit("matmul", second, first))
     return _dot(b, node, x) if node in found.products else None
+
+
+def _transposed(b: Rewriter, x: Node) -> Node:
+    rank = len(x.shape)
+    dims = (*range(rank - 2), rank - 1, rank - 2)
+    if x.op == "permute" and x.attrs.dims == dims:
+        return x.inputs[0]
+    return b.emit("permute", x, attrs=A.PermuteAttrs(dims))
 
 
 def _dot(b: Rewriter, node: Node, x: Sequence[Node]) -> Node:
     first, second = x
     *batch, m, k = first.shape
     n = second.shape[-1]
-    rank = len(first.shape)
-    dims = (*range(rank - 2), rank - 1, rank - 2)
-    turned = b.emit("permute", second, attrs=A.PermuteAttrs(dims))
     left = b.reshape(stored_factor(b, first), (*batch, m, 1, k))
-    right = b.reshape(stored_factor(b, turned), (*batch, 1, n, k))
+    right = b.reshape(stored_factor(b, _transposed(b, second)), (*batch, 1, n, k))
     shape = (*batch, m, n, k)
     return b.cast(b.emit("dot", b.expand(left, shape), b.expand(right, shape)), node.dtype)
 

@@ -191,7 +191,7 @@ def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def sliding(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     distance = torch.arange(q.size(2))[:, None] - torch.arange(k.size(2))[None]
     hidden = (distance < 0) | (distance >= 7)
-    scores = (q @ k.transpose(-1, -2)).masked_fill(hidden, -math.inf)
+    scores = (q @ k.transpose(-1, -2) * 0.25).masked_fill(hidden, -math.inf)
     return F.softmax(scores, dim=-1) @ v
 
 
@@ -216,6 +216,53 @@ def test_with_masks_and_biases(dtype: torch.dtype) -> None:
 def test_repeated_heads() -> None:
     q, k, v = tensors(shared=2)
     check(repeated, q, k, v)
+
+
+@pytest.mark.parametrize("model", [nanogpt, softcap, sliding, three_dims])
+def test_by_hand_is_trained(model: Callable[..., Tensor]) -> None:
+    """Three kernels of the backward pass compute scores: sums of rows, queries, keys and values."""
+    check(model, *tensors(), train=True, kernels=(1, 3))
+
+
+def test_by_hand_is_trained_in_half_precision() -> None:
+    check(nanogpt, *tensors(dtype=torch.bfloat16), train=True, kernels=(1, 3))
+
+
+def test_weights_that_are_a_result_are_kept() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        weights = F.softmax(q @ k.transpose(-1, -2) * 0.25, -1)
+        return weights @ v, weights
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
+    results = []
+    for function in (compiled, model):
+        leaves = [x.requires_grad_() for x in tensors()]
+        out, weights = function(*leaves)
+        grads = torch.autograd.grad(out.square().sum() + weights.square().sum(), leaves)
+        results.append([out.detach(), weights.detach(), *grads])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_trained() -> None:
+    """As on the CPU, where the weights are stored: both drop the same. One byte is kept for each weight."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.dropout(F.softmax(q @ k.transpose(-1, -2) * 0.25, -1), 0.4) @ v
+
+    results = []
+    for options in (OPTIONS, {}):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="lazyc", options=options)
+        torch.manual_seed(3)
+        with choices() as made:
+            leaves = [x.requires_grad_() for x in tensors()]
+            out = compiled(*leaves)
+            results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+        assert {c.kernel for c in made} == ({"flash"} if options else set())
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout() -> None:
