@@ -55,6 +55,13 @@ def test_attention_fits_registers_and_shared_memory(arch: int, width: int, backw
         assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
 
 
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_in_single_precision_fits_registers(width: int, backward: bool) -> None:
+    for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
+        assert compiled(nest, 90).tensor_cores == set()
+
+
 def test_single_precision_is_not_cut_to_half() -> None:
     found = compiled(product(512, 512, 512), 90)
     assert found.tensor_cores == set()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._functorch.aot_autograd import aot_module_simplified
+from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from lazyc.frontend.decompositions import decomposition_table
-from lazyc.frontend.recompute import keep_rows_of_attention, partition_with_attention
+from lazyc.frontend.recompute import keep_rows_of_attention
 
 Tensor = torch.Tensor
 
@@ -23,18 +23,18 @@ def saved(function: Callable[..., Tensor], *args: Tensor) -> tuple[int, list[tup
     shapes: list[tuple[int, ...]] = []
 
     def partition(joint, inputs, **options):  # type: ignore[no-untyped-def]
-        found.append(keep_rows_of_attention(deepcopy(joint)))
-        return partition_with_attention(joint, inputs, **options)
+        found.append(keep_rows_of_attention(joint))
+        return min_cut_rematerialization_partition(joint, inputs, **options)
 
     def backward(gm, inputs):  # type: ignore[no-untyped-def]
         for node in gm.graph.find_nodes(op="placeholder"):
             if not node.name.startswith(("primals", "tangents")):
                 shapes.append(tuple(node.meta["val"].shape))
-        return gm
+        return make_boxed_func(gm.forward)
 
     def compile(gm, inputs):  # type: ignore[no-untyped-def]
         return aot_module_simplified(
-            gm, inputs, fw_compiler=lambda g, _: g, bw_compiler=backward, partition_fn=partition,
+            gm, inputs, fw_compiler=lambda g, _: make_boxed_func(g.forward), bw_compiler=backward, partition_fn=partition,
             decompositions=decomposition_table(),
         )  # fmt: skip
 

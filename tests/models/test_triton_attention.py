@@ -284,6 +284,28 @@ def test_dropout() -> None:
     assert not torch.allclose(found[0], model(*tensors()))  # another generator than eager's
 
 
+def test_lengths_that_change() -> None:
+    """One program for all, from one tensor, so that queries and keys are known to be as many."""
+
+    def by_hand(x: Tensor) -> Tensor:
+        return nanogpt(x, x * 0.5, x + 1)
+
+    def by_torch(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x * 0.5, x + 1, is_causal=True)
+
+    for model in (by_hand, by_torch):
+        torch._dynamo.reset()
+        lazyc.metrics.reset()
+        compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
+        with choices() as made:
+            for length in (20, 33, 57):
+                x = tensors(q=length)[0]
+                torch._dynamo.mark_dynamic(x, 2)
+                torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        assert [c.kernel for c in made] == ["flash"]
+        assert not lazyc.metrics.snapshot()["fallbacks"]
+
+
 # --- what is chosen -------------------------------------------------------------------------------
 
 

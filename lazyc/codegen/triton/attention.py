@@ -261,7 +261,7 @@ def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
     widest = max([columns, *(_tile(d.axes, _WIDEST) for d in dots)])
     if not is_half:
-        rows, keys, warps, stages = (32, 32, 4, 1) if widest <= 128 else (16, 16, 4, 1)
+        rows, keys, warps, stages = (32, 32, 8, 1) if widest <= 64 else (16, 16, 8, 1)
     elif attention.online is not None:
         rows, keys, warps, stages = (
             (128, 64, 8, 3)
