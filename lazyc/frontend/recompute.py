@@ -31,7 +31,7 @@ _VIEWS = frozenset({
     _ATEN.detach.default, _ATEN.slice.Tensor,
 })  # fmt: skip
 # Matrix products, and which argument is the first factor.
-_PRODUCTS = {
+_PRODUCTS: dict[Any, int] = {
     _ATEN.bmm.default: 0, _ATEN.mm.default: 0, _ATEN.baddbmm.default: 1, _ATEN.addmm.default: 1,
 }  # fmt: skip
 _DROPOUT = frozenset({_ATEN.native_dropout.default, operator.getitem})
@@ -117,7 +117,9 @@ def _open_dropout(nodes: list[Node]) -> None:
             continue
         weights, probability, train = node.args
         value, results = _value(weights), {u.args[1]: u for u in node.users}
-        if value is None or train is not True or probability >= 1 or 0 not in results:
+        if value is None or train is not True or 0 not in results:
+            continue
+        if not isinstance(probability, float) or probability >= 1:
             continue
         graph, dropped = node.graph, results[0]
         with graph.inserting_after(node):

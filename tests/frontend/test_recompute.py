@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from lazyc.frontend.decompositions import decomposition_table
@@ -26,7 +27,10 @@ def saved(function: Callable[..., Tensor], *args: Tensor) -> tuple[int, list[tup
         found.append(keep_rows_of_attention(joint))
         return min_cut_rematerialization_partition(joint, inputs, **options)
 
-    def backward(gm, inputs):  # type: ignore[no-untyped-def]
+    def forward(gm, example_inputs):  # type: ignore[no-untyped-def]
+        return make_boxed_func(gm.forward)
+
+    def backward(gm, example_inputs):  # type: ignore[no-untyped-def]
         for node in gm.graph.find_nodes(op="placeholder"):
             if not node.name.startswith(("primals", "tangents")):
                 shapes.append(tuple(node.meta["val"].shape))
@@ -34,7 +38,7 @@ def saved(function: Callable[..., Tensor], *args: Tensor) -> tuple[int, list[tup
 
     def compile(gm, inputs):  # type: ignore[no-untyped-def]
         return aot_module_simplified(
-            gm, inputs, fw_compiler=lambda g, _: make_boxed_func(g.forward), bw_compiler=backward, partition_fn=partition,
+            gm, inputs, fw_compiler=forward, bw_compiler=backward, partition_fn=partition,
             decompositions=decomposition_table(),
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lazyc.ir.program import EagerStep, GemmStep, KernelStep
 from lazyc.report import events as E
 
 Tensor = torch.Tensor
-OPTIONS = {"target": "triton-interpret"}
+OPTIONS: dict[str, Any] = {"target": "triton-interpret"}
 Q, K = 37, 41  # primes: no other size is a multiple of both
 
 
@@ -50,7 +51,7 @@ def check(
     train: bool = False,
     kernels: tuple[int, ...] = (1,),
     lengths: tuple[int, int] = (Q, K),
-    options: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Results, and gradients, are as near to double precision as eager's; ``kernels``: those with scores in
     each program, in order of their number. No buffer holds a score for each query and key."""
@@ -137,7 +138,7 @@ def test_long_sequences_are_not_left_to_the_library() -> None:
     """Above the limit of the CPU's stored scores, with the kernels compiled but not run."""
     lazyc.metrics.reset()
     torch._dynamo.reset()
-    options = {"target": "cuda:sm_90", "disk_cache": False}
+    options: dict[str, Any] = {"target": "cuda:sm_90", "disk_cache": False}
     compiled = torch.compile(F.scaled_dot_product_attention, backend="lazyc", options=options)
     q = torch.randn(1, 1, 4200, 16)
     with choices() as made, torch.no_grad():
@@ -252,7 +253,8 @@ def test_dropout_is_trained() -> None:
         return F.dropout(F.softmax(q @ k.transpose(-1, -2) * 0.25, -1), 0.4) @ v
 
     results = []
-    for options in (OPTIONS, {}):
+    targets: tuple[dict[str, Any], ...] = (OPTIONS, {})
+    for options in targets:
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="lazyc", options=options)
         torch.manual_seed(3)
