@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
@@ -23,6 +24,7 @@ from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.verify import verify_graph
 from lazyc.kernels import KernelStore, Timings, source_text
+from lazyc.passes.attention import Choice, Mode
 from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
@@ -237,7 +239,9 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            passes = pipeline(self._config.pack_weights, self._generator.has_products)
+            mode = cast(Mode, self._config.attention)
+            has_products = self._generator.has_products
+            passes = pipeline(self._config.pack_weights, has_products, mode, self._report_attention)
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
@@ -254,6 +258,9 @@ class Compiler:
                 self._events.emit(E.PassFinished(result.name, result.seconds, before, after, text))
                 before = after
         return results[-1].graph
+
+    def _report_attention(self, choice: Choice) -> None:
+        self._events.emit(E.AttentionChosen(choice.kernel, choice.reason, choice.line))
 
     def _schedule(self, graph: Graph) -> Program:
         program = schedule(graph, self._config.fusion)

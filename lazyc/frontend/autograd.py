@@ -27,6 +27,7 @@ from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.float_symbols import tensors_stay_tensors
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.frontend.out_arguments import converting_call
+from lazyc.frontend.recompute import partition_with_attention
 from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 from lazyc.ir.sparse import Sparsity, declared
@@ -84,14 +85,19 @@ def make_backend(
     import_failed: ImportFailed = eager_when_unsupported,
     restore: Restore = _find_nothing,
     left_to_eager: LeftToEager = _say_nothing,
+    has_products: bool = False,
+    recompute: bool = False,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
     of Dynamo's from before (``capture_key``); AOTAutograd is then left out. ``left_to_eager`` is told
-    the calls that a graph is cut at (``cut``): operator, reason, line of the user.
+    the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
+    ``import_graph``; ``recompute``: hand-written attention is computed again in the backward pass.
     """
+
+    partition = partition_with_attention if recompute else min_cut_rematerialization_partition
 
     def compile_part(
         kind: GraphKind,
@@ -105,7 +111,7 @@ def make_backend(
             gm = read_storage_from_bases(gm)
             if depends_on_data(gm):
                 return _boxed(compile_pieces(kind, gm, parameters, sparsity))
-            graph = import_graph(gm, parameters, sparsity)
+            graph = import_graph(gm, parameters, sparsity, has_products)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))
         context = TracingContext.try_get()
@@ -159,7 +165,7 @@ def make_backend(
                 k: marks[n] for k, n in enumerate(piece.inputs) if n in marks
             }
             try:
-                graph = import_graph(module, lasting, marked)
+                graph = import_graph(module, lasting, marked, has_products)
             except Exception as error:  # noqa: BLE001
                 functions.append(import_failed(error, module, kind))
                 continue
@@ -192,7 +198,7 @@ def make_backend(
                     fw_compiler=compile_now(count, "forward", None, {}),
                     bw_compiler=_outside_dynamo(partial(compile_part, "backward", None, {})),
                     inference_compiler=compile_now(count, "inference", capture, marks),
-                    partition_fn=min_cut_rematerialization_partition,
+                    partition_fn=partition,
                     decompositions=decomposition_table(),
                     keep_inference_input_mutations=True,
                 )

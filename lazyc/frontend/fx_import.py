@@ -64,14 +64,16 @@ def import_graph(
     gm: torch.fx.GraphModule,
     parameters: frozenset[int] = frozenset(),
     sparsity: Mapping[int, Sparsity] | None = None,
+    has_products: bool = False,
 ) -> Graph:
     """The Graph of ``gm``; ``parameters`` are the placeholders that are weights, and ``sparsity`` what
-    some placeholders are declared to be (see InputAttrs).
+    some placeholders are declared to be (see InputAttrs). ``has_products``: kernels of the target hold
+    matrix products, so that no library is wanted for one.
 
     Raises Unsupported for what has no Graph (sizes that depend on data, control flow), and IRError
     when a lowering gives another type than the trace did, which is a bug.
     """
-    return _Importer(gm, parameters, sparsity or {}).run()
+    return _Importer(gm, parameters, sparsity or {}, has_products).run()
 
 
 class _Importer:
@@ -80,12 +82,13 @@ class _Importer:
         gm: torch.fx.GraphModule,
         parameters: frozenset[int],
         sparsity: Mapping[int, Sparsity],
+        has_products: bool,
     ) -> None:
         self.gm = gm
         self.parameters = parameters
         self.sparsity = sparsity
         self.graph = Graph()
-        self.builder = Builder(self.graph)
+        self.builder = Builder(self.graph, has_products)
         self.table = lowering_table()
         self.env: dict[torch.fx.Node, Any] = {}
         self.inputs: list[tuple[torch.fx.Node, Node]] = []

@@ -154,6 +154,25 @@ class ReduceAttrs(Attrs):
     axes: tuple[int, ...]
 
 
+EmptyRow: TypeAlias = Literal["nan", "zero"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttendAttrs(Attrs):
+    """``empty``: the weights of a row whose scores are all -inf: nan, as exp(-inf - -inf) gives, or 0."""
+
+    empty: EmptyRow
+
+
+@dataclass(frozen=True, slots=True)
+class RowStatisticAttrs(Attrs):
+    """Of each row of scores: the ``max``, or the ``sum`` of exp(score - max), where the max of a row
+    whose scores are all -inf counts as 0 if ``empty`` is "zero"."""
+
+    kind: Literal["max", "sum"]
+    empty: EmptyRow
+
+
 @dataclass(frozen=True, slots=True)
 class ScanAttrs(Attrs):
     """Inclusive running reduction along one axis."""

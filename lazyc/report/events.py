@@ -117,6 +117,16 @@ class KernelCompiled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionChosen(Event):
+    """A product of attention, at the user's ``line``, is computed by kernel ``flash``, which keeps no scores, or
+    from ``stored`` scores, because of ``reason``."""
+
+    kernel: str
+    reason: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recompiled(Event):
     """A function was compiled again, ``count`` times by now, because of what ``changed`` since.
 

@@ -16,6 +16,7 @@ _LEVELS: dict[type[E.Event], int] = {
     E.NotLazy: 1,
     E.NeverComputed: 2,
     E.Padded: 1,
+    E.AttentionChosen: 1,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -90,6 +91,9 @@ def format_event(event: E.Event, level: int) -> str:
             return f"not lazy: the region{at} runs at once: {event.reason}"
         case E.Padded():
             return f"bucket: {event.sizes}"
+        case E.AttentionChosen():
+            at = f" at {event.line}" if event.line else ""
+            return f"attention{at}: {event.kernel}: {event.reason}"
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():

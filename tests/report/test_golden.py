@@ -74,6 +74,14 @@ LINES: list[tuple[E.Event, str]] = [
     (E.NotLazy("", "it needs gradients"), "not lazy: the region runs at once: it needs gradients"),
     (E.Padded("s0 = 100 -> 128"), "bucket: s0 = 100 -> 128"),
     (
+        E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),
+        "attention at model.py:14: flash: 64 x 64 scores are not stored",
+    ),
+    (
+        E.AttentionChosen("stored", "the scores are read by add", ""),
+        "attention: stored: the scores are read by add",
+    ),
+    (
         E.CompilerBugFound("pass fuse", "matmul", "model.py:8", "IRError: boom"),
         "compiler bug in pass fuse: IRError: boom",
     ),
