@@ -30,6 +30,8 @@ from lazyc.errors import CodeNotLoaded
 from lazyc.frontend.autograd import Boxed, Part, make_backend, run_in_eager
 from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import DType
 from lazyc.passes.plan import Unschedulable
 from lazyc.report import events as E
@@ -109,6 +111,7 @@ class _Collector:
 
     keeps_code = False
     has_products = True
+    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
     key = "check-kernels"
 
@@ -116,11 +119,12 @@ class _Collector:
         self._collected = collected
         self.model = ""
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
-        code = generate(nest, symbol)
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        assert isinstance(source, LoopNest)
+        code = generate(source, symbol, reports_division=False)
         found = self._collected.kernels.get(symbol)
         if found is None:
-            found = FoundKernel(code, _kind(nest, code), nest.comment)
+            found = FoundKernel(code, _kind(source, code), source.comment)
             self._collected.kernels[symbol] = found
         found.models.add(self.model)
         return code

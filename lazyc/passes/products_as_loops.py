@@ -38,9 +38,15 @@ def _as_loop(b: Rewriter, node: Node, x: Sequence[Node]) -> Node:
     return b.cast(total, node.dtype)
 
 
+def stored_factor(b: Rewriter, x: Node) -> Node:
+    """A factor in the type that products are added in. Of a half type it is what memory of that type
+    would hold: the multiplication on the tensor cores reads it so."""
+    return _wide(b, _rounded(b, x))
+
+
 def _rounded(b: Rewriter, x: Node) -> Node:
-    """What memory of its type would hold of a factor: the multiplication on the tensor cores reads it so.
-    It is the half type itself that is expanded, so that the factor gets memory of that type if any."""
+    """What memory of its type would hold of a factor. It is the half type itself that products expand, so
+    that the factor gets memory of that type if any."""
     return b.emit("cast", x, attrs=A.CastAttrs(x.dtype)) if x.dtype in _HALVES else x
 
 

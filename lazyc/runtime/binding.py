@@ -49,12 +49,14 @@ class Layout:
 
 @dataclass(slots=True)
 class NativeStep:
-    """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep. Its record is the words
-    from ``start`` to ``end`` of the table: none where there is nothing to compute. ``scratch``: offsets in
-    the arena of the scratch params of a kernel of a GPU."""
+    """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep, or ``sparse`` the number of
+    the step whose sparse kernel runs in its place. Its record is the words from ``start`` to ``end`` of
+    the table: none where there is nothing to compute. ``scratch``: offsets in the arena of the scratch
+    params of a kernel of a GPU."""
 
     step: KernelStep | GemmStep
     gemm: GemmCall | None = None
+    sparse: int | None = None
     scratch: tuple[int, ...] = ()
     start: int = 0
     end: int = 0
@@ -90,9 +92,9 @@ class Plan:
     """All that a call needs, at concrete sizes.
 
     ``slots``: env slot of a buffer that is no temporary. ``inputs`` (argument positions), ``fresh``
-    and ``packed`` (buffer ids) and ``packs`` are in the order of their slots, which follow the
-    arena's; ``late`` (constants and eager results) come after them. ``offsets``: byte offset of a
-    temporary in the arena.
+    and ``packed`` (buffer ids), ``packs`` and ``compressed`` (numbers of steps) are in the order of their
+    slots, which follow the arena's; ``late`` (constants and eager results) come after them.
+    ``offsets``: byte offset of a temporary in the arena.
     """
 
     layouts: list[Layout | None]
@@ -105,6 +107,7 @@ class Plan:
     fresh: list[int]
     packed: list[int]
     packs: list[PackRequest]
+    compressed: list[int]
     late: list[int]
     env_words: int
     scratch: int  # index of the env word where the scratch array starts
@@ -114,12 +117,12 @@ class Plan:
     @property
     def leading_words(self) -> int:
         """Words of env up to the last packed slot: what changes with every call."""
-        moving = (self.inputs, self.fresh, self.packed, self.packs)
+        moving = (self.inputs, self.fresh, self.packed, self.packs, self.compressed)
         return ARENA_SLOT + 1 + sum(map(len, moving))
 
     @property
     def first_pack_slot(self) -> int:
-        return self.leading_words - len(self.packed) - len(self.packs)
+        return self.leading_words - sum(map(len, (self.packed, self.packs, self.compressed)))
 
     @property
     def is_native(self) -> bool:
@@ -157,11 +160,19 @@ def _layout(buffer: Buffer, sizes: Sizes) -> Layout | None:
 
 
 def _cut(
-    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, blas: Blas
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    sizes: Sizes,
+    blas: Blas,
+    sparse: frozenset[int],
 ) -> list[Segment]:
     """The steps as segments. A seed moves to the start of its segment: it depends on nothing."""
     segments = [Segment()]
-    for step in program.steps:
+    for number, step in enumerate(program.steps):
+        if number in sparse:
+            assert isinstance(step, GemmStep)
+            segments[-1].native.append(NativeStep(step, sparse=number))
+            continue
         call = plan_gemm(step, sizes, blas) if isinstance(step, GemmStep) else None
         if isinstance(step, KernelStep) and isinstance(
             kernels[step.nest], LoadedKernel | DeviceKernel
@@ -261,7 +272,11 @@ def _kept_buffers(program: Program) -> set[int]:
 
 
 def _addressed(native: NativeStep, packable: Sequence[GemmCall]) -> set[int]:
-    """The buffers whose address a native step needs: not that of a matrix that it reads packed."""
+    """The buffers whose address a native step needs: not that of a matrix that it reads packed or
+    compressed."""
+    if native.sparse is not None:
+        assert isinstance(native.step, GemmStep)
+        return {native.step.a.buffer, native.step.c.buffer}
     if native.gemm is not None and any(native.gemm is call for call in packable):
         return {native.gemm.product.a.buffer, native.gemm.product.c.buffer}
     return touched(native.step)
@@ -289,11 +304,13 @@ def bind(
     blas: Blas,
     sizes: Sizes,
     use_packs: bool,
+    sparse: frozenset[int] = frozenset(),
 ) -> Plan:
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
-    packed copy (the caller fills its slot), else as it is."""
+    packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
+    compressed form."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    segments = _cut(program, kernels, sizes, blas)
+    segments = _cut(program, kernels, sizes, blas, sparse)
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
@@ -315,13 +332,16 @@ def bind(
     slots.add(fresh)
     slots.add(packed)
     packs = [PackRequest(call, slots.take()) for call in packable]
+    compressed = {number: slots.take() for number in sorted(sparse)}
     slots.add(late)
     on_device = any(isinstance(k, DeviceKernel) for k in kernels.values())
     stream = slots.take() if on_device else -1
 
     changed = written(program, segments)
     _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
-    writer = _Writer(program, kernels, blas, sizes, layouts, slots.of, offsets, packs, stream)
+    writer = _Writer(
+        program, kernels, blas, sizes, layouts, slots.of, offsets, packs, compressed, stream
+    )
     table = writer.write(segments)
     return Plan(
         layouts=layouts,
@@ -334,6 +354,7 @@ def bind(
         fresh=fresh,
         packed=packed,
         packs=packs,
+        compressed=list(compressed),
         late=late,
         env_words=slots.next + table.longest,
         scratch=slots.next,
@@ -368,6 +389,7 @@ class _Writer:
     slots: dict[int, int]
     offsets: dict[int, int]
     packs: list[PackRequest]
+    compressed: dict[int, int]  # slots by the numbers of steps
     stream: int
 
     def write(self, segments: Sequence[Segment]) -> TableWriter:
@@ -382,6 +404,8 @@ class _Writer:
                 if native.gemm is not None:
                     self._gemm(table, native.gemm)
                     work += native.gemm.flops // 16
+                elif native.sparse is not None:
+                    self._sparse(table, native.step, self.compressed[native.sparse])
                 else:
                     self._kernel(table, native)
                 native.end = table.position
@@ -429,6 +453,17 @@ class _Writer:
             kernel.launcher, kernel.function, known(kernel.programs), kernel.threads,
             kernel.shared_bytes, self.stream, arguments,
         )  # fmt: skip
+
+    def _sparse(self, table: TableWriter, step: Step, slot: int) -> None:
+        """The kernel of a product that reads b in compressed form from ``slot``."""
+        assert isinstance(step, GemmStep) and step.sparse is not None
+        product = step.sparse.kernel
+        assert product is not None
+        kernel = self.kernels[product.key]
+        assert isinstance(kernel, LoadedKernel)
+        size = product.dtype.itemsize
+        a, c = (self._place(x.buffer, self.sizes(x.offset) * size) for x in (step.a, step.c))
+        table.kernel(kernel.address, product.items, kernel.grain, (a, (slot, 0), c), ())
 
     def _gemm(self, table: TableWriter, call: GemmCall) -> None:
         p, size = call.product, call.dtype.itemsize

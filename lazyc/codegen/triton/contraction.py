@@ -16,19 +16,29 @@ from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
 from lazyc.codegen.triton.code import Code, ceil_div
-from lazyc.codegen.triton.pointwise import TYPES
+from lazyc.codegen.triton.tiles import (
+    COLUMNS,
+    LEAST,
+    ROWS,
+    VECTOR_BYTES,
+    are_aligned,
+    before_widening,
+    common_half,
+    open_tile,
+    tile_size,
+    values_of,
+)
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis
+from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import Dim, DType, numel
 
-ROWS, COLUMNS, ROW_DEPTH, COLUMN_DEPTH = 1, 2, 4, 8  # the depth in tiles of either factor
-_LEAST = 16  # rows, columns and depth that a tile has
+ROW_DEPTH, COLUMN_DEPTH = 4, 8  # the depth in tiles of either factor
 _BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at least
 _LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
-VECTOR_BYTES = 16
-_HALVES = (DType.F16, DType.BF16)
+_UNKNOWN = 64  # rows, columns or depth of a tile along a size that is a symbol
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Contraction:
         plain = (L.Load, L.Compute, L.Const, L.IndexValue)
         if not all(isinstance(i, plain) for i in loop.body[:-1]):
             return None
-        varies = _axes_of_values(nest)
+        varies = axes_of_values(nest.stages)
         first, second = (varies[a] for a in product.args)
         if not (set(loop.axes) <= first and set(loop.axes) <= second):
             return None
@@ -79,49 +89,7 @@ class Contraction:
 
 def _is_small(axes: tuple[Axis, ...]) -> bool:
     size = numel(a.size for a in axes)
-    return isinstance(size, int) and size < _LEAST
-
-
-def _axes_of_values(nest: L.LoopNest) -> dict[int, set[Axis]]:
-    """The axes that each value varies along."""
-    found: dict[int, set[Axis]] = {}
-    for stage in nest.stages:
-        for instr in stage.body:
-            if isinstance(instr, L.Store):
-                continue
-            axes: set[Axis] = set()
-            for index in _indices(instr):
-                axes |= index.axes()
-                for value in index.value_refs():
-                    axes |= found[value]
-            for value in _arguments(instr):
-                axes |= found[value]
-            if isinstance(instr, L.Reduce):
-                axes -= set(stage.axes)
-            found[instr.id] = axes
-    return found
-
-
-def _indices(instr: L.Instr) -> tuple:
-    if isinstance(instr, L.Load | L.IndexValue):
-        return (instr.index,)
-    return (instr.counter,) if isinstance(instr, L.Random) else ()
-
-
-def _arguments(instr: L.Instr) -> tuple[int, ...]:
-    match instr:
-        case L.Compute():
-            return instr.args
-        case L.Load():
-            return () if instr.mask is None else (instr.mask,)
-        case L.CheckIndex():
-            return (instr.value,) if instr.mask is None else (instr.value, instr.mask)
-        case L.Random():
-            return (instr.seed,)
-        case L.Reduce() | L.Scan():
-            return (instr.value,)
-        case _:
-            return ()
+    return isinstance(size, int) and size < LEAST
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +109,14 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     start anywhere, so that each element is stored by an address of its own. Single precision keeps factors
     in registers too, and gets more threads."""
     c = contraction
-    depth = _tile(c.loop.axes, 64 if is_half else 16)
+    depth = tile_size(c.loop.axes, 64 if is_half else 16, _UNKNOWN)
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
     across = numel(a.size for a in c.columns)
     heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
     rows = columns = 0
     for most_rows, most_columns in ((128, 128), (128, 64), (64, 64))[heavy or not is_half :]:
-        rows, columns = _tile(c.rows, most_rows), _tile(c.columns, most_columns)
+        rows = tile_size(c.rows, most_rows, _UNKNOWN)
+        columns = tile_size(c.columns, most_columns, _UNKNOWN)
         if _programs(c, rows, columns) >= _BUSY:
             break
     of_eight = 64 * 64 if not is_half else 128 * 64 if heavy else 128 * 128
@@ -163,32 +132,6 @@ def _programs(c: Contraction, rows: int, columns: int) -> int:
     return known[0] * -(-known[1] // rows) * -(-known[2] // columns)
 
 
-def _tile(axes: tuple[Axis, ...], largest: int) -> int:
-    size = numel(a.size for a in axes)
-    if not isinstance(size, int):
-        return min(64, largest)
-    return min(largest, max(_LEAST, 1 << (size - 1).bit_length()))
-
-
-def is_aligned(load: L.Load) -> bool:
-    """Whether the elements of a load lie together along one axis, in whole vectors."""
-    per_vector = max(1, VECTOR_BYTES // load.dtype.itemsize)
-    together = 0
-    for atom, coef in load.index.terms:
-        if not isinstance(atom, Axis) or not isinstance(coef, int):
-            return False
-        if coef == 1:
-            together += 1
-            if not isinstance(atom.size, int) or atom.size % per_vector:
-                return False
-        elif coef % per_vector:
-            return False
-    const = load.index.const
-    return (
-        together == 1 and load.mask is None and isinstance(const, int) and const % per_vector == 0
-    )
-
-
 def contraction_kernel(
     contraction: Contraction, symbol: str, reports_division: bool = True
 ) -> KernelCode:
@@ -201,9 +144,9 @@ class _Kernel:
 
     def __init__(self, contraction: Contraction, reports_division: bool) -> None:
         self.c = contraction
-        self.operands = [self._stored_type(contraction.left), self._stored_type(contraction.right)]
-        self.is_half = self.operands[0] is self.operands[1] and self.operands[0] in _HALVES
-        t = self.tiles = choose_tiles(contraction, self.is_half)
+        self.instrs = values_of(contraction.nest)
+        self.half = common_half(self.instrs, contraction.left, contraction.right)
+        t = self.tiles = choose_tiles(contraction, self.half is not None)
         self.w = Writer({
             ROWS: (0, t.rows), COLUMNS: (1, t.columns),
             ROW_DEPTH: (1, t.depth), COLUMN_DEPTH: (0, t.depth),
@@ -215,7 +158,7 @@ class _Kernel:
         rows, columns, batch = (
             numel(a.size for a in axes) for axes in (c.rows, c.columns, c.batch)
         )
-        self._place(rows, columns, batch)
+        self._place(rows, columns)
         stages = list(c.nest.stages)
         at = stages.index(c.loop)
         for stage in stages[:at]:
@@ -228,13 +171,15 @@ class _Kernel:
         ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
         products = Products(
             "contraction",
-            self.operands[0] or DType.F32 if self.is_half else DType.F32,
-            t.rows, t.columns, t.depth,
-            all(map(self._is_aligned, (c.left, c.right))),
-        )  # fmt: skip
+            self.half or DType.F32,
+            t.rows,
+            t.columns,
+            t.depth,
+            are_aligned(c.loop.body, (c.left, c.right), c.loop.axes),
+        )
         return KernelCode(ref, text, tuple(b.dtype for b in c.nest.buffers), products)
 
-    def _place(self, rows: Dim, columns: Dim, batch: Dim) -> None:
+    def _place(self, rows: Dim, columns: Dim) -> None:
         """Where the program's tile is."""
         code, c, t, line = self.code, self.c, self.tiles, self.w.line
         down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
@@ -245,15 +190,7 @@ class _Kernel:
         line(f"height = tl.minimum(down - first, {_GROUP})")
         line(f"row = first + tile % ({_GROUP} * across) % height")
         line(f"column = tile % ({_GROUP} * across) // height")
-        kind = TYPES[code.index_type]
-        line(
-            f"batch = (tl.program_id(0) // (down * across)).to({kind}) + tl.full([1, 1], 0, {kind})"
-        )
-        code.unravel(0, "batch", c.batch)
-        line(f"y = row.to({kind}) * {t.rows} + tl.arange(0, {t.rows})[:, None]")
-        line(f"x = column.to({kind}) * {t.columns} + tl.arange(0, {t.columns})[None, :]")
-        code.open(ROWS, "y", c.rows, rows, t.rows)
-        code.open(COLUMNS, "x", c.columns, columns, t.columns)
+        open_tile(code, c.batch, (c.rows, t.rows), (c.columns, t.columns))
 
     def _run(self, stage: L.Stage) -> None:
         for instr in stage.body:
@@ -268,7 +205,7 @@ class _Kernel:
             right = self._factor(
                 c.right, COLUMN_DEPTH, f"r + tl.arange(0, {t.depth})[:, None]", depth
             )
-            precision = "" if self.is_half else ', input_precision="ieee"'
+            precision = "" if self.half else ', input_precision="ieee"'
             w.line(f"{total} = tl.dot({left}, {right}, {total}{precision})")
         return Value(total, DType.F32, ROWS | COLUMNS)
 
@@ -279,56 +216,14 @@ class _Kernel:
         code.open(
             bit, w.value(flat, code.index_type, bit).text, c.loop.axes, depth, self.tiles.depth
         )
-        needed = self._needed(value)
+        needed = cone(c.loop.body, (value,))
         for instr in c.loop.body[:-1]:
             if not isinstance(instr, L.Store) and instr.id in needed:
                 code.instr(instr)
-        found = self._half(value) if self.is_half else code.values[value]
+        found = before_widening(code, self.instrs, value) if self.half else code.values[value]
         text = w.broadcast(found.text, found.varies, (ROWS if bit == ROW_DEPTH else COLUMNS) | bit)
-        if w.ends[
-            bit
-        ]:  # beyond the depth both factors must be 0, whatever the prologue makes of it
+        if w.ends[bit]:  # beyond the depth factors must be 0, whatever the prologue makes of it
             text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, found.varies).text
         code.values = outer
         del w.ends[bit]
         return text
-
-    def _is_aligned(self, value: int) -> bool:
-        """Whether what a factor is made of lies in vectors of 16 bytes that start at multiples of 16."""
-        needed = self._needed(value)
-        loads = [i for i in self.c.loop.body if isinstance(i, L.Load) and i.id in needed]
-        return all(is_aligned(i) for i in loads if i.index.axes() & set(self.c.loop.axes))
-
-    def _needed(self, value: int) -> set[int]:
-        """The values of the loop's body that one depends on, itself included."""
-        by_id = {i.id: i for i in self.c.loop.body if not isinstance(i, L.Store)}
-        found: set[int] = set()
-        todo = [value]
-        while todo:
-            instr = by_id.get(todo.pop())
-            if instr is None or instr.id in found:
-                continue
-            found.add(instr.id)
-            todo += _arguments(instr)
-            for index in _indices(instr):
-                todo += index.value_refs()
-        return found
-
-    def _instr(self, value: int) -> L.Instr | None:
-        found = (i for s in self.c.nest.stages for i in s.body if not isinstance(i, L.Store))
-        return next((i for i in found if i.id == value), None)
-
-    def _stored_type(self, value: int) -> DType | None:
-        """The half type that a factor was before it was widened to f32; None for any other."""
-        instr = self._instr(value)
-        if not isinstance(instr, L.Compute) or instr.op != "cast":
-            return None
-        source = self._instr(instr.args[0])
-        assert source is not None and not isinstance(source, L.Store)
-        return source.dtype
-
-    def _half(self, value: int) -> Value:
-        """A factor before it was widened."""
-        instr = self._instr(value)
-        assert isinstance(instr, L.Compute)
-        return self.code.values[instr.args[0]]

@@ -14,6 +14,9 @@ from lazyc.codegen.triton.kernel import generate
 from lazyc.codegen.triton.libcuda import CudaDevice
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import Sparsity
+from lazyc.ir.types import DType
 
 
 def generator_key(target: GpuTarget) -> str:
@@ -27,6 +30,7 @@ class CudaGenerator:
 
     keeps_code = True
     has_products = True
+    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
 
     def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:
@@ -37,9 +41,10 @@ class CudaGenerator:
     def key(self) -> str:
         return generator_key(self._target)
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        assert isinstance(source, LoopNest)
         # As in eager, a division of integers by zero is no error on a GPU.
-        return generate(nest, symbol, reports_division=False)
+        return generate(source, symbol, reports_division=False)
 
     def compile(self, code: KernelCode) -> bytes:
         """A ``DeviceCode``."""

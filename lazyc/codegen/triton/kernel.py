@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lazyc.codegen.base import KernelCode
+from lazyc.codegen.triton.attention import Attention, attention_kernel
 from lazyc.codegen.triton.blocks import choose_blocks
 from lazyc.codegen.triton.contraction import Contraction, contraction_kernel
 from lazyc.codegen.triton.loop_kernel import loop_kernel
@@ -14,6 +15,9 @@ def generate(nest: LoopNest, symbol: str, reports_division: bool = True) -> Kern
 
     ``reports_division``: whether an integer division by zero is an error.
     """
+    attention = Attention.find(nest)
+    if attention is not None:
+        return attention_kernel(attention, symbol, reports_division)
     contraction = Contraction.find(nest)
     if contraction is not None:
         return contraction_kernel(contraction, symbol, reports_division)
