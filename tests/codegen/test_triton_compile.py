@@ -78,12 +78,16 @@ def test_attention_fits_registers_and_shared_memory(arch: int, width: int, backw
 @pytest.mark.parametrize("backward", [False, True])
 def test_attention_in_single_precision_fits_registers(width: int, backward: bool) -> None:
     for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
-        assert compiled(nest, 90).tensor_cores == set()
+        for arch in (90, 100):
+            assert compiled(nest, arch).tensor_cores == set()
 
 
-def test_single_precision_is_not_cut_to_half() -> None:
-    found = compiled(product(512, 512, 512), 90)
-    assert found.tensor_cores == set()
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize("second", [DType.F32, DType.BF16])
+@pytest.mark.parametrize("depth", [512, 500])
+def test_single_precision_is_not_cut_to_half(arch: int, second: DType, depth: int) -> None:
+    """Whether a factor is as it was loaded, was widened, or is masked beyond the depth."""
+    assert compiled(product(512, 512, depth, second=second), arch).tensor_cores == set()
 
 
 @pytest.mark.parametrize("name", ["cuda:sm_75", "cuda", "sm_", "cuda:90"])

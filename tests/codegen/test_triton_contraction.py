@@ -27,22 +27,24 @@ def product(
     batch: int = 1,
     epilogue: bool = False,
     transposed: bool = False,
+    second: DType | None = None,
 ) -> LoopNest:
     """``out[b, i, j] = sum_k a[b, i, k] * b[b, k, j]``, with bias, relu and a residual as ``epilogue``;
-    ``transposed``: b is [j, k]."""  # fmt: skip
+    ``transposed``: b is [j, k]; ``second``: the type of b, if not ``dtype``."""
+    second = dtype if second is None else second
     p, i, j, r = Axis("p", batch), Axis("i", m), Axis("j", n), Axis("r", k)
     pp, ii, jj, rr = (axis_index(a) for a in (p, i, j, r))
     body = Body()
 
-    def wide(value: int) -> int:
-        return value if dtype is F32 else body.add(Compute, F32, "cast", (value,))
+    def wide(value: int, kind: DType = dtype) -> int:
+        return value if kind is F32 else body.add(Compute, F32, "cast", (value,))
 
     left = wide(body.add(Load, dtype, 0, pp * (m * k) + ii * k + rr))
     at = jj * k + rr if transposed else rr * n + jj
-    right = wide(body.add(Load, dtype, 1, pp * (k * n) + at))
+    right = wide(body.add(Load, second, 1, pp * (k * n) + at), second)
     total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
     stages = [body.stage(r)]
-    buffers = [BufferParam(dtype, "in", batch * m * k), BufferParam(dtype, "in", batch * k * n)]
+    buffers = [BufferParam(dtype, "in", batch * m * k), BufferParam(second, "in", batch * k * n)]
     where = pp * (m * n) + ii * n + jj
     if epilogue:
         bias = wide(body.add(Load, dtype, 2, jj))

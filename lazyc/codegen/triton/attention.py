@@ -32,6 +32,7 @@ from lazyc.codegen.triton.tiles import (
     are_aligned,
     before_widening,
     common_half,
+    is_loaded,
     open_tile,
     tile_size,
     values_of,
@@ -265,7 +266,7 @@ class Tiles:
 
 def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
     """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
-    sum."""
+    sum. In single precision tiles have fewer rows than EXACT_ROWS."""
     columns = tile_size(attention.columns, _WIDEST) if attention.columns else 1
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
     widest = max([columns, *(tile_size(d.axes, _WIDEST) for d in dots)])
@@ -540,16 +541,9 @@ class _Kernel:
                 code.instr(instr)
         found = before_widening(code, self.instrs, value) if self.half else code.values[value]
         text = w.broadcast(found.text, found.varies, varies)
-        if w.ends[bit] and not self._is_loaded(value):
+        if w.ends[bit] and not is_loaded(self.instrs, value):
             text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, varies).text
         return text
-
-    def _is_loaded(self, value: int) -> bool:
-        """Whether a value is what memory holds, which is 0 beyond every end."""
-        instr = self.instrs[value]
-        while isinstance(instr, L.Compute) and instr.op == "cast":
-            instr = self.instrs[instr.args[0]]
-        return isinstance(instr, L.Load) and instr.other == 0
 
     # --- which tiles of the loop count ------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class Compiled:
     @property
     def tensor_cores(self) -> set[str]:
         """The families of tensor core instructions."""
-        return set(re.findall(r"\b(mma\.sp|mma|wgmma|tcgen05)(?=[.:])", self.ptx))
+        return set(re.findall(r"(?<![\w.])(mma\.sp|mma|wgmma|tcgen05)(?=[.:])", self.ptx))
 
 
 def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:

@@ -18,12 +18,14 @@ from lazyc.codegen.base import KernelCode, LaunchRef, Products
 from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
+    EXACT_ROWS,
     LEAST,
     ROWS,
     VECTOR_BYTES,
     are_aligned,
     before_widening,
     common_half,
+    is_loaded,
     open_tile,
     tile_size,
     values_of,
@@ -103,6 +105,11 @@ class Tiles:
     stages: int
 
 
+_HALF_TILES = ((128, 128), (128, 64), (64, 64))  # rows and columns at most, larger ones first
+_SINGLE_TILES = ((128, 64), (64, 64))
+_EXACT_TILES = ((EXACT_ROWS // 2, 128), (EXACT_ROWS // 2, 64))
+
+
 def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     """Large tiles read each factor less often. Smaller ones are taken where there would be too few to keep
     a GPU busy, or where what surrounds the product needs many registers: much of it, or a result whose rows
@@ -113,8 +120,13 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
     across = numel(a.size for a in c.columns)
     heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
+    if is_half:
+        most = _HALF_TILES[heavy:]
+    else:
+        plain = len(c.loop.body) == 4  # two loads, their product and its sum
+        most = _SINGLE_TILES if plain else _EXACT_TILES
     rows = columns = 0
-    for most_rows, most_columns in ((128, 128), (128, 64), (64, 64))[heavy or not is_half :]:
+    for most_rows, most_columns in most:
         rows = tile_size(c.rows, most_rows, _UNKNOWN)
         columns = tile_size(c.columns, most_columns, _UNKNOWN)
         if _programs(c, rows, columns) >= _BUSY:
@@ -222,7 +234,8 @@ class _Kernel:
                 code.instr(instr)
         found = before_widening(code, self.instrs, value) if self.half else code.values[value]
         text = w.broadcast(found.text, found.varies, (ROWS if bit == ROW_DEPTH else COLUMNS) | bit)
-        if w.ends[bit]:  # beyond the depth factors must be 0, whatever the prologue makes of it
+        # Beyond the depth factors must be 0, whatever the prologue makes of it.
+        if w.ends[bit] and not is_loaded(self.instrs, value):
             text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, found.varies).text
         code.values = outer
         del w.ends[bit]

@@ -15,6 +15,10 @@ from lazyc.ir.types import Dim, DType, numel
 ROWS, COLUMNS = 1, 2  # what values vary along, in every kernel with tiles
 LEAST = 16  # rows, columns and depth that a tile of the tensor cores has
 VECTOR_BYTES = 16  # of the widest load of a thread
+# Single precision is asked to be exact (``input_precision="ieee"``). For sm_100 Triton multiplies all the
+# same by TF32 where a factor was computed from narrower values, be it a mask (triton-lang/triton, issue 10176),
+# but only tiles of at least so many rows.
+EXACT_ROWS = 64
 _HALVES = (DType.F16, DType.BF16)
 
 
@@ -58,6 +62,14 @@ def stored_half(instrs: Mapping[int, L.Instr], value: int) -> DType | None:
     source = instrs[instr.args[0]]
     assert not isinstance(source, L.Store)
     return source.dtype if source.dtype in _HALVES else None
+
+
+def is_loaded(instrs: Mapping[int, L.Instr], value: int) -> bool:
+    """Whether a value is what memory holds, which is 0 beyond every end."""
+    instr = instrs[value]
+    while isinstance(instr, L.Compute) and instr.op == "cast":
+        instr = instrs[instr.args[0]]
+    return isinstance(instr, L.Load) and instr.other == 0
 
 
 def before_widening(code: Code, instrs: Mapping[int, L.Instr], value: int) -> Value:
