@@ -159,3 +159,18 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.attrs, A.EagerAttrs) and node.attrs.has_effect:
                 yield node
+
+
+def depends_on(node: Node, sources: set[Node]) -> bool:
+    """Whether a node is one of ``sources`` or is computed from any."""
+    first = min((n.id for n in sources), default=node.id + 1)
+    seen: set[Node] = set()
+    stack = [node]
+    while stack:
+        here = stack.pop()
+        if here in sources:
+            return True
+        if here not in seen and here.id > first:
+            seen.add(here)
+            stack += here.inputs
+    return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from lazyc.ir import attrs as A
-from lazyc.ir.graph import Graph, Node, Output
+from lazyc.ir.graph import Graph, Node, Output, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
 from lazyc.passes.contraction import MatrixView, as_matrix
@@ -71,7 +71,8 @@ def make_plan(graph: Graph, device: str = "cpu", keeps: bool = True) -> Plan:
             raise Unschedulable(f"{node.attrs.target} writes to its arguments")
     graph.outputs = [_storable(o) for o in graph.outputs]
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
-    forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
+    targets = {t for t, _ in graph.mutations}
+    forced: set[Node] = {v for _, v in graph.mutations if depends_on(v, targets)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
     if keeps:
         forced |= kept_values(graph)
@@ -100,21 +101,6 @@ def _apart(graph: Graph, value: Node) -> Node:
     if value.op != "input":
         return value
     return graph.add("reshape", (value,), A.ShapeAttrs(value.shape))
-
-
-def _reads_targets(graph: Graph, value: Node) -> bool:
-    """Whether a mutation's new value is computed from any input that is written to."""
-    targets = {t for t, _ in graph.mutations}
-    seen: set[Node] = set()
-    stack = [value]
-    while stack:
-        node = stack.pop()
-        if node in targets:
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.inputs)
-    return False
 
 
 def _library_operands(plan: Plan) -> set[Node]:
