@@ -94,7 +94,8 @@ def lazyc(
     changed = "" if new_shape is None else new_shape.changed
     compile_graph = functools.partial(_compile_graph, config, rooms, changed)
     import_failed = functools.partial(_import_failed, config)
-    has_products = _is_gpu(config.target)
+    device = _device_of(gm.graph.find_nodes(op="placeholder"))
+    has_products = _is_gpu(config.target) or device != "cpu"
     recompute = has_products and config.attention != "stored"
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend

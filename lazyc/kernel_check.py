@@ -27,7 +27,7 @@ from lazyc.codegen.triton.kernel import generate
 from lazyc.compiler import Compiler
 from lazyc.config import Config
 from lazyc.errors import CodeNotLoaded
-from lazyc.frontend.autograd import Boxed, Part, make_backend, run_in_eager
+from lazyc.frontend.autograd import AotBackend, Boxed, Part, run_in_eager
 from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
@@ -166,7 +166,12 @@ def collect_kernels(model: CheckedModel, train: bool, collected: Collected) -> N
     def left_to_eager(op: str, reason: str, line: str) -> None:
         events.emit(E.Fallback(op, reason, line))
 
-    backend = make_backend(compile_graph, left_to_eager=left_to_eager)
+    backend = AotBackend(
+        compile_graph,
+        left_to_eager=left_to_eager,
+        has_products=generator.has_products,
+        recompute=config.attention != "stored",
+    )
     module = model.module.train(train)
     torch._dynamo.reset()
     compiled = torch.compile(module, backend=backend, dynamic=False)
