@@ -9,7 +9,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
@@ -110,6 +110,7 @@ class Compiler:
         self, number: int, program: Program, kernels: dict[str, Kernel], timings: Timings
     ) -> Executable:
         fallbacks = self._report_fallbacks(program)
+        self._report_decisions(number, program)
         with timings.stage("bind"):
             executable = Executable(program, kernels, self._host, name=f"graph {number}")
             self.executables.add(executable)
@@ -237,7 +238,11 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            passes = pipeline(self._config.pack_weights, self._generator.has_products)
+            passes = pipeline(
+                self._config.pack_weights,
+                self._generator.has_products,
+                self._config.disabled_passes,
+            )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
@@ -256,7 +261,8 @@ class Compiler:
         return results[-1].graph
 
     def _schedule(self, graph: Graph) -> Program:
-        program = schedule(graph, self._config.fusion)
+        layout = "layout" not in self._config.disabled_passes
+        program = schedule(graph, self._config.fusion, layout)
         if self._config.verify:
             try:
                 for nest in program.nests.values():
@@ -274,6 +280,12 @@ class Compiler:
                 op, _, line = step.comment.partition(" ")
                 self._events.emit(E.Fallback(op or step.target, step.reason, line))
         return count
+
+    def _report_decisions(self, number: int, program: Program) -> None:
+        if not self._events.listening:
+            return
+        for d in program.decisions:
+            self._events.emit(E.Decided(graph=number, **asdict(d)))
 
 
 def may_report_errors(graph: Graph) -> bool:

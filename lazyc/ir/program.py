@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from lazyc.ir.decisions import Decision
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.types import Dim, DType, Shape, SymbolSource
 
@@ -152,3 +153,4 @@ class Program:
     symbols: tuple[SymbolSource, ...] = ()
     packed: tuple[Step, ...] = ()  # steps that fill "packed" buffers, run when a guard fails
     parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
+    decisions: tuple[Decision, ...] = ()  # how it came to be so, for reports

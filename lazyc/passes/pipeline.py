@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.fold_norm import fold_norm
@@ -11,16 +13,22 @@ from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.split_reduction import split_reductions
 
 
-def pipeline(pack_weights: bool = True, has_products: bool = False) -> tuple[Pass, ...]:
-    """The passes; without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``:
-    matrix products are kernels of the target, and no calls of a library."""
-    return (
+def pipeline(
+    pack_weights: bool = True, has_products: bool = False, disabled: Container[str] = ()
+) -> tuple[Pass, ...]:
+    """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
+
+    Without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``: matrix
+    products are kernels of the target, and no calls of a library.
+    """
+    passes = (
         Pass("canonicalize", canonicalize),
         *(_WEIGHT_PASSES if pack_weights else ()),
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         Pass("split_reductions", split_reductions),
         *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
     )
+    return tuple(p for p in passes if p.name not in disabled)
 
 
 _WEIGHT_PASSES = (
