@@ -125,5 +125,16 @@ def profiler(rounds: Rounds = 200) -> None:
         _console().print(f"{name:10} {time:6.2f} us a call")
 
 
+@app.command()
+def padding(rounds: Rounds = 20) -> None:
+    """What rows at other distances are worth to matrix products of the CPU."""
+    from bench import process
+
+    process.ensure_pinned()
+    from bench import padding as p
+
+    _console().print(p.table(p.measure(rounds)))
+
+
 if __name__ == "__main__":
     app()

@@ -241,6 +241,7 @@ class Compiler:
             passes = pipeline(
                 self._config.pack_weights,
                 self._generator.has_products,
+                self._generator.product_costs,
                 self._config.disabled_passes,
             )
             results = run_passes(graph, passes, self._config.verify)

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.errors import LazycError
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.types import Dim, DType
@@ -108,7 +109,8 @@ class Generator(Protocol):
 
     ``key`` is everything that the code depends on, as text for the cache key; ``keeps_code`` whether
     object code may be loaded in another process; ``suffix`` names files with its text;
-    ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``).
+    ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``), and
+    ``product_costs`` what products cost there (a part of the key, as it decides what is padded).
     """
 
     @property
@@ -119,6 +121,9 @@ class Generator(Protocol):
 
     @property
     def has_products(self) -> bool: ...
+
+    @property
+    def product_costs(self) -> ProductCosts: ...
 
     @property
     def suffix(self) -> str: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
@@ -51,6 +52,20 @@ def _at_least(stride: Dim, size: Dim) -> Dim:
 
 def _certainly_ge(a: Dim, b: Dim) -> bool:
     return is_nonneg(a - b)
+
+
+def padded_factors(nodes: Iterable[Node]) -> set[Node]:
+    """What ``passes.padding`` padded for products in the form of ``products_as_loops``: to be of use,
+    it must be in memory."""
+    found: set[Node] = set()
+    for node in nodes:
+        if is_loop_product(node):
+            for x in node.inputs[0].inputs:
+                while x.op in ("cast", "expand", "reshape", "permute", "slice"):
+                    x = x.inputs[0]
+                if x.op == "pad":
+                    found.add(x)
+    return found
 
 
 def is_loop_product(node: Node) -> bool:

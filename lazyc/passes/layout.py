@@ -67,7 +67,7 @@ def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> La
             found[node] = contiguous_strides(node.shape)
             if not freely:
                 continue
-            wanted = _order_for_reader(node, users[node])
+            wanted = order_for_reader(node, users[node])
             if _can_be_written(node, wanted):
                 found[node] = wanted
                 reasons[node] = "its only reader permutes it so"
@@ -128,7 +128,7 @@ def fixed_strides(node: Node) -> Shape | None:
     return None
 
 
-def _order_for_reader(node: Node, users: list[Node]) -> Shape:
+def order_for_reader(node: Node, users: list[Node]) -> Shape:
     """Row-major, or the order in which a permutation that is the only reader leaves the dims.
 
     The dims that a reduction leaves keep their order: that of its loops; and padding keeps that of what

@@ -8,6 +8,7 @@ from lazyc.codegen.base import KernelCode, KernelRef, LoadedKernel, Ref
 from lazyc.codegen.llvm.compile import compile_text
 from lazyc.codegen.llvm.kernel import generate
 from lazyc.codegen.llvm.loader import Loader
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 
@@ -22,6 +23,10 @@ class LlvmGenerator:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._loader = Loader(target)
+
+    @property
+    def product_costs(self) -> ProductCosts:
+        return self._target.product_costs
 
     @property
     def key(self) -> str:

@@ -24,7 +24,9 @@ _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
 
 class Code:
     """The code of one nest while it is written. ``values``: of the nest's values, by id; ``sizes``: the
-    arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself."""
+    arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself.
+    ``reach``: for dims of blocks whose lanes outside may hold anything, the axis, and how far the last
+    block goes."""
 
     def __init__(self, nest: L.LoopNest, w: Writer, rows: str) -> None:
         self.nest = nest
@@ -34,6 +36,7 @@ class Code:
         self.values: dict[int, Value] = {}
         self.positions: dict[Axis, Value] = {}
         self.index_type = DType.I32 if _fits_32_bits(nest) else DType.I64
+        self.reach: dict[int, tuple[Axis, Dim]] = {}
         self.read_only = {k for k, b in enumerate(nest.buffers) if b.role == "in"}
 
     def text(self, symbol: str) -> str:
@@ -183,12 +186,26 @@ class Code:
             mask = self.values[instr.mask]
             varies |= mask.varies
             masks.append(mask.text)
-        pointer, inside = self._pointer(instr.buffer, place, varies), self.w.inside(varies, *masks)
+        pointer = self._pointer(instr.buffer, place, varies)
+        inside = self.w.inside(varies & ~self._in_memory(instr), *masks)
         options = ""
         if inside:  # lanes outside of the block may hold anything
             options = f", mask={inside}, other={literal(instr.other, instr.dtype)}"
         shared = instr.buffer in self.read_only
         return self.w.value(f"tl.load({pointer}{options})", instr.dtype, varies, shared)
+
+    def _in_memory(self, load: L.Load) -> int:
+        """The dims of blocks along which a load needs no mask, as it stays in its memory beyond the end.
+        (A mask whose end is no multiple of a vector would make it load elements one by one.)"""
+        if not all(isinstance(atom, Axis) for atom, _ in load.index.terms):
+            return 0
+        found, size = 0, self.nest.buffers[load.buffer].numel
+        high = bounds(load.index)[1]
+        for bit, (axis, end) in self.reach.items():
+            beyond = load.index.coef(axis) * (end - axis.size)
+            if is_nonneg(beyond) and is_nonneg(size - 1 - high - beyond):
+                found, high = found | bit, high + beyond
+        return found
 
     def _store(self, instr: L.Store) -> None:
         place, value = self._place(instr.buffer, instr.index), self.values[instr.value]
