@@ -9,13 +9,20 @@ import lazyc
 from lazyc.backend import EVENTS
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.compile import Compiled, compile_kernel
+from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import ConfigError
+from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import Program
 from lazyc.ir.types import DType
+from lazyc.passes.manager import run_passes
+from lazyc.passes.pipeline import pipeline
+from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
+from tests.passes.build import Make, kernels
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -40,6 +47,66 @@ def test_products_use_tensor_cores(arch: int) -> None:
     found = compiled(product(4096, 4096, 4096, DType.BF16, epilogue=True), arch)
     assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
     assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
+
+
+def by_a_weight(
+    arch: int, columns: int, dtype: DType, disabled: tuple[str, ...]
+) -> tuple[Graph, Program]:
+    """``x @ w``, [1024, 768] @ [768, columns], for a GPU."""
+    b = Make()
+    x = b.input(1024, 768, dtype=dtype)
+    w = b.input(768, columns, dtype=dtype, parameter=True)
+    graph = b.outputs(b.emit("matmul", x, w))
+    costs = gpu_target(f"sm_{arch}").product_costs
+    made = run_passes(graph, pipeline(True, True, costs, disabled), verify=True)[-1].graph
+    return made, schedule(made)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("columns", "padded_to", "dtype"),
+    [(50257, 50304, DType.BF16), (4001, 4032, DType.F16), (131, 136, DType.BF16)],
+    ids=str,
+)
+def test_an_odd_vocabulary_is_loaded_in_vectors(
+    arch: int, columns: int, padded_to: int, dtype: DType
+) -> None:
+    """With padding all loads from memory are of 128 bits, without it those of the weight are of 16."""
+    graph, program = by_a_weight(arch, columns, dtype, ())
+    (decision,) = (d for d in graph.decisions if d.by == "padding")
+    assert f"n {columns} -> {padded_to}" in decision.what and decision.bytes_copied == 0
+    (step,) = kernels(program)
+    padded = compiled(program.nests[step.nest], arch)
+    assert {x for x in padded.loads if "group" not in x} == {"cp.async.cg.shared.global"}
+    assert padded.tensor_cores
+
+    graph, program = by_a_weight(arch, columns, dtype, ("padding",))
+    assert all(d.by != "padding" for d in graph.decisions) and not program.packed
+    (step,) = kernels(program)
+    assert "ld.global.b16" in compiled(program.nests[step.nest], arch).loads
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_backward_pass_over_an_odd_vocabulary_is_loaded_in_vectors(arch: int) -> None:
+    """The gradient of the logits is written padded by its kernel, and both products load vectors."""
+
+    def loads(disabled: tuple[str, ...]) -> list[set[str]]:
+        b = Make()
+        logits = b.input(8192, 50257, dtype=DType.BF16)
+        w, x = (b.input(n, 768, dtype=DType.BF16) for n in (50257, 8192))
+        grad = b.emit("exp", b.emit("mul", b.emit("exp", logits), logits))
+        graph = b.outputs(b.emit("matmul", grad, w), b.emit("matmul", b.permute(grad, (1, 0)), x))
+        costs = gpu_target(f"sm_{arch}").product_costs
+        made = run_passes(graph, pipeline(True, True, costs, disabled), verify=True)[-1].graph
+        program = schedule(made)
+        nests = [program.nests[s.nest] for s in kernels(program)]
+        products = [n for n in nests if Contraction.find(n) is not None]
+        assert len(products) == 2
+        found = (compile_kernel(generate(n, "kernel"), gpu_target(f"sm_{arch}")) for n in products)
+        return [{x for x in f.loads if "group" not in x} for f in found]
+
+    assert loads(()) == [{"cp.async.cg.shared.global"}] * 2
+    assert loads(("padding",)) != [{"cp.async.cg.shared.global"}] * 2
 
 
 def test_single_precision_is_not_cut_to_half() -> None:

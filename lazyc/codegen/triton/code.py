@@ -19,14 +19,15 @@ from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef, bounds
 from lazyc.ir.types import Dim, DType, is_nonneg, numel
 
+_VECTOR_BYTES = 16  # of the widest load
 _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
 
 
 class Code:
     """The code of one nest while it is written. ``values``: of the nest's values, by id; ``sizes``: the
     arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself.
-    ``reach``: for dims of blocks whose lanes outside may hold anything, the axis, and how far the last
-    block goes."""
+    ``reach``: for dims of blocks whose lanes outside may hold anything, the axis, its position as text,
+    and how far the last block goes."""
 
     def __init__(self, nest: L.LoopNest, w: Writer, rows: str) -> None:
         self.nest = nest
@@ -36,7 +37,7 @@ class Code:
         self.values: dict[int, Value] = {}
         self.positions: dict[Axis, Value] = {}
         self.index_type = DType.I32 if _fits_32_bits(nest) else DType.I64
-        self.reach: dict[int, tuple[Axis, Dim]] = {}
+        self.reach: dict[int, tuple[Axis, str, Dim]] = {}
         self.read_only = {k for k, b in enumerate(nest.buffers) if b.role == "in"}
 
     def text(self, symbol: str) -> str:
@@ -187,25 +188,37 @@ class Code:
             varies |= mask.varies
             masks.append(mask.text)
         pointer = self._pointer(instr.buffer, place, varies)
-        inside = self.w.inside(varies & ~self._in_memory(instr), *masks)
+        inside = self.w.inside(varies, *masks, ends=self._ends(instr))
         options = ""
         if inside:  # lanes outside of the block may hold anything
             options = f", mask={inside}, other={literal(instr.other, instr.dtype)}"
         shared = instr.buffer in self.read_only
         return self.w.value(f"tl.load({pointer}{options})", instr.dtype, varies, shared)
 
-    def _in_memory(self, load: L.Load) -> int:
-        """The dims of blocks along which a load needs no mask, as it stays in its memory beyond the end.
-        (A mask whose end is no multiple of a vector would make it load elements one by one.)"""
+    def _ends(self, load: L.Load) -> dict[int, str]:
+        """The masks of what a load may read: as far as its memory goes where lanes outside may hold
+        anything. (Vectors are loaded only where no mask ends within one.)"""
+        ends = dict(self.w.ends)
         if not all(isinstance(atom, Axis) for atom, _ in load.index.terms):
-            return 0
-        found, size = 0, self.nest.buffers[load.buffer].numel
-        high = bounds(load.index)[1]
-        for bit, (axis, end) in self.reach.items():
-            beyond = load.index.coef(axis) * (end - axis.size)
-            if is_nonneg(beyond) and is_nonneg(size - 1 - high - beyond):
-                found, high = found | bit, high + beyond
-        return found
+            return ends
+        high, size = bounds(load.index)[1], self.nest.buffers[load.buffer].numel
+        vector = _VECTOR_BYTES // load.dtype.itemsize
+        for bit, (axis, position, last) in self.reach.items():
+            step = load.index.coef(axis)
+            known = (high, size, step, axis.size, last)
+            if not all(isinstance(n, int) for n in known) or step <= 0 or not ends.get(bit):
+                continue
+            end = min(axis.size + (size - 1 - high) // step, last)
+            if end < last:
+                end = end // vector * vector
+            if end <= axis.size:
+                continue
+            high += (end - axis.size) * step
+            ends[bit] = "" if end == last else self._end(position, end, bit)
+        return ends
+
+    def _end(self, position: str, end: int, varies: int) -> str:
+        return self.w.value(f"{position} < {end}", DType.BOOL, varies).text
 
     def _store(self, instr: L.Store) -> None:
         place, value = self._place(instr.buffer, instr.index), self.values[instr.value]
