@@ -23,7 +23,9 @@ from lazyc.errors import ConfigError, LazycWarning
 Value = bool | int | str
 
 # Passes that may be left out: each makes code faster, and none is needed for a right result.
-OPTIONAL_PASSES = ("fold_norm", "lower_convolutions", "padding", "split_reductions", "layout")
+OPTIONAL_PASSES = (
+    "fold_norm", "lower_convolutions", "split_batches", "padding", "split_reductions", "layout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
 from lazyc.passes.contraction import as_matrix
 from lazyc.passes.dim_order import inherited_order
+from lazyc.passes.realize import live_users
 from lazyc.passes.strided import StridedView, storable_strides, strided_view
 
 
@@ -47,7 +48,7 @@ def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> La
             for arg, strides in zip(node.inputs, node.attrs.input_strides, strict=True):
                 if strides is not None:
                     demands.setdefault(arg, storable_strides(arg.shape, strides))
-    users = graph.users()
+    users = live_users(graph)
     layouts = Layouts()
     found, reasons = layouts.strides, layouts.reasons
     for node in sorted(realized, key=lambda n: n.id):

@@ -31,7 +31,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType, numel
 from lazyc.passes.lasting import Lasting
 from lazyc.passes.layout import fixed_strides, order_for_reader
-from lazyc.passes.realize import Cost, inline_costs, view_base
+from lazyc.passes.realize import Cost, inline_costs, live_users, view_base
 from lazyc.passes.rewrite import Rewriter, rewrite
 from lazyc.passes.strided import strided_view
 
@@ -46,7 +46,7 @@ def pad_products(graph: Graph, costs: ProductCosts) -> Graph:
     find = _Finder(
         costs,
         Lasting(graph),
-        graph.users(),
+        live_users(graph),
         set(graph.roots()),
         inline_costs(graph.nodes, frozenset()),
     )
@@ -112,7 +112,7 @@ class _Finder:
         self._inline = inline
 
     def product(self, node: Node) -> Product | None:
-        """The product of a ``matmul``; None for one that is left alone."""
+        """The product of a ``matmul`` that something needs; None for one that is left alone."""
         first, second = node.inputs
         *batch, m, k = first.shape
         n = second.shape[-1]

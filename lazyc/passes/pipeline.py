@@ -13,6 +13,7 @@ from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
+from lazyc.passes.split_batches import split_batches
 from lazyc.passes.split_reduction import split_reductions
 
 
@@ -31,6 +32,7 @@ def pipeline(
     passes = (
         Pass("canonicalize", canonicalize),
         *(_WEIGHT_PASSES if pack_weights else ()),
+        Pass("split_batches", split_batches),
         *(() if costs is None else (Pass("padding", partial(pad_products, costs=costs)),)),
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         Pass("split_reductions", split_reductions),

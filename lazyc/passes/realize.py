@@ -58,6 +58,16 @@ def live_nodes(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if n in needed]
 
 
+def live_users(graph: Graph) -> dict[Node, list[Node]]:
+    """For each node that something needs, the readers that something needs, once for each use."""
+    nodes = live_nodes(graph)
+    found: dict[Node, list[Node]] = {n: [] for n in nodes}
+    for node in nodes:
+        for arg in node.inputs:
+            found[arg].append(node)
+    return found
+
+
 def has_memory(node: Node) -> bool:
     """True for nodes that always have memory of their own."""
     if node.op in INLINE_LEAVES:
