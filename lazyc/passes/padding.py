@@ -119,43 +119,44 @@ class _Finder:
         static = [d for d in (m, n, k) if isinstance(d, int)]
         if self._costs.flops(node.dtype) is None or any(d < self._costs.least for d in static):
             return None
-        factors = [self._factor(x) for x in node.inputs]
-        if factors[0] is None or factors[1] is None:
-            return None
+        left, right = map(self._factor, node.inputs)
         varies = not all(isinstance(d, int) for d in (*batch, m, n, k))
         sizes = (self._likely(d) for d in (numel(batch), m, n, k))
-        found = Product(node.dtype, *sizes, factors[0], factors[1], varies)
+        found = Product(node.dtype, *sizes, left, right, varies)
         return found if found.batch else None
 
     def _likely(self, dim: Dim) -> int:
         return dim if isinstance(dim, int) else self._costs.tile
 
-    def _factor(self, node: Node) -> Factor | None:
+    def _factor(self, node: Node) -> Factor:
+        by_columns, steps = self._rows(node)
         base = view_base(node)
-        layout = fixed_strides(base)
-        if layout is None:
-            layout = order_for_reader(base, self._users[base])
-        view = strided_view(node, {base}, {base: layout})
-        if view is None:
-            return None
-        *batch, rows, columns = view.strides
-        if columns != 1 and rows != 1:
-            return None
-        steps = [s for s, d in zip(batch, view.shape, strict=False) if d != 1]
-        steps += [view.offset, rows if columns == 1 else columns]
-        numbers = [s for s in steps if isinstance(s, int)]
-        if len(numbers) < len(steps):
-            return None
-        elements = math.prod(self._likely(d) for d in node.shape)
         return Factor(
-            columns != 1,
-            _width(numbers, node.dtype.itemsize, self._costs),
-            elements,
+            by_columns,
+            _width(steps, node.dtype.itemsize, self._costs),
+            math.prod(self._likely(d) for d in node.shape),
             self._lasting(node),
             base.spec.has(Trait.POINTWISE)
             and self._inline[base].is_once_only
             and self._is_for_products(base),
         )
+
+    def _rows(self, node: Node) -> tuple[bool, list[int]]:
+        """Whether columns of an operand are contiguous instead of rows, and numbers of elements of which
+        the place of every row (column) is a sum of multiples."""
+        base = view_base(node)
+        layout = fixed_strides(base) or order_for_reader(base, self._users[base])
+        view = strided_view(node, {base}, {base: layout})
+        unknown = False, [1]
+        if view is None:
+            return unknown
+        *batch, rows, columns = view.strides
+        if columns != 1 and rows != 1:
+            return unknown
+        steps = [s for s, d in zip(batch, view.shape, strict=False) if d != 1]
+        steps += [view.offset, rows if columns == 1 else columns]
+        numbers = [s for s in steps if isinstance(s, int)]
+        return (columns != 1, numbers) if len(numbers) == len(steps) else unknown
 
     def _is_for_products(self, node: Node) -> bool:
         """Whether nothing but matrix products reads a value, through views."""
