@@ -67,7 +67,7 @@ def _packed(m: int, n: int, k: int) -> Callable[[], object]:
 
 def cases() -> Iterator[Case]:
     for dtype, name in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
-        for m in (1, 16, 256, 1024):
+        for m in (1, 16, 256, 1024) if dtype is torch.float32 else (1, 16, 256):
             a = torch.randn(m, WIDTH).to(dtype)
             by = [
                 _product(a, _rows(WIDTH, VOCABULARY, lead, dtype)) for lead in (VOCABULARY, PADDED)

@@ -121,8 +121,8 @@ class _Finder:
             return None
         left, right = map(self._factor, node.inputs)
         varies = not all(isinstance(d, int) for d in (*batch, m, n, k))
-        sizes = (self._likely(d) for d in (numel(batch), m, n, k))
-        found = Product(node.dtype, *sizes, left, right, varies)
+        batches, rows, columns, depth = (self._likely(d) for d in (numel(batch), m, n, k))
+        found = Product(node.dtype, batches, rows, columns, depth, left, right, varies)
         return found if found.batch else None
 
     def _likely(self, dim: Dim) -> int:

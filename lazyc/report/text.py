@@ -114,7 +114,7 @@ def _effects(event: E.Decided) -> Iterator[str]:
             size = "bytes that depend on sizes" if count is None else _size(count)
             yield f"{verb} {size} {when}".rstrip()
     if event.seconds_saved:
-        yield f"estimated to save {1e6 * event.seconds_saved:.1f} us a call"
+        yield f"estimated to save {1e6 * event.seconds_saved:.3g} us a call"
 
 
 def _size(count: int) -> str:

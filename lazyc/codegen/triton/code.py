@@ -217,8 +217,8 @@ class Code:
             ends[bit] = "" if end == last else self._end(position, end, bit)
         return ends
 
-    def _end(self, position: str, end: int, varies: int) -> str:
-        return self.w.value(f"{position} < {end}", DType.BOOL, varies).text
+    def _end(self, position: str, end: Dim, varies: int) -> str:
+        return self.w.value(f"{position} < {self.dim(end)}", DType.BOOL, varies).text
 
     def _store(self, instr: L.Store) -> None:
         place, value = self._place(instr.buffer, instr.index), self.values[instr.value]
