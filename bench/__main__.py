@@ -128,9 +128,6 @@ def profiler(rounds: Rounds = 200) -> None:
 @app.command()
 def padding(rounds: Rounds = 20) -> None:
     """What rows at other distances are worth to matrix products of the CPU."""
-    from bench import process
-
-    process.ensure_pinned()
     from bench import padding as p
 
     _console().print(p.table(p.measure(rounds)))
