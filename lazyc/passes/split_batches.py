@@ -25,10 +25,10 @@ from lazyc.passes.strided import strided_view
 
 def split_batches(graph: Graph) -> Graph:
     """The Graph with products over the batch dims that let operands be read in place."""
-    found = rewrite(graph, {"matmul": [_split]})
-    if len(found.decisions) == len(graph.decisions):
+    if not any(n.op == "matmul" and any(map(_is_merged, n.inputs)) for n in graph.nodes):
         return graph
-    return canonicalize(found)  # the result's reshape joins those that read it
+    # Canonical: the result's reshape joins those that read it.
+    return canonicalize(rewrite(graph, {"matmul": [_split]}))
 
 
 def _split(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
