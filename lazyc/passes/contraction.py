@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, Shape, is_nonneg
+from lazyc.ir.types import Dim, DType, Shape, is_nonneg
+from lazyc.passes.realize import inline_costs
 from lazyc.passes.strided import StridedView
+
+_HALVES = (DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +56,25 @@ def _certainly_ge(a: Dim, b: Dim) -> bool:
     return is_nonneg(a - b)
 
 
-def padded_factors(nodes: Iterable[Node]) -> set[Node]:
-    """What ``passes.padding`` padded for products in the form of ``products_as_loops``: to be of use,
-    it must be in memory."""
-    found: set[Node] = set()
-    for node in nodes:
-        if is_loop_product(node):
-            for x in node.inputs[0].inputs:
-                while x.op in ("cast", "expand", "reshape", "permute", "slice"):
-                    x = x.inputs[0]
-                if x.op == "pad":
-                    found.add(x)
-    return found
+def stored_factors(nodes: list[Node]) -> set[Node]:
+    """Factors of products in the form of ``products_as_loops`` that must be in memory as they are: those
+    that were padded, to be of use; and those of a half type that are too much to be computed at each
+    reading. (In memory as what the product makes of them, f32, they would miss the tensor cores.)"""
+    products = [n for n in nodes if is_loop_product(n)]
+    if not products:
+        return set()
+    costs = inline_costs(nodes, frozenset())
+    factors = {_stored(x) for node in products for x in node.inputs[0].inputs}
+    return {x for x in factors if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only)}
+
+
+def _stored(x: Node) -> Node:
+    """What a factor is a view of, before it was widened."""
+    while x.op in ("cast", "expand", "reshape", "permute", "slice"):
+        if x.dtype in _HALVES and x.inputs[0].dtype not in _HALVES:
+            break
+        x = x.inputs[0]
+    return x
 
 
 def is_loop_product(node: Node) -> bool:

@@ -13,7 +13,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import MatrixView, as_matrix, padded_factors
+from lazyc.passes.contraction import MatrixView, as_matrix, stored_factors
 from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
@@ -75,7 +75,7 @@ def make_plan(graph: Graph, layout: bool = True) -> Plan:
     forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
     kept = kept_values(graph)
-    forced |= kept | padded_factors(graph.nodes)
+    forced |= kept | stored_factors(live_nodes(graph))
     copied_operands: set[Node] = set()
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))

@@ -114,6 +114,18 @@ def test_a_backward_pass_over_an_odd_vocabulary_is_loaded_in_vectors() -> None:
     assert loads(("padding",)) != [{"cp.async.cg.shared.global"}] * 2
 
 
+def test_a_computed_factor_goes_to_the_tensor_cores() -> None:
+    """It is stored in its own half type, not in the f32 that it is widened to."""
+    b = Make()
+    x, w = b.input(512, 256, dtype=DType.BF16), b.input(256, 512, dtype=DType.BF16)
+    wide = b.cast(x, DType.F32)
+    factor = b.cast(b.emit("exp", b.emit("mul", b.emit("exp", wide), wide)), DType.BF16)
+    program = schedule(run_passes(b.outputs(b.emit("matmul", factor, w)), pipeline(True, True), True)[-1].graph)  # fmt: skip
+    assert [x.dtype for x in program.buffers if x.kind == "temp"] == [DType.BF16]
+    first, second = (program.nests[s.nest] for s in kernels(program))
+    assert compiled(second, 90).tensor_cores == {"wgmma"} and Contraction.find(first) is None
+
+
 def test_single_precision_is_not_cut_to_half() -> None:
     found = compiled(product(512, 512, 512), 90)
     assert found.tensor_cores == set()
