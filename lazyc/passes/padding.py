@@ -126,6 +126,7 @@ class _Finder:
         return found if found.batch else None
 
     def _likely(self, dim: Dim) -> int:
+        # One that changes is a whole tile, which is nothing to pad.
         return dim if isinstance(dim, int) else self._costs.tile
 
     def _factor(self, node: Node) -> Factor:
@@ -238,8 +239,9 @@ def _ways(product: Product, costs: ProductCosts) -> Iterator[Padding]:
         k = deep if pads_k else p.k
         m = padded_size(p.m, size, costs) if pads_m else p.m
         n = padded_size(p.n, size, costs) if pads_n else p.n
-        if (m, n, k) == (p.m, p.n, p.k):
-            continue
+        changed = (k != p.k, m != p.m, n != p.n)
+        if changed != (pads_k, pads_m, pads_n) or not any(changed):
+            continue  # what is not padded is not copied either, and stays where it is
         left, right = p.left.width, p.right.width
         if pads_k or pads_m:
             left = _width([m if p.left.by_columns else k], size, costs)

@@ -88,6 +88,13 @@ def test_factors_that_are_loaded_whole_are_left_alone() -> None:
     assert choose(product(64, 64, 64, left=2, right=2), SLOW) is None
 
 
+def test_what_is_not_padded_is_loaded_as_before() -> None:
+    """Rows of a slice on the left, which padding does not move; an odd weight on the right."""
+    found = choose(product(64, 35, 64, left=2, right=2, lasts=True), SLOW)
+    assert found is not None and dims(found) == (64, 40, 64)
+    assert (found.left_width, found.right_width) == (2, 16)
+
+
 def test_dims_are_padded_that_are_contiguous() -> None:
     narrow = {"left": 2, "right": 2, "left_by_columns": True, "lasts": True}
     assert dims(choose(product(33, 34, 35, **narrow), SLOW)) == (40, 40, 35)
