@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, Shape, is_nonneg
+from lazyc.ir.types import Dim, DType, Shape, is_nonneg
+from lazyc.passes.realize import inline_costs
 from lazyc.passes.strided import StridedView
+
+_HALVES = (DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,27 @@ def _at_least(stride: Dim, size: Dim) -> Dim:
 
 def _certainly_ge(a: Dim, b: Dim) -> bool:
     return is_nonneg(a - b)
+
+
+def stored_factors(nodes: list[Node]) -> set[Node]:
+    """Factors of products in the form of ``products_as_loops`` that must be in memory as they are: those
+    that were padded, to be of use; and those of a half type that are too much to be computed at each
+    reading. (In memory as what the product makes of them, f32, they would miss the tensor cores.)"""
+    products = [n for n in nodes if is_loop_product(n)]
+    if not products:
+        return set()
+    costs = inline_costs(nodes, frozenset())
+    factors = {_stored(x) for node in products for x in node.inputs[0].inputs}
+    return {x for x in factors if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only)}
+
+
+def _stored(x: Node) -> Node:
+    """What a factor is a view of, before it was widened."""
+    while x.op in ("cast", "expand", "reshape", "permute", "slice"):
+        if x.dtype in _HALVES and x.inputs[0].dtype not in _HALVES:
+            break
+        x = x.inputs[0]
+    return x
 
 
 def is_loop_product(node: Node) -> bool:

@@ -209,6 +209,11 @@ class _Kernel:
         line(f"x = column.to({kind}) * {t.columns} + tl.arange(0, {t.columns})[None, :]")
         code.open(ROWS, "y", c.rows, rows, t.rows)
         code.open(COLUMNS, "x", c.columns, columns, t.columns)
+        # What comes of rows and columns beyond the end is not stored.
+        if len(c.rows) == 1:
+            code.reach[ROWS] = c.rows[0], "y", down * t.rows
+        if len(c.columns) == 1:
+            code.reach[COLUMNS] = c.columns[0], "x", across * t.columns
 
     def _run(self, stage: L.Stage) -> None:
         for instr in stage.body:
