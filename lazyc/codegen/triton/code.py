@@ -276,7 +276,8 @@ def _only_compared(nest: L.LoopNest) -> set[int]:
     while True:
         lost: set[int] = set()
         for instr in instrs:
-            compares = isinstance(instr, L.Compute) and OPS[instr.op].has(Trait.COMPARE)
+            spec = OPS.get(instr.op) if isinstance(instr, L.Compute) else None
+            compares = spec is not None and spec.has(Trait.COMPARE)
             if not compares or not found.issuperset(operands(instr)):
                 lost |= found.intersection(operands(instr))
         if not lost:
