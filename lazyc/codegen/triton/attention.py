@@ -24,7 +24,17 @@ from dataclasses import dataclass
 from lazyc.codegen.base import KernelCode, LaunchRef
 from lazyc.codegen.triton.bounds import Limit, limits
 from lazyc.codegen.triton.code import Code, ceil_div
-from lazyc.codegen.triton.pointwise import TYPES, expression
+from lazyc.codegen.triton.pointwise import expression
+from lazyc.codegen.triton.tiles import (
+    COLUMNS,
+    LEAST,
+    ROWS,
+    before_widening,
+    open_tile,
+    stored_half,
+    tile_size,
+    values_of,
+)
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis
@@ -34,10 +44,8 @@ from lazyc.ir.types import Dim, DType, numel
 
 # What values vary along: the loop lies across a tile of scores, and down a tile of what is summed; dots
 # have their own axes across the factor of the rows and down that of the loop.
-ROWS, COLUMNS, ACROSS, DOWN, LEFT_DEPTH, RIGHT_DEPTH = 1, 2, 4, 8, 16, 32
-_LEAST = 16  # rows, columns and depth that a tile has
+ACROSS, DOWN, LEFT_DEPTH, RIGHT_DEPTH = 4, 8, 16, 32
 _WIDEST = 256
-_HALVES = (DType.F16, DType.BF16)
 _PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
 
 
@@ -121,7 +129,7 @@ def _tiled(rows: Sequence[Axis]) -> tuple[Axis, ...]:
     """The last axes of the rows, as many as fill a tile; those before them are apart in the grid."""
     for k in reversed(range(len(rows))):
         size = numel(a.size for a in rows[k:])
-        if not isinstance(size, int) or size >= _LEAST:
+        if not isinstance(size, int) or size >= LEAST:
             return tuple(rows[k:])
     return tuple(rows)
 
@@ -257,9 +265,9 @@ class Tiles:
 def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
     """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
     sum."""
-    columns = _tile(attention.columns, _WIDEST) if attention.columns else 1
+    columns = tile_size(attention.columns, _WIDEST) if attention.columns else 1
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
-    widest = max([columns, *(_tile(d.axes, _WIDEST) for d in dots)])
+    widest = max([columns, *(tile_size(d.axes, _WIDEST) for d in dots)])
     if not is_half:
         rows, keys, warps, stages = (32, 32, 8, 1) if widest <= 64 else (16, 16, 8, 1)
     elif attention.online is not None:
@@ -275,17 +283,10 @@ def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
             (64, 64, 4, 2) if widest <= 64 else (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
         )
     rows, keys = (
-        min(most, _tile(axes, most))
+        min(most, tile_size(axes, most))
         for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
     )
     return Tiles(rows, keys, columns, warps, stages)
-
-
-def _tile(axes: tuple[Axis, ...], largest: int) -> int:
-    size = numel(a.size for a in axes)
-    if not isinstance(size, int):
-        return largest
-    return min(largest, max(_LEAST, 1 << (size - 1).bit_length()))
 
 
 # --- the kernel -----------------------------------------------------------------------------------
@@ -301,9 +302,7 @@ class _Kernel:
 
     def __init__(self, attention: Attention) -> None:
         self.a = attention
-        self.instrs = {
-            i.id: i for s in attention.nest.stages for i in s.body if not isinstance(i, L.Store)
-        }
+        self.instrs = values_of(attention.nest)
         pairs = [*attention.dots.values(), *attention.products.values()]
         self.is_half = all(self._common_half(f) is not None for f in pairs)
         t = self.tiles = choose_tiles(attention, self.is_half)
@@ -368,19 +367,11 @@ class _Kernel:
         """Where the program's tile is."""
         code, a, t, line = self.code, self.a, self.tiles, self.w.line
         down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
-        kind = TYPES[code.index_type]
         line(f"down = {code.dim(down)}")
         line(f"across = {code.dim(across)}")
         line("row = tl.program_id(0) % down")
         line("column = tl.program_id(0) // down % across")
-        line(
-            f"batch = (tl.program_id(0) // (down * across)).to({kind}) + tl.full([1, 1], 0, {kind})"
-        )
-        code.unravel(0, "batch", a.batch)
-        line(f"y = row.to({kind}) * {t.rows} + tl.arange(0, {t.rows})[:, None]")
-        line(f"x = column.to({kind}) * {t.columns} + tl.arange(0, {t.columns})[None, :]")
-        code.open(ROWS, "y", a.rows, rows, t.rows)
-        code.open(COLUMNS, "x", a.columns, columns, t.columns)
+        open_tile(code, a.batch, (a.rows, t.rows), (a.columns, t.columns))
 
     def _run(self, stage: L.Stage) -> None:
         for instr in stage.body:
@@ -463,7 +454,11 @@ class _Kernel:
 
     def _add_product(self, name: str, factors: Factors) -> None:
         code, w, t = self.code, self.w, self.tiles
-        left = self._half(factors.left) if self.is_half else code.values[factors.left]
+        left = (
+            before_widening(code, self.instrs, factors.left)
+            if self.is_half
+            else code.values[factors.left]
+        )
         zero = self.a.online is not None and self._is_weight(factors.left, self.a.online)
         text = left.text if zero else self._inside(left, "0.0")
         text = w.broadcast(text, left.varies, ROWS | ACROSS)
@@ -507,7 +502,7 @@ class _Kernel:
         """A tile of a dot's factor, as deep as the dot."""
         code, w = self.code, self.w
         depth = numel(a.size for a in axes)
-        size = _tile(axes, _WIDEST)
+        size = tile_size(axes, _WIDEST)
         w.dims[bit] = (w.dims[bit][0], size)
         lanes = "[None, :]" if bit == LEFT_DEPTH else "[:, None]"
         outside, code.values = code.values, self._outer_values()
@@ -527,7 +522,7 @@ class _Kernel:
         for instr in self.a.loop.body:
             if not isinstance(instr, L.Store) and instr.id in needed:
                 code.instr(instr)
-        found = self._half(value) if self.is_half else code.values[value]
+        found = before_widening(code, self.instrs, value) if self.is_half else code.values[value]
         text = w.broadcast(found.text, found.varies, varies)
         if w.ends[bit] and not self._is_loaded(value):
             text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, varies).text
@@ -543,21 +538,8 @@ class _Kernel:
     # --- half types -------------------------------------------------------------------------------
 
     def _common_half(self, factors: Factors) -> DType | None:
-        left, right = self._stored_type(factors.left), self._stored_type(factors.right)
-        return left if left is right and left in _HALVES else None
-
-    def _stored_type(self, value: int) -> DType | None:
-        """The half type that a factor was before it was widened to f32; None for any other."""
-        instr = self.instrs[value]
-        if not isinstance(instr, L.Compute) or instr.op != "cast":
-            return None
-        return self.instrs[instr.args[0]].dtype  # type: ignore[union-attr]
-
-    def _half(self, value: int) -> Value:
-        """A factor before it was widened."""
-        instr = self.instrs[value]
-        assert isinstance(instr, L.Compute)
-        return self.code.values[instr.args[0]]
+        left, right = (stored_half(self.instrs, v) for v in (factors.left, factors.right))
+        return left if left is right else None
 
     # --- which tiles of the loop count ------------------------------------------------------------
 
