@@ -57,15 +57,27 @@ def _certainly_ge(a: Dim, b: Dim) -> bool:
 
 
 def stored_factors(nodes: list[Node]) -> set[Node]:
-    """Factors of products in the form of ``products_as_loops`` that must be in memory as they are: those
-    that were padded, to be of use; and those of a half type that are too much to be computed at each
-    reading. (In memory as what the product makes of them, f32, they would miss the tensor cores.)"""
-    products = [n for n in nodes if is_loop_product(n)]
-    if not products:
+    """Factors of products that are loops of a kernel that must be in memory as they are: those that were
+    padded, to be of use; and those of a half type that are too much to be computed at each reading. (In
+    memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
+    attention, which are made of products that never have memory."""
+    factors = {_stored(x) for node in nodes for x in _factors(node)}
+    if not factors:
         return set()
     costs = inline_costs(nodes, frozenset())
-    factors = {_stored(x) for node in products for x in node.inputs[0].inputs}
-    return {x for x in factors if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only)}
+    return {
+        x
+        for x in factors
+        if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
+    }
+
+
+def _factors(node: Node) -> tuple[Node, ...]:
+    if node.op == "attend":
+        return (node.inputs[1],)
+    if node.op == "dot":
+        return node.inputs
+    return node.inputs[0].inputs if is_loop_product(node) else ()
 
 
 def _stored(x: Node) -> Node:

@@ -35,6 +35,7 @@ class Cost:
     ops: int = 0
     loads: int = 0
     costly: bool = False
+    nested: bool = False  # holds a product that never has memory
 
     @property
     def is_cheap(self) -> bool:
@@ -98,6 +99,7 @@ def inline_costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]
             ops=min(own + sum(p.ops for p in parts), 10_000),
             loads=min(sum(p.loads for p in parts), 10_000),
             costly=node.spec.has(_DEAR) or any(p.costly for p in parts),
+            nested=node.spec.has(Trait.NESTED) or any(p.nested for p in parts),
         )
         if node.op == "expand" and _shrinks(node.inputs[0], node):
             costs[node] = replace(costs[node], loads=0)
