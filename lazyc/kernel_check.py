@@ -21,8 +21,9 @@ from torch import nn
 
 from lazyc.codegen.base import Kernel, KernelCode, LaunchRef, Ref
 from lazyc.codegen.gpu_target import GpuTarget
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.triton.compile import compile_kernel
-from lazyc.codegen.triton.cuda import generator_key
+from lazyc.codegen.triton.cuda import CudaGenerator, generator_key
 from lazyc.codegen.triton.kernel import generate
 from lazyc.compiler import Compiler
 from lazyc.config import Config
@@ -55,13 +56,14 @@ class CheckedModel:
 
 @dataclass(slots=True)
 class FoundKernel:
-    """A kernel of some models. ``kind``: "contraction", "attention", "loop" (it has inner loops) or
-    "pointwise"."""
+    """A kernel of some models on some ``targets`` (names). ``kind``: "contraction", "attention", "loop" (it
+    has inner loops) or "pointwise"."""
 
     code: KernelCode
     kind: str
     comment: str
     models: set[str] = field(default_factory=set)
+    targets: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
@@ -107,17 +109,23 @@ class Collected:
 
 
 class _Collector:
-    """A ``Generator`` that notes kernels, and loads none."""
+    """A ``Generator`` that notes kernels as for a GPU, and loads none."""
 
     keeps_code = False
+    keeps_weights = CudaGenerator.keeps_weights
     has_products = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
-    key = "check-kernels"
+    key = "check-kernels"  # kernels with the same text have one symbol for all targets
 
-    def __init__(self, collected: Collected) -> None:
+    def __init__(self, collected: Collected, model: str, target: GpuTarget) -> None:
         self._collected = collected
-        self.model = ""
+        self._model = model
+        self._target = target
+
+    @property
+    def product_costs(self) -> ProductCosts:
+        return self._target.product_costs
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         assert isinstance(source, LoopNest)
@@ -126,7 +134,8 @@ class _Collector:
         if found is None:
             found = FoundKernel(code, _kind(source, code), source.comment)
             self._collected.kernels[symbol] = found
-        found.models.add(self.model)
+        found.models.add(self._model)
+        found.targets.add(self._target.name)
         return code
 
     def compile(self, code: KernelCode) -> bytes:
@@ -142,25 +151,31 @@ def _kind(nest: LoopNest, code: KernelCode) -> str:
     return "loop" if any(stage.axes for stage in nest.stages) else "pointwise"
 
 
-def collect_kernels(model: CheckedModel, train: bool, collected: Collected) -> None:
-    """Adds the kernels of a model: those of inference, or of a training step (``train``).
+def collect_kernels(
+    model: CheckedModel, targets: Sequence[GpuTarget], train: bool, collected: Collected
+) -> None:
+    """Adds the kernels of a model for each target: those of inference, or of a training step (``train``).
 
     The model runs once in eager. Raises what it raises, and CompilerBug for a graph that lazyc fails on.
     """
     events = E.EventStream()
     events.subscribe(lambda event: _note_fallback(event, collected))
-    generator = _Collector(collected)
-    generator.model = model.name
-    config = Config(strict=True, disk_cache=False)
-    compiler = Compiler(config, generator, create_host(), events, Spans())
+    config, host = Config(strict=True, disk_cache=False), create_host()
+    # What is left to eager does not depend on the target: only one tells of it.
+    streams = [events, *(E.EventStream() for _ in targets[1:])]
+    compilers = [
+        Compiler(config, _Collector(collected, model.name, target), host, stream, Spans())
+        for target, stream in zip(targets, streams, strict=True)
+    ]
 
     def compile_graph(graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
-        try:
-            compiler.compile(graph)
-        except CodeNotLoaded:
-            pass
-        except Unschedulable as error:
-            events.emit(E.Fallback("graph", str(error)))
+        for compiler, stream in zip(compilers, streams, strict=True):
+            try:
+                compiler.compile(graph)
+            except CodeNotLoaded:
+                pass
+            except Unschedulable as error:
+                stream.emit(E.Fallback("graph", str(error)))
         return run_in_eager(gm)
 
     def left_to_eager(op: str, reason: str, line: str) -> None:
@@ -169,7 +184,7 @@ def collect_kernels(model: CheckedModel, train: bool, collected: Collected) -> N
     backend = AotBackend(
         compile_graph,
         left_to_eager=left_to_eager,
-        has_products=generator.has_products,
+        has_products=_Collector.has_products,
         recompute=config.attention != "stored",
     )
     module = model.module.train(train)
@@ -218,12 +233,12 @@ def check_kernels(
     jobs: int = 0,
     progress: Callable[[int, int], None] = lambda done, all: None,
 ) -> list[CheckedKernel]:
-    """Compiles and judges each kernel for each target. What was found before is in the disk cache.
+    """Compiles and judges each kernel for each target that it was found for. What was found before is in the disk cache.
 
     ``jobs``: processes, 0 for one a core. ``progress`` is told how many are done, of how many.
     """
     disk = DiskCache(config, E.EventStream())
-    wanted = [(k, t) for k in kernels.values() for t in targets]
+    wanted = [(k, t) for k in kernels.values() for t in targets if t.name in k.targets]
     facts: dict[tuple[str, str], Facts] = {}
     todo: list[tuple[FoundKernel, GpuTarget]] = []
     for kernel, target in wanted:

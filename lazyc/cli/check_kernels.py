@@ -62,7 +62,7 @@ def check_kernels(
         for name, make in made.items():
             module, inputs = _call(name, make)
             for train in (False, True) if training else (False,):
-                collect_kernels(CheckedModel(name, module, inputs), train, collected)
+                collect_kernels(CheckedModel(name, module, inputs), targets, train, collected)
             progress.advance(bar)
         bar = progress.add_task("kernels", total=None)
         checked = check_kernels(

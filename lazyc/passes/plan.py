@@ -13,7 +13,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import MatrixView, as_matrix
+from lazyc.passes.contraction import MatrixView, as_matrix, stored_factors
 from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
@@ -36,12 +36,18 @@ class Plan:
     """``factors``: the operands of each matmul. ``arguments``: for (eager node, argument) the view to
     pass, or the copy. ``copies``: values to copy to other strides. ``results``: for each output the
     value whose memory is handed out, a view of such memory, or the copy. ``keeps``: whether work on
-    parameters and constants alone is kept between calls."""
+    parameters and constants alone is kept between calls.
+
+    For reports: ``reasons`` as in ``Layouts``, ``kept`` values that are made of weights once, and
+    ``copied_operands``, those that got memory because BLAS could not read them where they were."""
 
     graph: Graph
     nodes: list[Node]
     realized: set[Node]
     strides: dict[Node, Shape]
+    reasons: dict[Node, str]
+    kept: frozenset[Node]
+    copied_operands: set[Node]
     keeps: bool = True
     factors: dict[Node, tuple[MatrixView, ...]] = field(default_factory=dict)
     arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
@@ -59,9 +65,9 @@ class Plan:
         ) or any(o.value is node for o in self.graph.outputs)
 
 
-def make_plan(graph: Graph, device: str = "cpu", keeps: bool = True) -> Plan:
-    """Decides until nothing changes; all tensors are on ``device``. ``keeps``: as in Plan. Raises
-    Unschedulable."""
+def make_plan(graph: Graph, layout: bool = True, device: str = "cpu", keeps: bool = True) -> Plan:
+    """Decides until nothing changes; ``layout`` as in ``choose_strides``, ``keeps`` as in Plan; all tensors
+    are on ``device``. Raises Unschedulable."""
     for node in live_nodes(graph):
         on_device = not isinstance(node.type, TensorType) or node.type.device == device
         if not on_device and node.op != "seed":  # which is drawn where it is read
@@ -74,13 +80,25 @@ def make_plan(graph: Graph, device: str = "cpu", keeps: bool = True) -> Plan:
     targets = {t for t, _ in graph.mutations}
     forced: set[Node] = {v for _, v in graph.mutations if depends_on(v, targets)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
-    if keeps:
-        forced |= kept_values(graph)
+    kept = kept_values(graph) if keeps else frozenset[Node]()
+    forced |= kept | stored_factors(live_nodes(graph))
+    copied_operands: set[Node] = set()
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))
-        strides = choose_strides(graph, realized)
-        plan = Plan(graph, live_nodes(graph), realized, strides, keeps)
-        missing = _library_operands(plan) | _eager_arguments(plan) | _outputs(plan)
+        layouts = choose_strides(graph, realized, layout)
+        plan = Plan(
+            graph,
+            live_nodes(graph),
+            realized,
+            layouts.strides,
+            layouts.reasons,
+            kept,
+            copied_operands,
+            keeps,
+        )
+        operands = _library_operands(plan)
+        copied_operands |= operands
+        missing = operands | _eager_arguments(plan) | _outputs(plan)
         if missing <= forced:
             return plan
         forced |= missing

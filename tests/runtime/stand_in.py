@@ -20,6 +20,9 @@ from lazyc.codegen.triton.kernel import generate
 from lazyc.compiler import Compiler
 from lazyc.config import Config
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import Sparsity
+from lazyc.ir.types import DType
 from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
 from lazyc.runtime.device import DeviceArenas
@@ -140,7 +143,10 @@ class StandInGenerator:
     """A ``Generator`` of kernels that a stand-in launches."""
 
     keeps_code = False
+    keeps_weights = False
     has_products = True
+    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
+    product_costs = InterpretedGenerator.product_costs
     suffix = "py"
     key = "stand-in"
 
@@ -149,8 +155,9 @@ class StandInGenerator:
         self._interpreted = InterpretedGenerator()
         self._params: dict[str, tuple[Any, ...]] = {}
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
-        code = generate(nest, symbol, reports_division=False)
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        assert isinstance(source, LoopNest)
+        code = generate(source, symbol, reports_division=False)
         self._params[symbol] = tuple(p.torch for p in code.params)
         return code
 

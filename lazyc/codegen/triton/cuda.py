@@ -8,6 +8,7 @@ import triton
 
 from lazyc.codegen.base import CodegenError, DeviceKernel, KernelCode, LaunchRef, Ref
 from lazyc.codegen.gpu_target import GpuTarget
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.cubin import DeviceCode
 from lazyc.codegen.triton.kernel import generate
@@ -30,12 +31,17 @@ class CudaGenerator:
 
     keeps_code = True
     has_products = True
+    keeps_weights = False  # it would have to wait for the stream that it was computed on
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
 
     def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:
         self._target = target
         self._device = device
+
+    @property
+    def product_costs(self) -> ProductCosts:
+        return self._target.product_costs
 
     @property
     def key(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lazyc.codegen.triton.code import Code
+from lazyc.codegen.triton.code import VECTOR_BYTES, Code
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.writer import Value
 from lazyc.ir import loops as L
@@ -14,7 +14,6 @@ from lazyc.ir.types import Dim, DType, numel
 
 ROWS, COLUMNS = 1, 2  # what values vary along, in every kernel with tiles
 LEAST = 16  # rows, columns and depth that a tile of the tensor cores has
-VECTOR_BYTES = 16  # of the widest load of a thread
 # Single precision is asked to be exact (``input_precision="ieee"``). For sm_100 Triton multiplies all the
 # same by TF32 where a factor was computed from narrower values, be it a mask (triton-lang/triton, issue 10176),
 # but only tiles of at least so many rows.
