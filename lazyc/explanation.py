@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,8 @@ class Explanation:
 
     ``breaks`` pairs Dynamo's reason for a graph break with the user's line. ``flushes`` and
     ``not_lazy`` are filled with the option ``lazy``. ``bytes_moved`` adds up the buffers that each
-    step of the programs reads or writes. ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's
+    step of the programs reads or writes. ``decisions`` are those about layout and padding; equal ones are
+    printed once. ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's
     are the rest of ``first_call``.
     """
 
@@ -55,6 +56,7 @@ class Explanation:
     kernel_calls: int
     products: int
     bytes_moved: int
+    decisions: tuple[E.Decided, ...]
     compile_seconds: Mapping[str, float]
     first_call: float
     second_call: float
@@ -100,6 +102,7 @@ def explain(
         kernel_calls=sum(isinstance(s, KernelStep) for s in steps),
         products=sum(isinstance(s, GemmStep) for s in steps),
         bytes_moved=sum(map(_bytes_moved, made)),
+        decisions=tuple(e for e in events if isinstance(e, E.Decided)),
         compile_seconds=dict(seconds),
         first_call=first,
         second_call=second,
@@ -210,6 +213,14 @@ def _lines(x: Explanation) -> Iterator[str]:
         yield f"graph break at {line}: {reason}"
     for event in (*x.not_lazy, *x.flushes):
         yield format_event(event, 1)
+    yield from _decision_lines(x.decisions)
     for e in x.eager:
         at = f" at {', '.join(e.lines)}" if e.lines else ""
         yield f"eager: {e.op}{at}: {e.reason} ({e.calls} calls, {e.milliseconds:.2f} ms)"
+
+
+def _decision_lines(decisions: Sequence[E.Decided]) -> Iterator[str]:
+    """One line for those that differ in graph and line alone, with how many there were."""
+    counts = Counter(replace(d, graph=0, line="") for d in decisions)
+    for decision, count in counts.items():
+        yield format_event(decision, 2) + (f" [{count} times]" if count > 1 else "")

@@ -27,6 +27,21 @@ LINES: list[tuple[E.Event, str]] = [
         E.PassFinished("fold_norm", 0.0012, 10, 4, "%0 = input"),
         "pass fold_norm: 1.2 ms, 10 -> 4 nodes\n%0 = input",
     ),
+    (
+        E.Decided(1, "layout", "permute(1, 0) of f32[4, 8] moves nothing", "its readers index"),
+        "layout: permute(1, 0) of f32[4, 8] moves nothing: its readers index",
+    ),
+    (
+        E.Decided(1, "padding", "k = 33 -> 40", "rows", "model.py:4", 512, 3 << 19, 2048, 2.5e-6),
+        (
+            "padding at model.py:4: k = 33 -> 40: rows (copies 512 B a call, keeps 1.5 MiB, saves "
+            "2.0 KiB of traffic a call, estimated to save 2.5 us a call)"
+        ),
+    ),
+    (
+        E.Decided(1, "layout", "copied", "strides", bytes_copied=None),
+        "layout: copied: strides (copies bytes that depend on sizes a call)",
+    ),
     (E.CacheHit("disk", "kernels", KEY), "cache hit (disk): kernels 0123456789abcdef"),
     (E.CacheMiss("memory", "programs", KEY), "cache miss (memory): programs 0123456789abcdef"),
     (
@@ -292,6 +307,11 @@ EXPLANATION = Explanation(
     kernel_calls=3,
     products=1,
     bytes_moved=3 << 19,
+    decisions=(
+        E.Decided(1, "layout", "copied", "strides", "model.py:4", 512),
+        E.Decided(2, "layout", "copied", "strides", "model.py:6", 512),
+        E.Decided(2, "layout", "stored", "strides"),
+    ),
     compile_seconds={"passes": 0.012, "llvm": 0.2},
     first_call=1.5,
     second_call=0.00125,
@@ -303,6 +323,8 @@ first call 1500 ms (passes 12, llvm 200); second call 1.25 ms
 graph break at model.py:5: call to print
 not lazy: the region at model.py:13 runs at once: it needs gradients
 flush at model.py:20: mark_step: 2 regions, 6 operators, 1 results (1.0 ms)
+layout: copied: strides (copies 512 B a call) [2 times]
+layout: stored: strides
 eager: aten.sort.default at model.py:7, model.py:9: no lowering (2 calls, 0.25 ms)
 eager: graph: a complex input (1 calls, 0.00 ms)"""
 
