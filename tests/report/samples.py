@@ -18,7 +18,7 @@ SAMPLES: list[E.Event] = [
     E.CacheEvicted(2, 4096),
     E.CacheDisabled("read-only"),
     E.KernelCompiled("ef" * 32, 0.02, "add model.py:3"),
-    E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "", 1, 0.5),
+    E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "mark it dynamic", 1, 0.5),
     E.Fallback("aten.sort.default", "no lowering", "model.py:7"),
     E.Flushed("value_read", "print", "model.py:11", 3, 12, 1, True, 0.25),
     E.NeverComputed("model.py:12", 5),

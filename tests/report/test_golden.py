@@ -171,6 +171,7 @@ REPORT = """\
    aten.sort.default: no lowering             │                     2
  compiled again                               │                     2
    model.py:9 x: size of dim 0, 2 -> 3        │                     2
+     to avoid it: mark it dynamic             │
  buckets compiled                             │                     2
  padding, of what was computed                │                21.9 %
  flushes of lazy regions                      │                     2
@@ -263,9 +264,6 @@ lazyc_padding_waste_percent 21.875
 # TYPE lazyc_compile_seconds_total counter
 lazyc_compile_seconds_total{stage="passes"} 0.5
 lazyc_compile_seconds_total{stage="codegen"} 1.0
-# HELP lazyc_recompiles_total Functions compiled again.
-# TYPE lazyc_recompiles_total counter
-lazyc_recompiles_total{reason="model.py:9 x: size of dim 0, 2 -> 3"} 2.0
 # HELP lazyc_flushes_total Runs of recorded work.
 # TYPE lazyc_flushes_total counter
 lazyc_flushes_total{cause="value_read"} 2.0
@@ -282,6 +280,9 @@ lazyc_cache_misses_total{kind="programs",level="disk"} 2.0
 # HELP lazyc_fallbacks_total Operators left to eager.
 # TYPE lazyc_fallbacks_total counter
 lazyc_fallbacks_total{op="aten.sort.default",reason="no lowering"} 2.0
+# HELP lazyc_recompiles_total Functions compiled again.
+# TYPE lazyc_recompiles_total counter
+lazyc_recompiles_total{changed="x: size of dim 0, 2 -> 3",line="model.py:9"} 2.0
 # HELP lazyc_regions_not_lazy_total Regions that run when they are called.
 # TYPE lazyc_regions_not_lazy_total counter
 lazyc_regions_not_lazy_total{line="model.py:13",reason="it needs gradients"} 2.0
