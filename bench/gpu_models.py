@@ -98,8 +98,8 @@ def vit() -> Made:
 
 
 def swin() -> Made:
-    """Swin-tiny: attention within windows that are shifted."""
-    config = tf.SwinConfig(depths=[2, 2], num_heads=[3, 6], drop_path_rate=0.0)
+    """Swin-tiny's first stage: attention within windows that are shifted."""
+    config = tf.SwinConfig(depths=[2], num_heads=[3], drop_path_rate=0.0)
     return _image(tf.SwinForImageClassification(config))
 
 
@@ -109,9 +109,10 @@ def resnet() -> Made:
     return _image(tf.ResNetForImageClassification(config))
 
 
-def mobilenet_v2() -> Made:
-    """MobileNetV2: depthwise convolutions."""
-    return _image(tf.MobileNetV2ForImageClassification(tf.MobileNetV2Config()))
+def convnext() -> Made:
+    """ConvNeXt-tiny's first two widths: depthwise convolutions, and products over channels."""
+    config = tf.ConvNextConfig(num_stages=2, hidden_sizes=[96, 192], depths=[1, 1])
+    return _image(tf.ConvNextForImageClassification(config))
 
 
 def whisper() -> Made:
@@ -127,6 +128,6 @@ def whisper() -> Made:
 MODELS: dict[str, Callable[[], Made]] = {
     f.__name__: f
     for f in (
-        bert, electra, gpt2, llama, mistral, opt, t5, vit, swin, resnet, mobilenet_v2, whisper,
+        bert, electra, gpt2, llama, mistral, opt, t5, vit, swin, resnet, convnext, whisper,
     )
 }  # fmt: skip

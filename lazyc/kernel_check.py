@@ -309,7 +309,8 @@ def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ..
     # What surrounds a product may load less at a time; where nothing is copied ahead, that cannot be told
     # apart from the factors.
     widths = facts.copy_bits or facts.load_bits[-1:]
-    if products.aligned and (not widths or min(widths) < 128):
+    least = max(widths, default=0) if products.others else min(widths, default=0)
+    if products.aligned and least < 128:
         narrow = ", ".join(map(str, widths))
         found.append(f"aligned factors are loaded by {narrow} bits")
     return tuple(found)

@@ -59,7 +59,8 @@ class Products:
     """The products of tiles in a kernel, for who judges its machine code (``lazyc check-kernels``).
 
     ``kind``: "contraction" or "attention". A tile is ``rows`` by ``columns`` by ``depth`` elements of
-    ``dtype``. ``aligned``: factors can be loaded by the widest vectors that there are.
+    ``dtype``. ``aligned``: factors can be loaded by the widest vectors that there are. ``others``: with
+    them things are loaded that are no factors, such as masks, by whatever width.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Products:
     columns: int
     depth: int
     aligned: bool
+    others: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,18 @@ from lazyc.kernel_check import Facts, problems
 MODEL = """
 import torch
 def mlp():
-    model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
+    model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.GELU())
     return model.bfloat16(), (torch.randn(256, 128).bfloat16(),)
+class Attention(torch.nn.Module):
+    def forward(self, q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+def attention():
+    return Attention(), tuple(
+        torch.randn(2, 2, 128, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
 def wrong():
     return torch.nn.Linear(2, 2)
-MODELS = {"mlp": mlp}
+MODELS = {"mlp": mlp, "attention": attention}
 """
 
 
@@ -39,17 +46,18 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_model_of_a_script(script: str) -> None:
-    """Inference and training of two layers on three architectures; found again on disk."""
+    """Inference and training of a layer, and of attention, on three architectures; found again on
+    disk."""
     for _ in range(2):
         result = CliRunner().invoke(app, ["check-kernels", script, "--jobs", "1"])
         assert result.exit_code == 0, result.output
-        rows = [
-            line.split("│") for line in result.output.splitlines() if "contraction bf16" in line
-        ]
-        cores = {row[1].strip(): row[-2] for row in rows}
-        assert cores.keys() == {"sm_80", "sm_90", "sm_100"}
-        for name, text in cores.items():
-            assert gpu_target(name).tensor_cores in text
+        for kind, count in (("contraction bf16", 3), ("attention bf16", 4)):
+            rows = [line.split("│") for line in result.output.splitlines() if kind in line]
+            assert [int(row[2]) for row in rows] == [count] * 3, result.output
+            cores = {row[1].strip(): row[-2] for row in rows}
+            assert cores.keys() == {"sm_80", "sm_90", "sm_100"}
+            for name, text in cores.items():
+                assert f"{count} {gpu_target(name).tensor_cores}" in text
         assert result.output.rstrip().endswith("compiled, 0 with problems")
     assert len(list((Path(os.environ["LAZYC_CACHE_DIR"]) / "v1" / "checks").rglob("*"))) > 6
 
@@ -58,7 +66,7 @@ def test_a_row_for_each_kernel(script: str) -> None:
     args = ["check-kernels", f"{script}:mlp", "--arch", "sm_90", "--no-training", "--all"]
     result = CliRunner().invoke(app, [*args, "--jobs", "1"])
     assert result.exit_code == 0, result.output
-    assert result.output.count("contraction bf16") == 2 and "aten.addmm" in result.output
+    assert result.output.count("contraction bf16") == 1 and "aten.addmm" in result.output
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,8 @@ PRODUCTS = Products("contraction", DType.BF16, 128, 128, 64, True)
         ({"tensor_cores": ("tcgen05",)}, replace(PRODUCTS, dtype=DType.F32), "cut"),
         ({"copy_bits": (32, 128)}, PRODUCTS, "loaded by 32, 128 bits"),
         ({"copy_bits": (32, 128)}, replace(PRODUCTS, aligned=False), ""),
+        ({"copy_bits": (32, 128)}, replace(PRODUCTS, others=True), ""),
+        ({"copy_bits": (32, 64)}, replace(PRODUCTS, others=True), "loaded by 32, 64 bits"),
         ({"copy_bits": (), "load_bits": ()}, PRODUCTS, "loaded by"),
     ],
 )

@@ -358,7 +358,9 @@ class _Kernel:
         factors = [f.right for f in pairs] + [f.left for f in a.dots.values()]
         depth = min(tile_size(d.axes, _WIDEST) for d in dots)
         aligned = are_aligned(a.loop.body, factors, axes)
-        return Products("attention", self.half or DType.F32, t.rows, t.keys, depth, aligned)
+        known = cone(a.loop.body, factors)
+        others = any(isinstance(i, L.Load) and i.id not in known for i in a.loop.body)
+        return Products("attention", self.half or DType.F32, t.rows, t.keys, depth, aligned, others)
 
     def _sum(self, total: L.Reduce, varies: int) -> Value:
         online, text = self.a.online, self.sums[total.id]

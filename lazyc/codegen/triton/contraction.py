@@ -106,24 +106,24 @@ class Tiles:
 
 _HALF_TILES = ((128, 128), (128, 64), (64, 64))  # rows and columns at most, larger ones first
 _SINGLE_TILES = ((128, 64), (64, 64))
-_EXACT_TILES = ((EXACT_ROWS // 2, 128), (EXACT_ROWS // 2, 64))
+_EXACT_TILES = ((EXACT_ROWS // 2, 64),)
 
 
 def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     """Large tiles read each factor less often. Smaller ones are taken where there would be too few to keep
     a GPU busy, or where what surrounds the product needs many registers: much of it, or a result whose rows
     start anywhere, so that each element is stored by an address of its own. Single precision keeps factors
-    in registers too, and gets more threads."""
+    in registers too, and gets more threads; where a factor is more than a load it keeps below EXACT_ROWS."""
     c = contraction
-    depth = tile_size(c.loop.axes, 64 if is_half else 16, _UNKNOWN)
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
     across = numel(a.size for a in c.columns)
     heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
     if is_half:
-        most = _HALF_TILES[heavy:]
+        most, depth = _HALF_TILES[heavy:], 64
+    elif len(c.loop.body) == 4:  # two loads, their product and its sum
+        most, depth = _SINGLE_TILES, 16
     else:
-        plain = len(c.loop.body) == 4  # two loads, their product and its sum
-        most = _SINGLE_TILES if plain else _EXACT_TILES
+        most, depth = _EXACT_TILES, 32  # so that a thread loads a vector of a half type
     rows = columns = 0
     for most_rows, most_columns in most:
         rows = tile_size(c.rows, most_rows, _UNKNOWN)
@@ -131,6 +131,7 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
         if _programs(c, rows, columns) >= _BUSY:
             break
     of_eight = 64 * 64 if not is_half else 128 * 64 if heavy else 128 * 128
+    depth = tile_size(c.loop.axes, depth, _UNKNOWN)
     return Tiles(rows, columns, depth, 8 if rows * columns >= of_eight else 4, 3)
 
 
