@@ -316,3 +316,15 @@ def test_one_copy_serves_both_products_of_a_backward_pass() -> None:
     args = [torch.rand(24, 17), torch.rand(17, 20), torch.rand(24, 20)]
     for got, want in zip(run_program(program, args), run_graph(graph, args), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_is_not_kept_is_copied_at_each_call() -> None:
+    """A GPU's programs keep nothing: the model counts the copy, and the program packs nothing."""
+    for keeps in (True, False):
+        b = Make()
+        x, w = b.input(64, 32, dtype=BF16), b.input(32, 35, dtype=BF16, parameter=True)
+        passes = pipeline(True, True, SLOW, keeps=keeps)
+        graph = run_passes(b.outputs(b.emit("matmul", x, w)), passes, verify=True)[-1].graph
+        (decision,) = (d for d in graph.decisions if d.by == "padding")
+        assert (decision.bytes_copied == 0) == keeps
+        assert bool(schedule(graph, keeps=keeps).packed) == keeps
