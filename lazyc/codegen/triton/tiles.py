@@ -15,8 +15,8 @@ from lazyc.ir.types import Dim, DType, numel
 ROWS, COLUMNS = 1, 2  # what values vary along, in every kernel with tiles
 LEAST = 16  # rows, columns and depth that a tile of the tensor cores has
 # Single precision is asked to be exact (``input_precision="ieee"``). For sm_100 Triton multiplies all the
-# same by TF32 where a factor was computed from narrower values, be it a mask (triton-lang/triton, issue 10176),
-# but only tiles of at least so many rows.
+# same by TF32 where a factor was widened from a half type (triton-lang/triton, issue 10176), but only tiles of at
+# least so many rows.
 EXACT_ROWS = 64
 _HALVES = (DType.F16, DType.BF16)
 
