@@ -1,4 +1,4 @@
-"""Graph -> Program: realize, fuse, lay out, lower, and put the steps in order.
+"""Graph -> Program: realize, fuse, lay out, lower, put the steps in order, find blocks of rows.
 
 before   %3 = add(%1, %2)   %4 = matmul(%3, %w)   %5 = reduce_max(%4)
 after    kernel k0 -> b3;  gemm b3, w -> b4;  kernel k1: b4 -> b5
@@ -11,6 +11,7 @@ from lazyc.ir.program import Program
 from lazyc.passes.emit import emit_program
 from lazyc.passes.fusion import fuse
 from lazyc.passes.plan import make_plan
+from lazyc.passes.row_tiles import find_row_tiles
 from lazyc.passes.units import make_units
 
 
@@ -23,4 +24,4 @@ def schedule(graph: Graph, fusion: bool = True) -> Program:
     units = make_units(plan)
     if fusion:
         fuse(units)
-    return emit_program(plan, units)
+    return find_row_tiles(emit_program(plan, units))

@@ -12,6 +12,15 @@ same for every Program; its code holds no address, and is compiled in a few mill
             (size, byte strides of a, b, c) * ndims batch dims
     PACKED  op, len, fn, (slot, offset) * (a, packed b, c), transpose a, m, n, k, lda, ldb, ldc, beta
     GUARD   op, len, count, (address, expected word) * count
+    BLOCKS  op, len, matrices, blocks of each, rows of each, rows of a block, in order, most threads,
+            (slot, offset) of memory of the threads, bytes for each; then records until END:
+      KERNEL  op, len, fn, items of a row, nbuffers, (slot, offset, bytes of a row) * nbuffers, sizes...
+      GEMM    op, len, fn, ndims, dim, (slot, offset, bytes to the next row) * (a, b, c), ten words as
+              above, beta of later blocks, batch dims as above
+
+Inside of BLOCKS, slot -1 is the thread's own memory, whose first bytes are room for a kernel's addresses.
+A kernel finds the rows of the block where those of the whole buffer would be. "dim" is which of m, n, k
+has the rows: it is smaller in the last block of a matrix. "in order": a thread takes whole matrices.
 
 ``env`` starts with: threads, address of the OpenMP entry points, address of a scratch array of
 pointers with room for the longest buffer list. GUARD returns at once with ERROR_STALE when a word of
@@ -30,7 +39,7 @@ import llvmlite.binding as llvm
 
 from lazyc.runtime.threads import OpenMP
 
-END, KERNEL, GEMM, PACKED, GUARD = range(5)
+END, KERNEL, GEMM, PACKED, GUARD, BLOCKS = range(6)
 ENV_THREADS, ENV_OPENMP, ENV_SCRATCH, ENV_SLOTS = range(4)
 ERROR_STALE = 1 << 62
 
@@ -38,6 +47,7 @@ ERROR_STALE = 1 << 62
 DRIVER_IR = r"""
 %Kernel = type { ptr, ptr, ptr, i64, ptr, ptr }   ; fn, buffers, sizes, items, error, openmp
 %Batch = type { ptr, ptr, ptr }                   ; record, env, openmp
+%Blocks = type { ptr, ptr, ptr, ptr, ptr }        ; record, env, openmp, memory, error
 
 define internal i64 @word(ptr %rec, i64 %i) alwaysinline {
   %p = getelementptr i64, ptr %rec, i64 %i
@@ -282,6 +292,235 @@ define internal void @run_packed(ptr %rec, ptr %env) {
   ret void
 }
 
+; The (slot, offset) pair at word %i of the record; slot -1 is %own.
+define internal ptr @resolve_own(ptr %rec, i64 %i, ptr %env, ptr %own) alwaysinline {
+  %slot = call i64 @word(ptr %rec, i64 %i)
+  %is_own = icmp slt i64 %slot, 0
+  %known = select i1 %is_own, i64 0, i64 %slot
+  %there = call ptr @wordptr(ptr %env, i64 %known)
+  %base = select i1 %is_own, ptr %own, ptr %there
+  %j = add i64 %i, 1
+  %offset = call i64 @word(ptr %rec, i64 %j)
+  %p = getelementptr i8, ptr %base, i64 %offset
+  ret ptr %p
+}
+; A kernel on rows %row0 and the %n - 1 that follow, counted over all matrices.
+define internal void @block_kernel(ptr %rec, ptr %env, ptr %own, i64 %row0, i64 %n, ptr %error) {
+entry:
+  %fn = call ptr @wordptr(ptr %rec, i64 2)
+  %per_row = call i64 @word(ptr %rec, i64 3)
+  %count = call i64 @word(ptr %rec, i64 4)
+  br label %next
+next:
+  %i = phi i64 [ 0, %entry ], [ %i1, %fill ]
+  %i3 = mul i64 %i, 3
+  %at = add i64 %i3, 5
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %fill, label %ready
+fill:
+  %p = call ptr @resolve_own(ptr %rec, i64 %at, ptr %env, ptr %own)
+  %at2 = add i64 %at, 2
+  %row = call i64 @word(ptr %rec, i64 %at2)
+  %ahead = mul i64 %row0, %row
+  %back = sub i64 0, %ahead
+  %q = getelementptr i8, ptr %p, i64 %back
+  %to = getelementptr ptr, ptr %own, i64 %i
+  store ptr %q, ptr %to
+  %i1 = add i64 %i, 1
+  br label %next
+ready:
+  %sizes = getelementptr i64, ptr %rec, i64 %at
+  %lo = mul i64 %row0, %per_row
+  %work = mul i64 %n, %per_row
+  %hi = add i64 %lo, %work
+  call void %fn(ptr %own, ptr %sizes, i64 %lo, i64 %hi, ptr %error)
+  ret void
+}
+define internal ptr @block_operand(ptr %rec, i64 %i, ptr %env, ptr %own, i64 %first) alwaysinline {
+  %p = call ptr @resolve_own(ptr %rec, i64 %i, ptr %env, ptr %own)
+  %j = add i64 %i, 2
+  %row = call i64 @word(ptr %rec, i64 %j)
+  %ahead = mul i64 %first, %row
+  %q = getelementptr i8, ptr %p, i64 %ahead
+  ret ptr %q
+}
+; A product on rows %first and the %n - 1 that follow of matrix %matrix; %block: number of the block.
+define internal void @block_gemm(ptr %rec, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n,
+                                 i64 %block) {
+entry:
+  %size_of_block = alloca i64
+  store i64 %n, ptr %size_of_block
+  %fn = call ptr @wordptr(ptr %rec, i64 2)
+  %ndims = call i64 @word(ptr %rec, i64 3)
+  %dim = call i64 @word(ptr %rec, i64 4)
+  %a = call ptr @block_operand(ptr %rec, i64 5, ptr %env, ptr %own, i64 %first)
+  %b = call ptr @block_operand(ptr %rec, i64 8, ptr %env, ptr %own, i64 %first)
+  %c = call ptr @block_operand(ptr %rec, i64 11, ptr %env, ptr %own, i64 %first)
+  %ta = getelementptr i64, ptr %rec, i64 14
+  %tb = getelementptr i64, ptr %rec, i64 15
+  %whole0 = getelementptr i64, ptr %rec, i64 16
+  %whole1 = getelementptr i64, ptr %rec, i64 17
+  %whole2 = getelementptr i64, ptr %rec, i64 18
+  %is0 = icmp eq i64 %dim, 0
+  %is1 = icmp eq i64 %dim, 1
+  %is2 = icmp eq i64 %dim, 2
+  %d0 = select i1 %is0, ptr %size_of_block, ptr %whole0
+  %d1 = select i1 %is1, ptr %size_of_block, ptr %whole1
+  %d2 = select i1 %is2, ptr %size_of_block, ptr %whole2
+  %lda = getelementptr i64, ptr %rec, i64 19
+  %ldb = getelementptr i64, ptr %rec, i64 20
+  %ldc = getelementptr i64, ptr %rec, i64 21
+  %alpha = getelementptr i64, ptr %rec, i64 22
+  %is_first = icmp eq i64 %block, 0
+  %which = select i1 %is_first, i64 23, i64 24
+  %beta = getelementptr i64, ptr %rec, i64 %which
+  %dims = getelementptr i64, ptr %rec, i64 25
+  br label %locate
+locate:
+  %d = phi i64 [ %ndims, %entry ], [ %d.1, %within ]
+  %rest = phi i64 [ %matrix, %entry ], [ %rest1, %within ]
+  %oa = phi i64 [ 0, %entry ], [ %oa1, %within ]
+  %ob = phi i64 [ 0, %entry ], [ %ob1, %within ]
+  %oc = phi i64 [ 0, %entry ], [ %oc1, %within ]
+  %located = icmp eq i64 %d, 0
+  br i1 %located, label %one, label %within
+within:
+  %d.1 = sub i64 %d, 1
+  %d4 = shl i64 %d.1, 2
+  %batch = getelementptr i64, ptr %dims, i64 %d4
+  %size = call i64 @word(ptr %batch, i64 0)
+  %i = urem i64 %rest, %size
+  %rest1 = udiv i64 %rest, %size
+  %oa1 = call i64 @step(ptr %batch, i64 1, i64 %i, i64 %oa)
+  %ob1 = call i64 @step(ptr %batch, i64 2, i64 %i, i64 %ob)
+  %oc1 = call i64 @step(ptr %batch, i64 3, i64 %i, i64 %oc)
+  br label %locate
+one:
+  %pa = getelementptr i8, ptr %a, i64 %oa
+  %pb = getelementptr i8, ptr %b, i64 %ob
+  %pc = getelementptr i8, ptr %c, i64 %oc
+  call void %fn(ptr %ta, ptr %tb, ptr %d0, ptr %d1, ptr %d2, ptr %alpha, ptr %pa, ptr %lda,
+                ptr %pb, ptr %ldb, ptr %beta, ptr %pc, ptr %ldc)
+  ret void
+}
+; Blocks %lo to %hi - 1 of all matrices, or, when they go in order, those of matrices %lo to %hi - 1.
+define internal void @block_range(ptr %rec, ptr %env, i64 %lo, i64 %hi, ptr %own, ptr %error) {
+entry:
+  %count = call i64 @word(ptr %rec, i64 3)
+  %rows = call i64 @word(ptr %rec, i64 4)
+  %most = call i64 @word(ptr %rec, i64 5)
+  %in_order = call i64 @word(ptr %rec, i64 6)
+  %whole = icmp ne i64 %in_order, 0
+  %each = select i1 %whole, i64 %count, i64 1
+  %begin = mul i64 %lo, %each
+  %end = mul i64 %hi, %each
+  %body = getelementptr i64, ptr %rec, i64 11
+  br label %loop
+loop:
+  %at = phi i64 [ %begin, %entry ], [ %following, %finished ]
+  %more = icmp ult i64 %at, %end
+  br i1 %more, label %open, label %done
+open:
+  %matrix = udiv i64 %at, %count
+  %block = urem i64 %at, %count
+  %first = mul i64 %block, %most
+  %left = sub i64 %rows, %first
+  %n = call i64 @llvm.umin.i64(i64 %left, i64 %most)
+  %before = mul i64 %matrix, %rows
+  %row0 = add i64 %before, %first
+  br label %steps
+steps:
+  %step = phi ptr [ %body, %open ], [ %after, %next ]
+  %op = call i64 @word(ptr %step, i64 0)
+  switch i64 %op, label %finished [ i64 1, label %kernel
+                                    i64 2, label %gemm ]
+kernel:
+  call void @block_kernel(ptr %step, ptr %env, ptr %own, i64 %row0, i64 %n, ptr %error)
+  br label %next
+gemm:
+  call void @block_gemm(ptr %step, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n, i64 %block)
+  br label %next
+next:
+  %length = call i64 @word(ptr %step, i64 1)
+  %after = getelementptr i64, ptr %step, i64 %length
+  br label %steps
+finished:
+  %following = add i64 %at, 1
+  br label %loop
+done:
+  ret void
+}
+declare i64 @llvm.umin.i64(i64, i64)
+define internal i64 @block_units(ptr %rec) alwaysinline {
+  %matrices = call i64 @word(ptr %rec, i64 2)
+  %count = call i64 @word(ptr %rec, i64 3)
+  %in_order = call i64 @word(ptr %rec, i64 6)
+  %whole = icmp ne i64 %in_order, 0
+  %blocks = mul i64 %matrices, %count
+  %units = select i1 %whole, i64 %matrices, i64 %blocks
+  ret i64 %units
+}
+define internal void @block_task(ptr %task) {
+  %local = alloca i64
+  store i64 0, ptr %local
+  %rec = load ptr, ptr %task
+  %p1 = getelementptr %Blocks, ptr %task, i32 0, i32 1
+  %env = load ptr, ptr %p1
+  %p2 = getelementptr %Blocks, ptr %task, i32 0, i32 2
+  %openmp = load ptr, ptr %p2
+  %p3 = getelementptr %Blocks, ptr %task, i32 0, i32 3
+  %memory = load ptr, ptr %p3
+  %p4 = getelementptr %Blocks, ptr %task, i32 0, i32 4
+  %error = load ptr, ptr %p4
+  %units = call i64 @block_units(ptr %rec)
+  %range = call { i64, i64 } @share(ptr %openmp, i64 %units)
+  %lo = extractvalue { i64, i64 } %range, 0
+  %hi = extractvalue { i64, i64 } %range, 1
+  %number = call ptr @wordptr(ptr %openmp, i64 1)
+  %t32 = call i32 %number()
+  %t = sext i32 %t32 to i64
+  %bytes = call i64 @word(ptr %rec, i64 10)
+  %place = mul i64 %t, %bytes
+  %own = getelementptr i8, ptr %memory, i64 %place
+  call void @block_range(ptr %rec, ptr %env, i64 %lo, i64 %hi, ptr %own, ptr %local)
+  %bits = load i64, ptr %local
+  %failed = icmp ne i64 %bits, 0
+  br i1 %failed, label %report, label %done
+report:
+  %old = atomicrmw or ptr %error, i64 %bits monotonic
+  br label %done
+done:
+  ret void
+}
+define internal void @run_blocks(ptr %rec, ptr %env, ptr %error, ptr %task) {
+  %units = call i64 @block_units(ptr %rec)
+  %threads = call i64 @word(ptr %env, i64 0)
+  %room = call i64 @word(ptr %rec, i64 7)
+  %most = call i64 @llvm.umin.i64(i64 %threads, i64 %room)
+  %team = call i64 @llvm.umin.i64(i64 %most, i64 %units)
+  %memory = call ptr @resolve(ptr %rec, i64 8, ptr %env)
+  %many = icmp ugt i64 %team, 1
+  br i1 %many, label %parallel, label %serial
+serial:
+  call void @block_range(ptr %rec, ptr %env, i64 0, i64 %units, ptr %memory, ptr %error)
+  ret void
+parallel:
+  %openmp = call ptr @wordptr(ptr %env, i64 1)
+  store ptr %rec, ptr %task
+  %p1 = getelementptr %Blocks, ptr %task, i32 0, i32 1
+  store ptr %env, ptr %p1
+  %p2 = getelementptr %Blocks, ptr %task, i32 0, i32 2
+  store ptr %openmp, ptr %p2
+  %p3 = getelementptr %Blocks, ptr %task, i32 0, i32 3
+  store ptr %memory, ptr %p3
+  %p4 = getelementptr %Blocks, ptr %task, i32 0, i32 4
+  store ptr %error, ptr %p4
+  %gomp = call ptr @wordptr(ptr %openmp, i64 0)
+  %team32 = trunc i64 %team to i32
+  call void %gomp(ptr @block_task, ptr %task, i32 %team32, i32 0)
+  ret void
+}
+
 define internal i1 @guard_holds(ptr %rec) {
 entry:
   %count = call i64 @word(ptr %rec, i64 2)
@@ -318,7 +557,8 @@ loop:
   switch i64 %op, label %end [ i64 1, label %kernel
                                i64 2, label %gemm
                                i64 3, label %packed
-                               i64 4, label %guard ]
+                               i64 4, label %guard
+                               i64 5, label %blocks ]
 kernel:
   call void @run_kernel(ptr %rec, ptr %env, ptr %error, ptr %task)
   br label %next
@@ -327,6 +567,9 @@ gemm:
   br label %next
 packed:
   call void @run_packed(ptr %rec, ptr %env)
+  br label %next
+blocks:
+  call void @run_blocks(ptr %rec, ptr %env, ptr %error, ptr %task)
   br label %next
 guard:
   %holds = call i1 @guard_holds(ptr %rec)
@@ -344,6 +587,8 @@ end:
 """
 
 Slice = tuple[int, int]  # (slot, byte offset)
+BlockSlice = tuple[int, int, int]  # (slot, byte offset, bytes to the next row)
+OWN_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +691,52 @@ class TableWriter:
     ) -> None:
         self.words += (PACKED, 17, function, *a, *packed, *c, 112 if transpose_a else 111)
         self.words += (*dims, *leading, float_word(beta, False))
+
+    def blocks(
+        self,
+        matrices: int,
+        count: int,
+        rows: int,
+        block: int,
+        in_order: bool,
+        threads: int,
+        memory: Slice,
+        thread_bytes: int,
+        write: Callable[[], None],
+    ) -> None:
+        """``write`` writes the records that run for each block (``block_kernel``, ``block_gemm``)."""
+        start = self.position
+        self.words += (BLOCKS, 0, matrices, count, rows, block, int(in_order), threads)
+        self.words += (*memory, thread_bytes)
+        write()
+        self.end()
+        self.words[start + 1] = self.position - start
+
+    def block_kernel(
+        self, function: int, per_row: int, buffers: Sequence[BlockSlice], sizes: Sequence[int]
+    ) -> None:
+        flat = [word for buffer in buffers for word in buffer]
+        self.words += (KERNEL, 5 + len(flat) + len(sizes), function, per_row, len(buffers))
+        self.words += (*flat, *sizes)
+
+    def block_gemm(
+        self,
+        function: int,
+        dim: int,
+        operands: Sequence[BlockSlice],
+        transposes: tuple[str, str],
+        dims: tuple[int, int, int],
+        leading: tuple[int, int, int],
+        betas: tuple[float, float],
+        double: bool,
+        batch: Sequence[tuple[int, int, int, int]],
+    ) -> None:
+        """As ``gemm``, for one block. ``betas``: in the first block of a matrix, and in later ones."""
+        self.words += (GEMM, 25 + 4 * len(batch), function, len(batch), dim)
+        self.words += (word for operand in operands for word in operand)
+        self.words += (ord(transposes[0]), ord(transposes[1]), *dims, *leading)
+        self.words += (float_word(value, double) for value in (1.0, *betas))
+        self.words += (word for size in batch for word in size)
 
     def guard(self, words: Sequence[tuple[int, int]]) -> None:
         """``words``: (address, expected 8 bytes as a signed word)."""

@@ -132,6 +132,7 @@ class Executable:
                 self._host.blas,
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
+                threads=self._host.threads.get(),
             )
             if plan.is_native:
                 runner: Runner = NativeRunner(self.program, plan, self._host, sizes)

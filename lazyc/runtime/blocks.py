@@ -1,0 +1,175 @@
+"""Whether steps that may run a block of rows at a time (``ir.program.RowTiles``) do so, and how.
+
+Blocks pay off where what lies between the steps is too large to stay in the cache, and each block is
+large enough for its products. What a product reads for every block, the keys of an attention for
+example, is packed anew by the BLAS each time, which is cheap as long as it stays in the cache too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lazyc.codegen.base import Kernel, LoadedKernel
+from lazyc.ir.program import GemmStep, KernelStep, Operand, Program, RowTiles
+from lazyc.runtime.library import Blas, GemmCall, plan_gemm
+from lazyc.runtime.sizes import Sizes
+
+# Bytes between the steps from which blocks are used, and bytes of them that one block takes (measured).
+LEAST_BYTES = 4 << 20
+BLOCK_BYTES = 512 << 10
+# A matrix that every block of a product reads anew has to stay in the cache of a core.
+MOST_OPERAND_BYTES = 2 << 20
+_ROWS_MULTIPLE = 16
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKernel:
+    """A kernel, which runs ``per_row`` work items for each row."""
+
+    step: KernelStep
+    per_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProduct:
+    """A product for one block. ``call`` has no batch dims and the rows of a whole block; ``dim`` is
+    the place of that size among (n, m, k), the sizes that Fortran's ?gemm takes. ``moves`` are for b, a
+    and c: elements from one row to the next, then the stride of each batch dim; zeros for a
+    private buffer, of which there is one block only."""
+
+    step: GemmStep
+    call: GemmCall
+    dim: int
+    moves: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def sums(self) -> bool:
+        """Whether the blocks of a matrix add up."""
+        return self.dim == 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Steps that run ``block`` rows of one of ``batch`` matrices at a time, each thread with
+    ``thread_bytes`` of memory of its own: at first room for ``longest`` addresses, then the private
+    buffers, each at (byte offset, bytes of a row). ``in_order``: the blocks of a matrix depend on
+    each other, in order."""
+
+    steps: tuple[BlockKernel | BlockProduct, ...]
+    batch: int
+    rows: int
+    block: int
+    in_order: bool
+    private: Mapping[int, tuple[int, int]]
+    longest: int
+    thread_bytes: int
+    threads: int
+
+    @property
+    def count(self) -> int:
+        """Blocks of one matrix."""
+        return -(-self.rows // self.block)
+
+
+def plan_blocks(
+    tiles: RowTiles,
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    blas: Blas,
+    sizes: Sizes,
+    threads: int,
+) -> Blocks | None:
+    """How the steps of ``tiles`` run by blocks; None where they better run one after another."""
+    batch, rows = sizes(tiles.batch), sizes(tiles.rows)
+    in_order = any(how.dim == "k" for how in tiles.steps)
+    row_bytes = {b: sizes(width) * _itemsize(program, b) for b, width in tiles.private}
+    total = sum(row_bytes.values())
+    if batch * rows * total < LEAST_BYTES or (in_order and batch < threads):
+        return None
+    fitting = BLOCK_BYTES // total // _ROWS_MULTIPLE * _ROWS_MULTIPLE
+    block = min(max(fitting, _ROWS_MULTIPLE), rows)
+    steps: list[BlockKernel | BlockProduct] = []
+    for position, how in zip(tiles.span, tiles.steps, strict=True):
+        step = program.steps[position]
+        bound: BlockKernel | BlockProduct | None
+        if isinstance(step, KernelStep):
+            bound = _kernel(step, how.axes, program, kernels, sizes, batch * rows)
+        else:
+            assert isinstance(step, GemmStep)
+            bound = _product(step, how.dim, frozenset(row_bytes), blas, sizes, block)
+        if bound is None:
+            return None
+        steps.append(bound)
+    longest = max((len(s.step.buffers) for s in steps if isinstance(s, BlockKernel)), default=0)
+    offset = _aligned(8 * longest)
+    private: dict[int, tuple[int, int]] = {}
+    for buffer, size in row_bytes.items():
+        private[buffer] = offset, size
+        offset += _aligned(block * size)
+    return Blocks(
+        tuple(steps), batch, rows, block, in_order, private, longest, offset, max(threads, 1)
+    )
+
+
+def _itemsize(program: Program, buffer: int) -> int:
+    dtype = program.buffers[buffer].dtype
+    assert dtype is not None
+    return dtype.itemsize
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _kernel(
+    step: KernelStep,
+    axes: int,
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    sizes: Sizes,
+    rows: int,
+) -> BlockKernel | None:
+    kernel = kernels[step.nest]
+    if not isinstance(kernel, LoadedKernel) or kernel.ordered < axes:
+        return None
+    symbols = program.nests[step.nest].symbols
+    values = Sizes(dict(zip(symbols, sizes.all(step.sizes), strict=True)))
+    return BlockKernel(step, values(kernel.items) // rows)
+
+
+def _product(
+    step: GemmStep, dim: str, private: frozenset[int], blas: Blas, sizes: Sizes, block: int
+) -> BlockProduct | None:
+    """The product for one block; None where BLAS has none, or where it reads too much for each."""
+    m, n, k = (block if dim == d else sizes(s) for d, s in zip("mnk", (step.m, step.n, step.k)))
+    one = replace(
+        step, batch=(), m=m, n=n, k=k,
+        a=replace(step.a, batch_strides=()),
+        b=replace(step.b, batch_strides=()),
+        c=replace(step.c, batch_strides=()),
+    )  # fmt: skip
+    call = plan_gemm(one, sizes, blas)
+    if call is None or min(m, n, k) < 1:
+        return None
+    fixed = {"m": n * k, "n": m * k, "k": 0}[dim]  # elements that every block reads
+    if fixed * step.dtype.itemsize > MOST_OPERAND_BYTES:
+        return None
+    row_strides = {
+        "m": (0, step.a.row_stride, step.c.row_stride),
+        "n": (step.b.col_stride, 0, step.c.col_stride),
+        "k": (step.b.row_stride, step.a.col_stride, 0),
+    }[dim]
+    batch = sizes.all(step.batch)
+
+    def moves(operand: Operand, stride: int) -> tuple[int, ...]:
+        if operand.buffer in private:
+            return (0,) * (1 + len(batch))
+        return (stride, *sizes.all(operand.batch_strides))
+
+    b, a, c = map(moves, (step.b, step.a, step.c), sizes.all(row_strides))
+    places = {"n": 0, "m": 1, "k": 2}
+    if call.swapped:  # the call computes the transposed product: a and b, m and n change places
+        b, a, places = a, b, {"m": 0, "n": 1, "k": 2}
+    return BlockProduct(step, call, places[dim], (b, a, c))
