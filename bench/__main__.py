@@ -125,5 +125,33 @@ def profiler(rounds: Rounds = 200) -> None:
         _console().print(f"{name:10} {time:6.2f} us a call")
 
 
+@app.command()
+def sparse(
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Only cases with this in their name.")
+    ] = None,
+    rounds: Rounds = 100,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="One thread, by its CPU time: beside other programs."),
+    ] = False,
+) -> None:
+    """2:4 and block-sparse weights beside dense ones. Exit code 1 when a target is missed."""
+    from bench import process
+
+    process.ensure_pinned()
+    import torch
+
+    from bench import sparse as s
+
+    if cpu_time:
+        torch.set_num_threads(1)
+
+    chosen = [c for c in s.CASES if not case or any(part in c.name for part in case)]
+    lines = [s.measure(c, rounds, cpu_time) for c in chosen]
+    _console().print(s.table(lines))
+    raise typer.Exit(0 if all(x.passed for x in lines) else 1)
+
+
 if __name__ == "__main__":
     app()

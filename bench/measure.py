@@ -40,12 +40,13 @@ def interleave(
     inner: int = 1,
     warmup: int = WARMUP,
     budget: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times several calls in turn, so that a noisy moment of the machine meets all of them.
 
     Each round times every call once (``inner`` repetitions, divided out) and starts with another
     one. Results are dropped outside the timed span. After ``budget`` seconds no further round
-    starts, except that three are always run.
+    starts, except that three are always run. ``clock`` gives the seconds that are counted.
     """
     names = list(calls)
     for name in names:
@@ -58,16 +59,16 @@ def interleave(
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name].append(_seconds(calls[name], inner))
+            samples[name].append(_seconds(calls[name], inner, clock))
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
-def _seconds(call: Callable[[], Any], inner: int) -> float:
+def _seconds(call: Callable[[], Any], inner: int, clock: Callable[[], float]) -> float:
     result = None
-    start = time.perf_counter()
+    start = clock()
     for _ in range(inner):
         result = call()
-    span = time.perf_counter() - start
+    span = clock() - start
     del result
     return span / inner
 

@@ -6,7 +6,7 @@
 ``prometheus()`` as Prometheus text, ``reset()``. ``lazyc.explain(fn, *args)`` compiles and runs a function
 and tells what became of it. ``with lazyc.lazy():`` records what eager code does;
 ``lazyc.mark_step()`` runs what was recorded, there or with the option ``lazy``. ``lazyc.mark_dim`` says
-what becomes of a size that changes. ``lazyc.profiler`` makes timelines.
+what becomes of a size that changes. ``lazyc.profiler`` makes timelines, ``lazyc.sparse`` sparse weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lazyc.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from lazyc import profiler
+    from lazyc import profiler, sparse
     from lazyc.backend import lazy, mark_step
     from lazyc.explanation import explain
     from lazyc.frontend.shapes import mark_dim
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
     metrics: Metrics
 
-__all__ = ["__version__", "explain", "lazy", "mark_dim", "mark_step", "metrics", "profiler"]
+__all__ = [
+    "__version__",
+    "explain",
+    "lazy",
+    "mark_dim",
+    "mark_step",
+    "metrics",
+    "profiler",
+    "sparse",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +55,6 @@ def __getattr__(name: str) -> Any:
         from lazyc.frontend.shapes import mark_dim
 
         return mark_dim
-    if name == "profiler":
-        return importlib.import_module("lazyc.profiler")
+    if name in ("profiler", "sparse"):
+        return importlib.import_module(f"lazyc.{name}")
     raise AttributeError(f"module 'lazyc' has no attribute {name!r}")

@@ -93,15 +93,21 @@ def lazyc(
     changed = "" if new_shape is None else new_shape.changed
     compile_graph = functools.partial(_compile_graph, config, rooms, changed)
     import_failed = functools.partial(_import_failed, config)
+    has_products = _is_gpu(config.target)
+    recompute = has_products and config.attention != "stored"
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
 
         recorder = _SESSION.recorder(config)
-        backend = make_lazy_backend(compile_graph, import_failed, _left_to_eager, recorder, EVENTS)
+        backend = make_lazy_backend(
+            compile_graph, import_failed, _left_to_eager, recorder, EVENTS, has_products, recompute
+        )
     else:
         # What was compiled before is for any size.
         restore = _restore_nothing if rooms else functools.partial(_restore, config)
-        backend = make_backend(compile_graph, import_failed, restore, _left_to_eager)
+        backend = make_backend(
+            compile_graph, import_failed, restore, _left_to_eager, has_products, recompute
+        )
     with collector.paused(), SPANS.span("compile", "frontend", nodes=len(gm.graph.nodes)):
         compiled = backend(gm, example_inputs)
     if EVENTS.listening and again is not None:
@@ -205,9 +211,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))
 
 
+def _is_gpu(target: str) -> bool:
+    return target == "triton-interpret" or target.startswith("cuda:")
+
+
 def _generator(target: str) -> Generator:
     """What makes the kernels of a target (``Config.target``). Raises ConfigError."""
-    if target == "triton-interpret" or target.startswith("cuda:"):
+    if _is_gpu(target):
         try:
             from lazyc.codegen.triton.cuda import CudaGenerator
             from lazyc.codegen.triton.interpret import InterpretedGenerator

@@ -10,24 +10,25 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph
-from lazyc.ir.loops import LoopNest
-from lazyc.ir.nest_text import print_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.printer import print_graph
-from lazyc.ir.program import EagerStep, KernelStep, Program
+from lazyc.ir.program import EagerStep, GemmStep, KernelSource, KernelStep, Program
 from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.verify import verify_graph
-from lazyc.kernels import KernelStore, Timings
+from lazyc.kernels import KernelStore, Timings, source_text
+from lazyc.passes.attention import Choice, Mode
 from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
+from lazyc.passes.sparse_products import choose_sparse_kernels
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
 from lazyc.runtime.cache import DiskCache
@@ -110,6 +111,7 @@ class Compiler:
         self, number: int, program: Program, kernels: dict[str, Kernel], timings: Timings
     ) -> Executable:
         fallbacks = self._report_fallbacks(program)
+        self._report_sparse(program)
         with timings.stage("bind"):
             executable = Executable(program, kernels, self._host, name=f"graph {number}")
             self.executables.add(executable)
@@ -211,10 +213,10 @@ class Compiler:
             program = self._schedule(graph)
         if self._config.trace:
             self._events.emit(E.Artifact(number, "program.txt", print_program(program)))
-            for name, nest in program.nests.items():
-                self._trace_kernel(number, name, nest)
+            for name, source in program.kernel_sources().items():
+                self._trace_kernel(number, name, source)
         try:
-            kernels, refs = self._kernels.make(program.nests, timings)
+            kernels, refs = self._kernels.make(program.kernel_sources(), timings)
         except CodeNotLoaded:
             raise
         except Exception as error:
@@ -225,10 +227,10 @@ class Compiler:
                 self._store(key, parts, program, refs)
         return program, kernels
 
-    def _trace_kernel(self, number: int, name: str, nest: LoopNest) -> None:
+    def _trace_kernel(self, number: int, name: str, source: KernelSource) -> None:
         stem = f"kernel-{name[:16]}"
-        self._events.emit(E.Artifact(number, f"{stem}.nest", print_nest(nest)))
-        code = self._kernels.generate(nest, stem.replace("-", "_"))
+        self._events.emit(E.Artifact(number, f"{stem}.nest", source_text(source)))
+        code = self._kernels.generate(source, stem.replace("-", "_"))
         self._events.emit(E.Artifact(number, f"{stem}.{self._generator.suffix}", code.text))
 
     def _run_passes(self, number: int, graph: Graph) -> Graph:
@@ -237,7 +239,9 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            passes = pipeline(self._config.pack_weights, self._generator.has_products)
+            mode = cast(Mode, self._config.attention)
+            has_products = self._generator.has_products
+            passes = pipeline(self._config.pack_weights, has_products, mode, self._report_attention)
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
@@ -255,8 +259,13 @@ class Compiler:
                 before = after
         return results[-1].graph
 
+    def _report_attention(self, choice: Choice) -> None:
+        self._events.emit(E.AttentionChosen(choice.kernel, choice.reason, choice.line))
+
     def _schedule(self, graph: Graph) -> Program:
         program = schedule(graph, self._config.fusion)
+        if self._config.pack_weights:
+            program = choose_sparse_kernels(program, graph, self._generator.sparse_products)
         if self._config.verify:
             try:
                 for nest in program.nests.values():
@@ -274,6 +283,17 @@ class Compiler:
                 op, _, line = step.comment.partition(" ")
                 self._events.emit(E.Fallback(op or step.target, step.reason, line))
         return count
+
+    def _report_sparse(self, program: Program) -> None:
+        for step in program.steps:
+            if isinstance(step, GemmStep) and step.sparse is not None:
+                is_used, shape = step.sparse.kernel is not None, (step.m, step.n, step.k)
+                sizes = tuple(map(str, shape))
+                self._events.emit(
+                    E.SparseProduct(
+                        step.sparse.sparsity, sizes, is_used, step.sparse.reason, step.comment
+                    )
+                )
 
 
 def may_report_errors(graph: Graph) -> bool:

@@ -131,6 +131,13 @@ class Config:
         "Fuse operators into common kernels. Off: one kernel an operator, to bisect an error.",
         affects_code=True,
     )  # fmt: skip
+    attention: str = _option(
+        "auto", "LAZYC_ATTENTION",
+        "How kernels of a GPU compute attention. `flash`: without scores in memory, wherever that can be;"
+        " `stored`: never; `auto`: where scores fill a tile.",
+        affects_code=True,
+        choices=("auto", "flash", "stored"),
+    )  # fmt: skip
     pack_weights: bool = _option(
         True, "LAZYC_PACK_WEIGHTS",
         "Keep weights of inference graphs repacked for the matrix product between calls; a changed"

@@ -11,6 +11,10 @@ class ConfigError(LazycError):
     """An option or environment variable has a name or a value that lazyc does not know."""
 
 
+class SparsityError(LazycError, ValueError):
+    """A weight cannot be made sparse as asked."""
+
+
 class UnsupportedVersion(LazycError):
     """A package or interpreter that lazyc cannot work with.
 

@@ -1,4 +1,4 @@
-"""Kernels of a process: generated once for each LoopNest and target, kept in memory and on disk."""
+"""Kernels of a process: generated once for each source and target, kept in memory and on disk."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from lazyc.codegen.base import Generator, Kernel, KernelCode, Ref
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
+from lazyc.ir.program import KernelSource
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.key import nest_key
+
+
+def source_text(source: KernelSource) -> str:
+    """The canonical text of what a kernel is made of: equal kernels have equal text."""
+    return print_nest(source) if isinstance(source, LoopNest) else source.text
 
 
 class Timings:
@@ -49,21 +55,21 @@ class KernelStore:
         self._disk = disk
         self._events = events
         self._loaded: dict[str, Kernel] = {}
-        self._refs: dict[str, Ref] = {}  # by the nest's key
+        self._refs: dict[str, Ref] = {}  # by the source's key
         self._objects: dict[str, bytes] = {}  # by symbol
         self._lock = threading.Lock()
 
     def make(
-        self, nests: Mapping[str, LoopNest], timings: Timings
+        self, sources: Mapping[str, KernelSource], timings: Timings
     ) -> tuple[dict[str, Kernel], dict[str, Ref]]:
-        """The loaded kernel and its record for each nest, compiled where there is none yet."""
+        """The loaded kernel and its record for each source, compiled where there is none yet."""
         refs: dict[str, Ref] = {}
         unlinked: dict[Ref, bytes] = {}
         with self._lock, timings.stage("kernels"):
-            for key, nest in nests.items():
+            for key, source in sources.items():
                 ref = self._refs.get(key)
                 if ref is None:
-                    ref, object_code = self._compile(nest, timings)
+                    ref, object_code = self._compile(source, timings)
                     unlinked[ref] = object_code
                 else:
                     timings.reused += 1
@@ -73,12 +79,11 @@ class KernelStore:
             loaded = {key: self._loaded[ref.symbol] for key, ref in refs.items()}
         return loaded, refs
 
-    def _compile(self, nest: LoopNest, timings: Timings) -> tuple[Ref, bytes]:
-        text = print_nest(nest)
-        disk_key = nest_key(text, self._generator.key)
+    def _compile(self, source: KernelSource, timings: Timings) -> tuple[Ref, bytes]:
+        disk_key = nest_key(source_text(source), self._generator.key)
         symbol = f"lazyc_{disk_key[:24]}"
         with timings.stage("generate"):
-            code = self._generator.generate(nest, symbol)
+            code = self._generator.generate(source, symbol)
         entry = self._disk.load("kernels", disk_key)
         if entry is not None and set(entry.parts) == {"object"}:
             timings.reused += 1
@@ -87,13 +92,13 @@ class KernelStore:
         with timings.stage("llvm"):
             object_code = self._generator.compile(code)
         timings.made += 1
-        self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, nest.comment))
+        self._events.emit(E.KernelCompiled(disk_key, time.perf_counter() - start, source.comment))
         self._disk.store("kernels", disk_key, {"symbol": symbol}, {"object": object_code})
         return code.ref, object_code
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         """The code of a kernel as text, for reading."""
-        return self._generator.generate(nest, symbol)
+        return self._generator.generate(source, symbol)
 
     def restore(
         self, refs: Mapping[str, Ref], objects: Mapping[str, bytes], timings: Timings

@@ -9,7 +9,8 @@ from typing import Protocol, TypeAlias
 import torch
 
 from lazyc.errors import LazycError
-from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import Dim, DType
 
 
@@ -111,7 +112,9 @@ class Generator(Protocol):
 
     ``key`` is everything that the code depends on, as text for the cache key; ``keeps_code`` whether
     object code may be loaded in another process; ``suffix`` names files with its text;
-    ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``).
+    ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``);
+    ``sparse_products`` the kinds of weights for whose products it has kernels (SparseProduct) that
+    are worth their while.
     """
 
     @property
@@ -124,9 +127,12 @@ class Generator(Protocol):
     def has_products(self) -> bool: ...
 
     @property
+    def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]: ...
+
+    @property
     def suffix(self) -> str: ...
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         """The source of a kernel. Raises CodegenError for what it has no code for."""
         ...
 

@@ -7,7 +7,7 @@ compiler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
@@ -27,8 +27,10 @@ from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.float_symbols import tensors_stay_tensors
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.frontend.out_arguments import converting_call
+from lazyc.frontend.recompute import partition_with_attention
 from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
+from lazyc.ir.sparse import Sparsity, declared
 
 GraphKind: TypeAlias = Literal["forward", "backward", "inference"]
 # Boxed: takes the list of arguments, may empty it, returns the list of results.
@@ -83,18 +85,24 @@ def make_backend(
     import_failed: ImportFailed = eager_when_unsupported,
     restore: Restore = _find_nothing,
     left_to_eager: LeftToEager = _say_nothing,
+    has_products: bool = False,
+    recompute: bool = False,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
     of Dynamo's from before (``capture_key``); AOTAutograd is then left out. ``left_to_eager`` is told
-    the calls that a graph is cut at (``cut``): operator, reason, line of the user.
+    the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
+    ``import_graph``; ``recompute``: hand-written attention is computed again in the backward pass.
     """
+
+    partition = partition_with_attention if recompute else min_cut_rematerialization_partition
 
     def compile_part(
         kind: GraphKind,
         capture: str | None,
+        sparsity: Mapping[int, Sparsity],
         gm: torch.fx.GraphModule,
         example_inputs: Sequence[Any],
     ) -> Boxed:
@@ -102,8 +110,8 @@ def make_backend(
         try:
             gm = read_storage_from_bases(gm)
             if depends_on_data(gm):
-                return _boxed(compile_pieces(kind, gm, parameters))
-            graph = import_graph(gm, parameters)
+                return _boxed(compile_pieces(kind, gm, parameters, sparsity))
+            graph = import_graph(gm, parameters, sparsity, has_products)
         except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
             return _boxed(import_failed(error, gm, kind))
         context = TracingContext.try_get()
@@ -112,8 +120,13 @@ def make_backend(
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
             return _boxed(compile_graph(graph, gm, Part(kind, plain, capture if plain else None)))
 
-    def compile_now(arguments: int, kind: GraphKind, capture: str | None) -> Callable[..., Boxed]:
-        """For a graph of so many arguments."""
+    def compile_now(
+        arguments: int,
+        kind: GraphKind,
+        capture: str | None,
+        sparsity: Mapping[int, Sparsity],
+    ) -> Callable[..., Boxed]:
+        """For a graph of so many arguments; ``sparsity``: what some of them are declared to be."""
 
         def compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Boxed:
             if _views_merged_arguments(arguments):
@@ -121,14 +134,19 @@ def make_backend(
                     "results are views of arguments that share memory and are written to"
                 )
             try:
-                return compile_part(kind, capture, gm, example_inputs)
+                # AOTAutograd's arguments are Dynamo's, unless it put some together.
+                marks = sparsity if len(example_inputs) == arguments else {}
+                return compile_part(kind, capture, marks, gm, example_inputs)
             except Exception as error:
                 raise _Ours(error) from error
 
         return compile
 
     def compile_pieces(
-        kind: GraphKind, gm: torch.fx.GraphModule, parameters: frozenset[int]
+        kind: GraphKind,
+        gm: torch.fx.GraphModule,
+        parameters: frozenset[int],
+        sparsity: Mapping[int, Sparsity],
     ) -> Boxed:
         try:
             pieces = cut(gm)
@@ -136,15 +154,18 @@ def make_backend(
             return import_failed(error, gm, kind)
         for op, line in data_calls(gm):
             left_to_eager(op, "sizes that depend on data", line)
-        weights = {
-            n for k, n in enumerate(gm.graph.find_nodes(op="placeholder")) if k in parameters
-        }
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        weights = {n for k, n in enumerate(placeholders) if k in parameters}
+        marks: dict[torch.fx.Node, Sparsity] = {placeholders[k]: m for k, m in sparsity.items()}
         functions = []
         for piece in pieces:
             module = piece.module(gm)
             lasting = frozenset(k for k, n in enumerate(piece.inputs) if n in weights)
+            marked: dict[int, Sparsity] = {
+                k: marks[n] for k, n in enumerate(piece.inputs) if n in marks
+            }
             try:
-                graph = import_graph(module, lasting)
+                graph = import_graph(module, lasting, marked, has_products)
             except Exception as error:  # noqa: BLE001
                 functions.append(import_failed(error, module, kind))
                 continue
@@ -167,14 +188,17 @@ def make_backend(
             return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
         try:
             count = len(example_inputs)
+            marks: dict[int, Sparsity] = {
+                k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None
+            }
             with tensors_stay_tensors(gm):
                 compiled = aot_module_simplified(
                     gm,
                     example_inputs,
-                    fw_compiler=compile_now(count, "forward", None),
-                    bw_compiler=_outside_dynamo(partial(compile_part, "backward", None)),
-                    inference_compiler=compile_now(count, "inference", capture),
-                    partition_fn=min_cut_rematerialization_partition,
+                    fw_compiler=compile_now(count, "forward", None, {}),
+                    bw_compiler=_outside_dynamo(partial(compile_part, "backward", None, {})),
+                    inference_compiler=compile_now(count, "inference", capture, marks),
+                    partition_fn=partition,
                     decompositions=decomposition_table(),
                     keep_inference_input_mutations=True,
                 )

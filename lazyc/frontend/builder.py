@@ -74,8 +74,9 @@ class Builder:
     and for dtypes that depend on the device.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, has_products: bool = False) -> None:
         self.graph = graph
+        self.has_products = has_products
         self.provenance: Provenance | None = None
         self.layouts: Callable[[], list[Layout]] = list
         self.results: Callable[[], list[TensorType | None]] = list

@@ -26,6 +26,8 @@ from torch._functorch._aot_autograd.schemas import OutputType, ViewAndMutationMe
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from lazyc.ir.sparse import declared
+
 _BUILTIN_MODULES = frozenset(
     {
         "_operator", "math", "torch", "torch._C._fft", "torch._C._linalg", "torch._C._nn",
@@ -142,7 +144,7 @@ def _input(node: torch.fx.Node, x: Any) -> str:
     static = node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
     row = (
         type(x).__name__, x.dtype, x.device, numbers, x.requires_grad, x.is_inference(), static,
-        tuple(x.shape) == tuple(fake.shape),
+        tuple(x.shape) == tuple(fake.shape), declared(x),
     )  # fmt: skip
     return repr(row)
 

@@ -8,7 +8,7 @@ value without code (complex, sparse, ...) becomes an ``eager`` node with the rea
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import sympy
@@ -35,6 +35,7 @@ from lazyc.frontend.storage import reads_storage
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, Provenance
 from lazyc.ir.ops import IRError
+from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import (
     Dim,
     OpaqueType,
@@ -59,21 +60,35 @@ _IGNORED = frozenset(
 )
 
 
-def import_graph(gm: torch.fx.GraphModule, parameters: frozenset[int] = frozenset()) -> Graph:
-    """The Graph of ``gm``; ``parameters`` are the placeholders that are weights (see InputAttrs).
+def import_graph(
+    gm: torch.fx.GraphModule,
+    parameters: frozenset[int] = frozenset(),
+    sparsity: Mapping[int, Sparsity] | None = None,
+    has_products: bool = False,
+) -> Graph:
+    """The Graph of ``gm``; ``parameters`` are the placeholders that are weights, and ``sparsity`` what
+    some placeholders are declared to be (see InputAttrs). ``has_products``: kernels of the target hold
+    matrix products, so that no library is wanted for one.
 
     Raises Unsupported for what has no Graph (sizes that depend on data, control flow), and IRError
     when a lowering gives another type than the trace did, which is a bug.
     """
-    return _Importer(gm, parameters).run()
+    return _Importer(gm, parameters, sparsity or {}, has_products).run()
 
 
 class _Importer:
-    def __init__(self, gm: torch.fx.GraphModule, parameters: frozenset[int]) -> None:
+    def __init__(
+        self,
+        gm: torch.fx.GraphModule,
+        parameters: frozenset[int],
+        sparsity: Mapping[int, Sparsity],
+        has_products: bool,
+    ) -> None:
         self.gm = gm
         self.parameters = parameters
+        self.sparsity = sparsity
         self.graph = Graph()
-        self.builder = Builder(self.graph)
+        self.builder = Builder(self.graph, has_products)
         self.table = lowering_table()
         self.env: dict[torch.fx.Node, Any] = {}
         self.inputs: list[tuple[torch.fx.Node, Node]] = []
@@ -111,6 +126,7 @@ class _Importer:
             value_strides(val),
             index in self.parameters,
             kind.dtype.itemsize if isinstance(kind, TensorType) else 1,
+            self.sparsity.get(index),
         )
         made = self.graph.add("input", (), attrs)
         self.inputs.append((node, made))

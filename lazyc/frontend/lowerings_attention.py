@@ -2,7 +2,7 @@
 
 ATen's flash kernel for the CPU never stores the scores. Here they are stored, which is faster while
 they stay near the caches and lets the mask, the scale and the softmax fuse; long sequences keep the
-library's kernel. Scores and softmax compute in f32 (f64 for f64); probabilities are rounded to the
+library's kernel, except where kernels of the target hold products (``passes/attention.py``). Scores and softmax compute in f32 (f64 for f64); probabilities are rounded to the
 inputs' type for the second product, as the library does.
 """
 
@@ -18,7 +18,7 @@ from lazyc.ir.types import Dim
 MAX_SCORE_BYTES = 64 << 20
 
 
-def _check(q: Node, k: Node, v: Node, dropout_p: float) -> None:
+def _check(b: Builder, q: Node, k: Node, v: Node, dropout_p: float) -> None:
     """Raises NotLowered for what stays with the library."""
     if dropout_p > 0:
         raise NotLowered("attention with dropout")
@@ -26,14 +26,16 @@ def _check(q: Node, k: Node, v: Node, dropout_p: float) -> None:
         raise NotLowered(f"attention of {q.type}, {k.type}, {v.type}")
     batch, heads, q_len, _ = q.shape
     k_len = k.shape[2]
-    if not isinstance(q_len, int) or not isinstance(k_len, int):
+    known = isinstance(q_len, int) and isinstance(k_len, int)
+    if not known and not b.has_products:
         raise NotLowered("symbolic sequence length: library flash attention")
     if k_len == 0 or q_len == 0:
         raise NotLowered("attention over an empty sequence")
     if not isinstance(heads, int) or not isinstance(k.shape[1], int):
         raise NotLowered("symbolic number of heads")
     known_batch = batch if isinstance(batch, int) else 1
-    if known_batch * heads * q_len * k_len * 4 > MAX_SCORE_BYTES:
+    score_bytes = known_batch * heads * q_len * k_len * 4
+    if not b.has_products and score_bytes > MAX_SCORE_BYTES:
         raise NotLowered("long sequence: library flash attention")
 
 
@@ -92,7 +94,7 @@ def flash_attention(
 
     A row whose keys are all masked gives zeros and a logsumexp of 0, as the library's kernel does.
     """
-    _check(q, k, v, dropout_p)
+    _check(b, q, k, v, dropout_p)
     scores = _scores(b, q, k, is_causal, attn_mask, scale)
     top = b.reduce("max", scores, 3, keepdim=True)
     if attn_mask is not None:  # only a mask can hide every key of a row
@@ -128,7 +130,7 @@ def flash_attention_backward(
 
     With P = softmax(S): dV = P.T dO; dS = P * (dO V.T - rowsum(dO * O)); dQ = dS K; dK = dS.T Q.
     """
-    _check(q, k, v, dropout_p)
+    _check(b, q, k, v, dropout_p)
     kv_heads = k.shape[1]
     scores = _scores(b, q, k, is_causal, attn_mask, scale)  # (B, H, Sq, Sk)
     p = b.exp(b.sub(scores, b.unsqueeze(b.cast(logsumexp, scores.dtype), 3)))

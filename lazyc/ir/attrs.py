@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import Dim, DType, Shape, ValueType
 
 Scalar: TypeAlias = bool | int | float
@@ -25,6 +26,7 @@ class InputAttrs(Attrs):
     ``is_parameter``: a weight of an inference graph, the same tensor from call to call, so that
     work on it alone may be kept between calls under a version guard.
     ``alignment``: the address is a multiple of this many bytes (64 or the item size).
+    ``sparsity``: what the user declared the weight to be; its values need not keep to it.
     """
 
     index: int
@@ -33,6 +35,7 @@ class InputAttrs(Attrs):
     strides: Shape | None
     is_parameter: bool = False
     alignment: int = 1
+    sparsity: Sparsity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,25 @@ class ReduceAttrs(Attrs):
     """Axes reduced away (sorted, never empty). argmax/argmin have exactly one."""
 
     axes: tuple[int, ...]
+
+
+EmptyRow: TypeAlias = Literal["nan", "zero"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttendAttrs(Attrs):
+    """``empty``: the weights of a row whose scores are all -inf: nan, as exp(-inf - -inf) gives, or 0."""
+
+    empty: EmptyRow
+
+
+@dataclass(frozen=True, slots=True)
+class RowStatisticAttrs(Attrs):
+    """Of each row of scores: the ``max``, or the ``sum`` of exp(score - max), where the max of a row
+    whose scores are all -inf counts as 0 if ``empty`` is "zero"."""
+
+    kind: Literal["max", "sum"]
+    empty: EmptyRow
 
 
 @dataclass(frozen=True, slots=True)

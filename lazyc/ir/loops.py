@@ -7,6 +7,9 @@ defined by ``Reduce`` is a scalar of the outer point, readable in later stages; 
 in a stage without axes. Any other value lives in its stage only. Softmax over rows is one nest:
 outer axis = rows; stage 1 reduces max, stage 2 reduces sum(exp(x - max)), stage 3 stores.
 
+A ``Dot`` is a loop of its own inside of a body: values whose index has one of its axes vary along
+them, and only a dot over them can read these. ``max_j sum_e q[i, e] * k[j, e]`` is one stage over j.
+
 Arithmetic is explicit about types: half types exist only in memory, a ``load`` is followed by a
 ``cast`` to f32. A bool is i1 as a value and one byte (0 or 1) in memory.
 
@@ -137,6 +140,18 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
+class Dot:
+    """The sum of ``left * right`` (f32 or f64 values) over ``axes``, which are the dot's own loops: no
+    axis of the nest or the stage. Dots of one body may share axes; each runs over all of its own."""
+
+    id: int
+    dtype: DType
+    axes: tuple[Axis, ...]
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """``buffers[buffer][index] = value`` (or ``op=`` per ``mode``), only where ``mask`` is true.
 
@@ -167,7 +182,9 @@ def reduction_identity(kind: ReduceKind, dtype: DType) -> float | int | bool:
     return low if largest else high
 
 
-Instr: TypeAlias = Const | IndexValue | Load | Compute | CheckIndex | Random | Reduce | Scan | Store
+Instr: TypeAlias = (
+    Const | IndexValue | Load | Compute | CheckIndex | Random | Reduce | Scan | Dot | Store
+)
 
 # Bits of the error word that kernels OR into; the runtime turns them into eager's error.
 ERROR_INDEX = 1

@@ -28,6 +28,7 @@ from lazyc.ir.loops import (
     CheckIndex,
     Compute,
     Const,
+    Dot,
     IndexValue,
     Instr,
     Load,
@@ -38,6 +39,7 @@ from lazyc.ir.loops import (
     Stage,
     Store,
 )
+from lazyc.ir.nest_values import cone, inside_of_dots
 from lazyc.ir.ops import OPS, IRError, concrete
 from lazyc.ir.types import DType, numel
 
@@ -67,7 +69,7 @@ def run_nest(
     total = numel(extents)
     assert isinstance(total, int)
     stages = [(s, numel([concrete(a.size, values) for a in s.axes])) for s in nest.stages]
-    widest = max((int(n) for _, n in stages), default=1)
+    widest = max((int(n) * _longest_dot(s, values) for s, n in stages), default=1)
     step = max(1, _POINTS_AT_ONCE // max(1, widest))
     error = 0
     for start in range(0, total, step):
@@ -82,6 +84,11 @@ def run_nest(
     for memory in memories:
         memory.check_readers()
     return error
+
+
+def _longest_dot(stage: Stage, values: Mapping[sympy.Symbol, int]) -> int:
+    dots = [i for i in stage.body if isinstance(i, Dot)]
+    return max((int(numel([concrete(a.size, values) for a in i.axes])) for i in dots), default=1)
 
 
 def _unravel(
@@ -274,8 +281,13 @@ def _run_body(
     state: _State, stage: Stage, iterations: int, reductions: dict[Reduce, _Parts]
 ) -> None:
     shape = (len(state.points), iterations)
+    inside = inside_of_dots(stage.body)
     for instr in stage.body:
-        if isinstance(instr, Reduce):
+        if not isinstance(instr, Store) and instr.id in inside:
+            pass  # computed by the dots that read it
+        elif isinstance(instr, Dot):
+            state.values[instr.id] = _dot(state, stage.body, instr, iterations)
+        elif isinstance(instr, Reduce):
             position = None if instr.position is None else state.values[instr.position]
             reductions[instr].append(
                 (
@@ -331,7 +343,7 @@ def _evaluate(state: _State, instr: Instr, iterations: int) -> torch.Tensor:
             return _random(state, instr)
         case Scan():
             return _scan(state, instr, iterations)
-        case Reduce() | Store():
+        case Reduce() | Store() | Dot():
             raise IRError(f"{instr} has no value in an iteration")
 
 
@@ -390,6 +402,38 @@ def _scan(state: _State, instr: Scan, iterations: int) -> torch.Tensor:
     result = OPS[f"scan_{instr.kind}"].evaluate([joined], A.ScanAttrs(1), {})
     state.carries[instr.id] = result[:, -1:]
     return result[:, -iterations:]
+
+
+# --- dots -----------------------------------------------------------------------------------------
+
+
+def _dot(state: _State, body: Sequence[Instr], dot: Dot, iterations: int) -> torch.Tensor:
+    """[points, iterations]: what varies along the dot's axes is computed for iterations that are
+    [iterations, length of the dot], row-major. Adds in f64."""
+    extents = [concrete(a.size, state.sizes) for a in dot.axes]
+    length = int(numel(extents))
+
+    def longer(x: torch.Tensor) -> torch.Tensor:
+        return x if x.shape[1] == 1 else x.repeat_interleave(length, 1)
+
+    inner = _State(state.sizes, state.memories, state.points)
+    inner.axes = {a: longer(x) for a, x in state.axes.items()}
+    along = torch.arange(length).repeat(iterations)
+    inner.axes |= {a: x[None, :] for a, x in _unravel(dot.axes, extents, along)}
+    needed = cone(body, (dot.left, dot.right), into_dots=False) & inside_of_dots(body)
+    inner.values = {k: longer(v) for k, v in state.values.items()}
+    for instr in body:
+        if isinstance(instr, Store) or instr.id not in needed:
+            continue
+        if isinstance(instr, Dot):
+            inner.values[instr.id] = _dot(inner, body, instr, iterations * length)
+        else:
+            inner.values[instr.id] = _evaluate(inner, instr, iterations * length)
+    state.error |= inner.error
+    shape = (len(state.points), iterations * length)
+    left, right = (inner.values[k].expand(shape).double() for k in (dot.left, dot.right))
+    summed = (left * right).reshape(len(state.points), iterations, length).sum(2)
+    return summed.to(dot.dtype.torch)
 
 
 # --- reductions -----------------------------------------------------------------------------------

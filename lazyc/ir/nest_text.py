@@ -66,6 +66,8 @@ def _right_side(instr: L.Instr) -> str:
             return f"reduce_{instr.kind} %{instr.value}{at}"
         case L.Scan():
             return f"scan_{instr.kind} %{instr.value}"
+        case L.Dot():
+            return f"dot [{_axes(instr.axes)}] %{instr.left}, %{instr.right}"
         case _:
             raise AssertionError(instr)
 

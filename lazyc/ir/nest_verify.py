@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef, bounds
 from lazyc.ir.nest_text import print_instr
+from lazyc.ir.nest_values import indices_of, inside_of_dots, operands, own_axes
 from lazyc.ir.ops import OPS, IRError, Trait
 from lazyc.ir.types import Dim, DType, free_symbols
 
@@ -47,6 +48,7 @@ def verify_nest(nest: L.LoopNest) -> None:
     outer = _open_axes(state, nest.axes, frozenset())
     for stage in nest.stages:
         state.open = _open_axes(state, stage.axes, outer)
+        state.open = _open_axes(state, own_axes(stage.body), state.open)
         _check_stage(state, stage)
 
 
@@ -74,6 +76,7 @@ def _check_dims(state: _State, dims: Iterable[Dim], what: str) -> None:
 def _check_stage(state: _State, stage: L.Stage) -> None:
     before = dict(state.visible)
     reductions: dict[int, DType] = {}
+    inside = inside_of_dots(stage.body)
     for instr in stage.body:
         try:
             if not isinstance(instr, L.Store):
@@ -81,6 +84,7 @@ def _check_stage(state: _State, stage: L.Stage) -> None:
                     raise IRError(f"%{instr.id} is defined twice")
                 state.ids.add(instr.id)
             _check_instr(state, instr)
+            _check_inside(stage, instr, inside)
         except IRError as error:
             raise IRError(f"{error}\n  in {print_instr(instr)}") from None
         if isinstance(instr, L.Reduce):
@@ -89,7 +93,16 @@ def _check_stage(state: _State, stage: L.Stage) -> None:
             state.visible[instr.id] = instr.dtype
     if stage.axes:
         state.visible = before
-    state.visible |= reductions
+    state.visible = {k: v for k, v in state.visible.items() if k not in inside} | reductions
+
+
+def _check_inside(stage: L.Stage, instr: L.Instr, inside: set[int]) -> None:
+    """What varies along the axes of a dot ends in one."""
+    if isinstance(instr, L.Store | L.Reduce | L.Scan):
+        mine = set(operands(instr)) & inside
+        own = set(own_axes(stage.body))
+        if mine or any(index.axes() & own for index in indices_of(instr)):
+            raise IRError("varies along the axes of a dot")
 
 
 def _check_instr(state: _State, instr: L.Instr) -> None:
@@ -115,6 +128,8 @@ def _check_instr(state: _State, instr: L.Instr) -> None:
             _check_index(state, instr.counter)
         case L.Reduce():
             _check_reduce(state, instr)
+        case L.Dot():
+            _check_dot(state, instr)
         case L.Scan():
             value = _value(state, instr.value)
             _expect(instr.dtype, value, "the running result")
@@ -243,3 +258,13 @@ def _check_reduce(state: _State, instr: L.Reduce) -> None:
         raise IRError(f"{instr.kind} without a position")
     _expect(_value(state, instr.position), DType.I64, "the position")
     _expect(instr.dtype, DType.I64, "the result")
+
+
+def _check_dot(state: _State, instr: L.Dot) -> None:
+    if not instr.axes:
+        raise IRError("a dot without axes")
+    left, right = _value(state, instr.left), _value(state, instr.right)
+    _expect(right, left, "the right factor")
+    _expect(instr.dtype, left, "the result")
+    if left not in (DType.F32, DType.F64):
+        raise IRError(f"a dot of {left}")

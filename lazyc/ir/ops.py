@@ -12,8 +12,11 @@ from typing import Any
 import sympy
 import torch
 
+from lazyc.ir import (
+    attention_ops,  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills OPS
+    pointwise_ops,  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills OPS
+)
 from lazyc.ir import attrs as A
-from lazyc.ir import pointwise_ops  # noqa: F401  # pyright: ignore[reportUnusedImport]  # fills OPS
 from lazyc.ir.opspec import (
     ALLOWED,
     OPS,

@@ -31,6 +31,8 @@ class Trait(Flag):
     CONTRACTION = auto()
     RANDOM = auto()
     BARRIER = auto()  # eager call
+    ATTENTION = auto()  # a softmax of its first input's rows, and what is summed with it
+    NESTED = auto()  # a sum that is computed, for each element, wherever it is read
     COSTLY = auto()  # a pointwise op worth storing rather than computing twice
     COMMUTATIVE = auto()
     COMPARE = auto()  # result is bool

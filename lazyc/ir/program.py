@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.sparse import SparseProduct, Sparsity
 from lazyc.ir.types import Dim, DType, Shape, SymbolSource
 
 
@@ -66,11 +67,21 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseChoice:
+    """How a product is computed whose b is a weight that is declared sparse: by ``kernel`` as long as
+    the weight's values are that sparse, or (None) as a dense product. ``reason`` says why."""
+
+    sparsity: Sparsity
+    kernel: SparseProduct | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GemmStep:
     """``c = a @ b`` (``+ c`` when ``accumulate``), [*batch, m, k] @ [*batch, k, n], by a BLAS library.
 
     ``pack_b``: b is made from parameters only; the runtime may keep a packed copy of it between
-    calls, guarded by the version of those inputs.
+    calls, guarded by the version of those inputs. ``sparse``: what may take the place of the library.
     """
 
     dtype: DType
@@ -84,6 +95,7 @@ class GemmStep:
     accumulate: bool = False
     pack_b: bool = False
     comment: str = ""
+    sparse: SparseChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +147,7 @@ class SeedStep:
 
 
 Step: TypeAlias = KernelStep | GemmStep | EagerStep | SeedStep
+KernelSource: TypeAlias = LoopNest | SparseProduct  # what a code generator makes a kernel of
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +213,15 @@ class Program:
     packed: tuple[Step, ...] = ()  # steps that fill "packed" buffers, run when a guard fails
     parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
     tiles: tuple[RowTiles, ...] = ()  # in order, no two with a step in common
+
+    def kernel_sources(self) -> dict[str, KernelSource]:
+        """What its kernels are made of, by key: the nests, and products with sparse weights."""
+        return {**self.nests, **{p.key: p for _, p in self.sparse_products()}}
+
+    def sparse_products(self) -> list[tuple[int, SparseProduct]]:
+        """The kernels that may take the place of matrix products, with the numbers of their steps."""
+        return [
+            (number, step.sparse.kernel)
+            for number, step in enumerate(self.steps)
+            if isinstance(step, GemmStep) and step.sparse is not None and step.sparse.kernel
+        ]

@@ -100,7 +100,11 @@ def _gemm(step: GemmStep) -> str:
     sign = "+=" if step.accumulate else "="
     shape = ", ".join(map(dim_text, (*step.batch, step.m, step.n, step.k)))
     text = f"gemm {_operand(step.c)} {sign} {_operand(step.a)} @ {_operand(step.b)}"
-    return f"{text}: {step.dtype.value} [{shape}]" + ("  packed b" if step.pack_b else "")
+    text = f"{text}: {step.dtype.value} [{shape}]" + ("  packed b" if step.pack_b else "")
+    if step.sparse is None:
+        return text
+    kernel = "dense" if step.sparse.kernel is None else f"kernel {step.sparse.kernel.key}"
+    return f"{text}  b {step.sparse.sparsity}: {kernel}"
 
 
 def _operand(operand: Operand) -> str:

@@ -55,7 +55,9 @@ def _certainly_ge(a: Dim, b: Dim) -> bool:
 
 def is_loop_product(node: Node) -> bool:
     """Whether a node is a matrix product in the form of ``products_as_loops``: the sum of a product of
-    which either factor is the same along some dim that is left."""
+    which either factor is the same along some dim that is left. An ``attend`` is one too."""
+    if node.op == "attend":
+        return True
     if node.op != "reduce_sum" or node.inputs[0].op != "mul":
         return False
     product = node.inputs[0]

@@ -122,6 +122,9 @@ class _Emitter:
             else:
                 kind = "output" if root.into in self.handed_out else "temp"
                 self.targets[root.into] = self._new(kind, root.node.tensor, root.into.strides)
+        for node in unit.kernel.statistics:
+            lasting = "packed" if unit.is_static and node in self.kept else "temp"
+            self._add(node, "output" if node in self.handed_out else lasting)
 
     def _library_kind(self, node: Node, is_static: bool) -> str:
         if is_static:

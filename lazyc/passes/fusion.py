@@ -162,7 +162,9 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
     roots = sorted(a.roots + b.roots, key=lambda r: (r.into is not None, r.node.id))
     if any(r.into is not None for r in roots) and not (a.is_flat and b.is_flat):
         return None
-    if any(is_loop_product(r.node) for r in roots) and not (a.is_flat or b.is_flat):
+    if any(is_loop_product(r.node) or r.dots for r in roots) and not (
+        a.is_flat or b.is_flat or _share_dots(a, b)
+    ):
         return None  # a matrix product takes in what is computed of each element of it alone
     splits = _joint_splits(a, b)
     if splits is None:
@@ -171,12 +173,21 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
         splits = _neighbour_splits(a, b, shared)
         if splits is None:
             return None
-    merged = Kernel(roots, splits)
+    merged = Kernel(roots, splits, a.statistics + b.statistics)
     if not _consistent(merged):
         return None
     if shared is not None and not _reads_alike(merged, a, b, shared):
         return None
     return merged if _worthwhile(merged, a, b) else None
+
+
+def _share_dots(a: Kernel, b: Kernel) -> bool:
+    """Whether the matrix products of both sum, over one loop, with weights that are made of one dot."""
+    first, *rest = (r for k in (a, b) for r in k.roots if k.splits[r].inner)
+    return bool(first.dots) and all(
+        r.dots & first.dots and r.domain == first.domain and r.fixed_split == first.fixed_split
+        for r in rest
+    )
 
 
 def _worthwhile(merged: Kernel, a: Kernel, b: Kernel) -> bool:

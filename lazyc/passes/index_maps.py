@@ -39,12 +39,21 @@ class Read:
 
 def reads(node: Node, position: Position) -> list[Read]:
     """The reads that compute ``node`` at ``position``; for a reduction, position is in its domain
-    (the input's dims)."""
+    (the input's dims, of an attention those and the keys)."""
     spec = node.spec
     if spec.has(Trait.POINTWISE) or spec.has(Trait.REDUCTION) or spec.has(Trait.SCAN):
         return [Read(arg, position) for arg in node.inputs]
     if spec.has(Trait.VIEW):
         return _VIEWS[node.op](node, position)
+    if node.op == "attend":
+        *batch, row, column, key = position
+        scores, v, *factor = node.inputs
+        pairs = (*batch, row, key)
+        return [
+            Read(scores, pairs),
+            Read(v, (*batch, key, column)),
+            *(Read(f, pairs) for f in factor),
+        ]
     return []
 
 

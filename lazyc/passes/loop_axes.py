@@ -16,6 +16,7 @@ from typing import Literal
 
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef
+from lazyc.ir.nest_values import indices_of, operands
 from lazyc.ir.types import Dim, Shape, divide_exact, numel
 
 _MIN_VECTOR = 8
@@ -62,14 +63,6 @@ def _chain(points: list[Dim]) -> list[Dim]:
         return sum(divide_exact(p, q) is not None for q in points)
 
     return sorted(points, key=divisors)
-
-
-def indices_of(instr: L.Instr) -> Iterator[Index]:
-    """The index expressions of an instruction."""
-    if isinstance(instr, L.Load | L.Store | L.IndexValue):
-        yield instr.index
-    elif isinstance(instr, L.Random):
-        yield instr.counter
 
 
 def map_indices(instr: L.Instr, change: Callable[[Index], Index]) -> L.Instr:
@@ -244,16 +237,7 @@ def _dependents(body: Iterable[L.Instr], axis: Axis) -> set[int]:
     for instr in body:
         if isinstance(instr, L.Store):
             continue
-        varies = any(axis in i.axes() or i.value_refs() & found for i in indices_of(instr))
-        args: tuple[int | None, ...] = ()
-        if isinstance(instr, L.Compute):
-            args = instr.args
-        elif isinstance(instr, L.CheckIndex | L.Reduce | L.Scan):
-            args = (instr.value,)
-        elif isinstance(instr, L.Load):
-            args = (instr.mask,)
-        elif isinstance(instr, L.Random):
-            args = (instr.seed,)
-        if varies or any(a in found for a in args):
+        varies = any(axis in i.axes() for i in indices_of(instr))
+        if varies or any(a in found for a in operands(instr)):
             found.add(instr.id)
     return found

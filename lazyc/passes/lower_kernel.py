@@ -8,8 +8,10 @@ private to the outer point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from lazyc.ir import loops as L
 from lazyc.ir.graph import Node
@@ -29,6 +31,11 @@ from lazyc.passes.regions import Kernel, Root, Target, flat, sizes
 MAX_SCRATCH = 8192
 MAX_SCRATCH_VECTOR = 512
 _MAX_REFINEMENTS = 4
+_REDUCES = Trait.REDUCTION | Trait.ATTENTION
+
+
+# Where a value is stored, the value, and where it is (a mask).
+_Stored: TypeAlias = tuple[Location, int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ def levels(kernel: Kernel) -> list[Level]:
 
 
 def _reduces(root: Root) -> bool:
-    return root.into is None and root.node.spec.has(Trait.REDUCTION | Trait.SCAN)
+    return root.into is None and root.node.spec.has(Trait.REDUCTION | Trait.SCAN | Trait.ATTENTION)
 
 
 def _inner_numel(kernel: Kernel, root: Root) -> Dim:
@@ -83,7 +90,7 @@ def _inner_numel(kernel: Kernel, root: Root) -> Dim:
 
 def _step(kernel: Kernel, root: Root, producer: Root, position: Position | None) -> int:
     """0 when ``root`` can read the value in the stage that makes it, else 1."""
-    if producer.node.spec.has(Trait.REDUCTION):
+    if producer.node.spec.has(_REDUCES):
         return 1
     if _inner_numel(kernel, producer) == 1 and not _reduces(producer):
         return 0
@@ -103,7 +110,7 @@ def crossing_values(kernel: Kernel) -> set[Node]:
     for root in kernel.roots:
         for access in root.accesses:
             producer = by_node.get(access.node)
-            if producer is None or producer is root or producer.node.spec.has(Trait.REDUCTION):
+            if producer is None or producer is root or producer.node.spec.has(_REDUCES):
                 continue
             if _inner_numel(kernel, producer) != 1 and place[producer] != place[root]:
                 found.add(producer.node)
@@ -192,14 +199,16 @@ class _Writer:
     def _write_group(self, axes: tuple[Axis, ...], group: tuple[Root, ...]) -> None:
         outer_flat, inner_flat = _flat_of(self.outer), _flat_of(axes)
         self.body.open_stage(axes)
-        after: list[tuple[Location, int]] = []
+        after: list[_Stored] = []
         for root in group:
             split = self.c.kernel.splits[root]
             position: list[Index] = [Index(0)] * len(root.domain)
             for dims, index in ((split.outer, outer_flat), (split.inner, inner_flat)):
                 for d, i in zip(dims, delinearize(index, sizes(root.domain, dims)), strict=True):
                     position[d] = i
-            if _reduces(root) and root.node.spec.has(Trait.REDUCTION):
+            if _reduces(root) and root.node.spec.has(Trait.ATTENTION):
+                self._write_attention(root, tuple(position), axes, after)
+            elif _reduces(root) and root.node.spec.has(Trait.REDUCTION):
                 self._write_reduction(root, tuple(position), axes, inner_flat, after)
             else:
                 self._write_element(root, tuple(position), inner_flat)
@@ -208,8 +217,8 @@ class _Writer:
         self._stores.clear()
         if after:
             self.body.open_stage(())
-            for store in after:
-                self.body.store(*store)
+            for at, value, mask in after:
+                self.body.store(at, value, mask=mask)
 
     def _write_element(self, root: Root, at: Position, inner_flat: Index) -> None:
         node = root.node
@@ -237,7 +246,7 @@ class _Writer:
         at: Position,
         axes: tuple[Axis, ...],
         inner_flat: Index,
-        after: list[tuple[Location, int]],
+        after: list[_Stored],
     ) -> None:
         node = root.node
         value = self.body.value(node.inputs[0], at)
@@ -250,7 +259,43 @@ class _Writer:
         self._done[node] = (result, None)
         if node in self.c.memory:
             outer = tuple(at[d] for d in self.c.kernel.splits[root].outer)
-            after.append((self._place(self.c.memory[node], outer), result))
+            after.append((self._place(self.c.memory[node], outer), result, None))
+
+    def _write_attention(
+        self, root: Root, at: Position, axes: tuple[Axis, ...], after: list[_Stored]
+    ) -> None:
+        """A stage for the largest score of the row, and one for the sums."""
+        node, body = root.node, self.body
+        scores, v, *factor = node.inputs
+        *batch, row, column, key = at
+        pairs, dtype = (*batch, row, key), scores.dtype
+        top = body.reduce("max", body.value(scores, pairs), None)
+        body.open_stage(axes)
+        hidden, shift = None, top
+        if node.attrs.empty == "zero":
+            hidden = body.compute("eq", DType.BOOL, top, body.const(-math.inf, dtype))
+            shift = body.compute("where", dtype, hidden, body.const(0.0, dtype), top)
+        difference = body.compute("sub", dtype, body.value(scores, pairs), shift)
+        weight = body.compute("exp", dtype, difference)
+        total = body.reduce("sum", weight, None)
+        for x in factor:
+            weight = body.compute("mul", dtype, weight, body.value(x, pairs))
+        weight = body.cast(body.cast(weight, v.dtype), dtype)
+        summed = body.compute("mul", dtype, weight, body.value(v, (*batch, key, column)))
+        result = body.reduce("sum", summed, None)
+        body.open_stage(())
+        result = body.compute("div", dtype, result, total)
+        if hidden is not None:
+            result = body.compute("where", dtype, hidden, body.const(0.0, dtype), result)
+        self._done[node] = (result, None)
+        if node in self.c.memory:
+            after.append((self._place(self.c.memory[node], (*batch, row, column)), result, None))
+        for statistic in self.c.kernel.statistics:  # stored once for each row
+            first = body.compute(
+                "eq", DType.BOOL, body.index_value(column), body.const(0, DType.I64)
+            )
+            place = self._place(self.c.memory[statistic], (*batch, row))
+            after.append((place, top if statistic.attrs.kind == "max" else total, first))
 
     def record_cuts(self) -> bool:
         """Notes the axis splits that would remove divisions; True when there are new ones."""

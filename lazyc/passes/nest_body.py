@@ -15,7 +15,15 @@ from typing import Any
 from lazyc.ir import loops as L
 from lazyc.ir.attrs import Scalar
 from lazyc.ir.graph import Node
-from lazyc.ir.index import Axis, Index, ValueRef, bounds, linearize, value_index
+from lazyc.ir.index import (
+    Axis,
+    Index,
+    ValueRef,
+    axis_index,
+    bounds,
+    linearize,
+    value_index,
+)
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType, contiguous_strides, is_nonneg
 from lazyc.passes.index_maps import InRange, Position, reads
@@ -47,6 +55,7 @@ class Body:
         self.stages: list[OpenStage] = []
         self._outer_memo: dict[tuple[Any, ...], int] = {}
         self._values: dict[tuple[Node, Position, int | None], int] = {}
+        self._dot_axes: set[Axis] = set()
         self._prelude: OpenStage | None = None
         self._stage = OpenStage(())
 
@@ -80,7 +89,7 @@ class Body:
         stage = self._stage
         varies = any(a in stage.varying for a in args if a is not None)
         if index is not None and not varies:
-            inner = set(stage.axes)
+            inner = self._dot_axes.union(stage.axes)
             varies = bool(index.axes() & inner) or bool(index.value_refs() & stage.varying)
         memo = stage.memo if varies else self._outer_memo
         if key in memo:
@@ -126,10 +135,10 @@ class Body:
         )
         return self.cast(value, dtype.compute)
 
-    def store(self, at: Location, value: int, mode: Any = "set") -> None:
+    def store(self, at: Location, value: int, mode: Any = "set", mask: int | None = None) -> None:
         """Writes in the stage itself, never hoisted; a stored element is loaded afresh after."""
         buffer, index, dtype = at
-        self._stage.body.append(L.Store(buffer, index, self.cast(value, dtype), mode))
+        self._stage.body.append(L.Store(buffer, index, self.cast(value, dtype), mode, mask))
 
     def reduce(self, kind: L.ReduceKind, value: int, position: Index | None) -> int:
         where = None if position is None else self.index_value(position)
@@ -176,6 +185,8 @@ class Body:
             return self._gather(node, position, mask)
         if spec.has(Trait.RANDOM):
             return self._random(node, position, mask)
+        if spec.has(Trait.NESTED):
+            return self._dot(node, position, mask)
         compute = node.dtype.compute
         if node.op == "constant":
             return self.const(node.attrs.value, compute)
@@ -198,6 +209,18 @@ class Body:
             stored = self.cast(args[0], node.inputs[0].dtype)
             return self.cast(self.compute("bitcast", result, stored), result.compute)
         return self.compute(node.op, result.compute, *args)
+
+    def _dot(self, node: Node, position: Position, mask: int | None) -> int:
+        axis = Axis(f"dot{node.id}_", node.inputs[0].shape[-1])
+        self._dot_axes.add(axis)
+        along = (*position, axis_index(axis))
+        left, right = (self.value(x, along, mask) for x in node.inputs)
+        if axis.size == 1:
+            return self.compute("mul", node.dtype, left, right)
+        key = ("dot", axis, left, right)
+        return self._emit(
+            lambda id: L.Dot(id, node.dtype, (axis,), left, right), key, node.dtype, (left, right)
+        )
 
     def _view(self, node: Node, position: Position, mask: int | None) -> int:
         found = reads(node, position)

@@ -14,8 +14,8 @@ import sympy
 
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef
+from lazyc.ir.nest_values import operands, own_axes
 from lazyc.ir.types import Dim, DType
-from lazyc.passes.loop_axes import indices_of
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -65,24 +65,6 @@ def _role(number: int, stages: tuple[L.Stage, ...]) -> Literal["in", "out", "ino
     return "inout" if loaded and stored else "out" if stored else "in"
 
 
-def uses(instr: L.Instr) -> set[int]:
-    """The values that an instruction reads."""
-    found: set[int] = set()
-    for index in indices_of(instr):
-        found |= index.value_refs()
-    if isinstance(instr, L.Compute):
-        found |= set(instr.args)
-    elif isinstance(instr, L.CheckIndex | L.Reduce | L.Scan | L.Store):
-        found.add(instr.value)
-    if isinstance(instr, L.Load | L.CheckIndex | L.Store) and instr.mask is not None:
-        found.add(instr.mask)
-    if isinstance(instr, L.Random):
-        found.add(instr.seed)
-    if isinstance(instr, L.Reduce) and instr.position is not None:
-        found.add(instr.position)
-    return found
-
-
 def _drop_dead(stages: tuple[L.Stage, ...]) -> tuple[L.Stage, ...]:
     needed: set[int] = set()
     kept: list[L.Stage] = []
@@ -92,7 +74,7 @@ def _drop_dead(stages: tuple[L.Stage, ...]) -> tuple[L.Stage, ...]:
             # A checked index stays: it may have to report an error.
             if isinstance(instr, L.Store | L.CheckIndex) or instr.id in needed:
                 body.append(instr)
-                needed |= uses(instr)
+                needed |= set(operands(instr))
         if body:
             kept.append(L.Stage(stage.axes, tuple(reversed(body))))
     return tuple(reversed(kept))
@@ -109,9 +91,12 @@ class _Renamer:
             self._names[axis.name] = f"p{k}"
         count = 0
         for stage in stages:
-            for axis in stage.axes:
-                self._names[axis.name] = f"r{count}"
-                count += 1
+            for axis in stage.axes:  # which stages may share
+                if axis.name not in self._names:
+                    self._names[axis.name] = f"r{count}"
+                    count += 1
+        dots = dict.fromkeys(a.name for stage in stages for a in own_axes(stage.body))
+        self._names |= {name: f"e{k}" for k, name in enumerate(dots)}
 
     def dim(self, dim: Dim) -> Dim:
         if isinstance(dim, int):
@@ -177,4 +162,8 @@ class _Renamer:
         if isinstance(i, L.Reduce):
             value, position = self.ids[i.value], self._id(i.position)
             return replace(i, id=self._define(i.id), value=value, position=position)
+        if isinstance(i, L.Dot):
+            left, right = self.ids[i.left], self.ids[i.right]
+            axes = tuple(self.axis(a) for a in i.axes)
+            return replace(i, id=self._define(i.id), axes=axes, left=left, right=right)
         return replace(i, id=self._define(i.id), value=self.ids[i.value])

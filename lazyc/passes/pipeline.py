@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lazyc.passes.attention import Mode, Report, attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.fold_norm import fold_norm
@@ -11,15 +12,28 @@ from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.split_reduction import split_reductions
 
 
-def pipeline(pack_weights: bool = True, has_products: bool = False) -> tuple[Pass, ...]:
+def pipeline(
+    pack_weights: bool = True,
+    has_products: bool = False,
+    attend: Mode = "auto",
+    report: Report | None = None,
+) -> tuple[Pass, ...]:
     """The passes; without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``:
-    matrix products are kernels of the target, and no calls of a library."""
+    matrix products are kernels of the target, and no calls of a library; ``attend`` and ``report`` are
+    then those of ``attention``."""
     return (
         Pass("canonicalize", canonicalize),
         *(_WEIGHT_PASSES if pack_weights else ()),
-        *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
+        *(_product_passes(attend, report) if has_products else ()),
         Pass("split_reductions", split_reductions),
         *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
+    )
+
+
+def _product_passes(attend: Mode, report: Report | None) -> tuple[Pass, ...]:
+    return (
+        Pass("attention", lambda graph: attention(graph, attend, report)),
+        Pass("products_as_loops", products_as_loops),
     )
 
 

@@ -31,14 +31,14 @@ def _as_loop(b: Rewriter, node: Node, x: Sequence[Node]) -> Node:
     shape = (*batch, m, n, k)
     rank = len(shape) - 1
     turned = b.emit("permute", second, attrs=A.PermuteAttrs((*range(rank - 2), rank - 1, rank - 2)))
-    left = b.expand(b.reshape(_factor(b, first), (*batch, m, 1, k)), shape)
-    right = b.expand(b.reshape(_factor(b, turned), (*batch, 1, n, k)), shape)
+    left = b.expand(b.reshape(stored_factor(b, first), (*batch, m, 1, k)), shape)
+    right = b.expand(b.reshape(stored_factor(b, turned), (*batch, 1, n, k)), shape)
     product = b.emit("mul", left, right)
     total = b.emit("reduce_sum", product, attrs=A.ReduceAttrs((rank,)))
     return b.cast(total, node.dtype)
 
 
-def _factor(b: Rewriter, x: Node) -> Node:
+def stored_factor(b: Rewriter, x: Node) -> Node:
     """A factor in the type that products are added in. Of a half type it is what memory of that type
     would hold: the multiplication on the tensor cores reads it so."""
     if x.dtype not in _HALVES:

@@ -20,11 +20,11 @@ _CHEAP_LOADS = 1
 # An inlined expression larger than this is cut, to bound register pressure and compile time.
 _MAX_TREE_OPS = 150
 
-_LOOP_ROOT = Trait.REDUCTION | Trait.SCAN | Trait.SCATTER
+_LOOP_ROOT = Trait.REDUCTION | Trait.SCAN | Trait.SCATTER | Trait.ATTENTION
 _LIBRARY = Trait.CONTRACTION | Trait.BARRIER
 _OWN_MEMORY = Trait.LEAF | _LOOP_ROOT | _LIBRARY
 _ONE_OP = Trait.POINTWISE | Trait.RANDOM | Trait.GATHER
-_DEAR = Trait.COSTLY | Trait.RANDOM
+_DEAR = Trait.COSTLY | Trait.RANDOM | Trait.NESTED
 INLINE_LEAVES = frozenset({"constant", "size", "iota"})
 
 
@@ -111,6 +111,7 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         for arg in node.inputs:
             users[arg].append(node)
     costs = _costs(nodes, forced)
+    streamed = _streamed(nodes, users)
     roots = set(graph.computed_roots())
     realized = {n for n in nodes if has_memory(n)} | (forced & set(nodes))
     realized |= {n for n in roots if not _may_be_handed_out_as_view(n)}
@@ -130,9 +131,31 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         if node in realized:
             continue
         is_pointed_at = node in addressed and not _is_plain_view(node)
-        if is_pointed_at or _wants_memory(node, users[node], found, costs):
+        if is_pointed_at or (
+            node not in streamed and _wants_memory(node, users[node], found, costs)
+        ):
             realized.add(node)
     return realized
+
+
+def _streamed(nodes: list[Node], users: dict[Node, list[Node]]) -> set[Node]:
+    """Values that are never stored for their cost alone: those computed from a ``dot``, and what has as
+    many elements, cheap or random, and is read by these only."""
+    dots = [n for n in nodes if n.spec.has(Trait.NESTED)]
+    found = set(dots)
+    if not dots:
+        return found
+    for node in nodes:
+        if not has_memory(node) and any(n in found for n in node.inputs):
+            found.add(node)
+    pairs = {d.shape[-2:] for d in dots if len(d.shape) > 1}
+    for node in reversed(nodes):
+        if has_memory(node) or node.spec.has(Trait.COSTLY) or node.shape[-2:] not in pairs:
+            continue
+        readers = users[node]
+        if readers and all(n in found or n.spec.has(Trait.ATTENTION) for n in readers):
+            found.add(node)
+    return found
 
 
 def _may_be_handed_out_as_view(node: Node) -> bool:

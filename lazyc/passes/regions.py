@@ -52,6 +52,7 @@ class Root:
     axes: tuple[Axis, ...]  # one a dim of the domain, named d0, d1, ...
     accesses: tuple[Access, ...]
     into: Target | None = None
+    dots: frozenset[tuple[Node, Position]] = frozenset()  # that it computes, and at which positions
 
     @property
     def position(self) -> Position:
@@ -67,6 +68,8 @@ class Root:
             inner = self.node.attrs.axes
         elif spec.has(Trait.SCAN):
             inner = (self.node.attrs.axis,)
+        elif spec.has(Trait.ATTENTION):
+            inner = (len(self.domain) - 1,)
         else:
             return None
         outer = tuple(k for k in range(len(self.domain)) if k not in inner)
@@ -74,7 +77,7 @@ class Root:
 
     def value_position(self, split: Split) -> tuple[int, ...]:
         """The domain dims that are the dims of the value."""
-        if self.node.spec.has(Trait.REDUCTION) and self.into is None:
+        if self.node.spec.has(Trait.REDUCTION | Trait.ATTENTION) and self.into is None:
             return split.outer
         return tuple(range(len(self.domain)))
 
@@ -83,14 +86,18 @@ def make_root(node: Node, realized: set[Node], into: Target | None = None) -> Ro
     """The root of a realized node; with ``into``, of a copy of its value."""
     is_reduction = node.spec.has(Trait.REDUCTION) and into is None
     domain = node.inputs[0].shape if is_reduction else node.shape
+    if node.op == "attend" and into is None:
+        domain = (*node.shape, node.inputs[0].shape[-1])
     axes = tuple(Axis(f"d{k}", d) for k, d in enumerate(domain))
     position = tuple(axis_index(a) for a in axes)
-    return Root(node, domain, axes, _accesses(node, position, realized, into), into)
+    accesses, dots = _accesses(node, position, realized, into)
+    return Root(node, domain, axes, accesses, into, dots)
 
 
 def _accesses(
     node: Node, position: Position, realized: set[Node], into: Target | None
-) -> tuple[Access, ...]:
+) -> tuple[tuple[Access, ...], frozenset[tuple[Node, Position]]]:
+    dots: set[tuple[Node, Position]] = set()
     found: dict[Access, None] = {}
     seen: set[tuple[Node, Position | None]] = set()
 
@@ -105,11 +112,13 @@ def _accesses(
 
     def expand(node: Node, position: Position | None) -> None:
         spec = node.spec
+        if spec.has(Trait.NESTED) and position is not None:
+            dots.add((node, position))
         if spec.has(Trait.GATHER):
             visit(node.inputs[0], None)
             for index in node.inputs[1:]:
                 visit(index, position)
-        elif position is None or spec.has(Trait.RANDOM | Trait.SCATTER):
+        elif position is None or spec.has(Trait.RANDOM | Trait.SCATTER | Trait.NESTED):
             for arg in node.inputs:
                 visit(arg, () if spec.has(Trait.RANDOM) else None)
         else:
@@ -120,7 +129,7 @@ def _accesses(
         found[Access(node, position)] = None
     else:
         expand(node, position)
-    return tuple(found)
+    return tuple(found), frozenset(dots)
 
 
 def sizes(domain: Shape, dims: tuple[int, ...]) -> Shape:
@@ -135,10 +144,12 @@ def flat(position: Position, domain: Shape, dims: tuple[int, ...]) -> Index:
 
 @dataclass(eq=False)
 class Kernel:
-    """Roots that run in one loop nest, in order, with the split of each."""
+    """Roots that run in one loop nest, in order, with the split of each. ``statistics``: of the rows of
+    an attention among the roots."""
 
     roots: list[Root]
     splits: dict[Root, Split] = field(default_factory=dict)
+    statistics: list[Node] = field(default_factory=list)
 
     @property
     def numel(self) -> Dim:

@@ -22,6 +22,7 @@ class Rewriter:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.provenance: Provenance | None = None
+        self.new: dict[Node, Node] = {}  # what each node of the old Graph became, so far
 
     def emit(self, op: str, *inputs: Node, attrs: A.Attrs = A.NO_ATTRS) -> Node:
         return self.graph.add(op, inputs, attrs, self.provenance)
@@ -53,7 +54,7 @@ def rewrite(graph: Graph, rules: Mapping[str, Sequence[Rule]]) -> Graph:
     """The Graph with every node replaced by what the first rule for its op gives."""
     result = Graph(constants=graph.constants, symbols=graph.symbols)
     rewriter = Rewriter(result)
-    new: dict[Node, Node] = {}
+    new = rewriter.new
     keep = {n for n in graph.nodes if n.op == "input"}
     live = set(live_nodes(graph)) | keep
     for node in graph.nodes:

@@ -190,7 +190,7 @@ class _Chain:
 
     def _product_dim(self, step: GemmStep) -> Literal["m", "n", "k", ""]:
         """The dim of a product in which its private operands have their rows."""
-        if numel(step.batch) != self.batch or step.accumulate or step.pack_b:
+        if numel(step.batch) != self.batch or step.accumulate or step.pack_b or step.sparse:
             return ""
         found: set[Literal["m", "n", "k"]] = set()
         operands: tuple[tuple[Operand, Literal["m", "k"], Literal["k", "n"]], ...]

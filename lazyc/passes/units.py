@@ -31,6 +31,8 @@ def make_units(plan: Plan) -> UnitGraph:
     for node in plan.nodes:
         if node not in plan.realized or node.op in GIVEN:
             continue
+        if node.op == "row_statistic":
+            continue
         if node.op == "project":
             owner[node] = owner[node.inputs[0]]
             units[owner[node]].nodes.append(node)
@@ -39,6 +41,7 @@ def make_units(plan: Plan) -> UnitGraph:
         else:
             root = make_root(node, plan.realized)
             owner[node] = roots[root] = add(kernel_of(root), [node], root.accesses)
+    _add_statistics(plan, units, owner)
     for (node, _, _), target in plan.copies.items():
         root = make_root(node, plan.realized, target)
         roots[root] = add(kernel_of(root), [node], root.accesses)
@@ -50,6 +53,18 @@ def make_units(plan: Plan) -> UnitGraph:
     graph = UnitGraph(units, edges)
     _mark_static(plan, graph, owner)
     return graph
+
+
+def _add_statistics(plan: Plan, units: list[Unit], owner: dict[Node, int]) -> None:
+    """Statistics of rows of scores are made by the kernel that attends with these scores."""
+    attends = {n.inputs[0]: n for n in plan.nodes if n.op == "attend"}
+    for node in plan.nodes:
+        if node.op == "row_statistic":
+            owner[node] = owner[attends[node.inputs[0]]]
+            unit = units[owner[node]]
+            assert unit.kernel is not None
+            unit.kernel.statistics.append(node)
+            unit.nodes.append(node)
 
 
 def _mark_static(plan: Plan, graph: UnitGraph, owner: dict[Node, int]) -> None:

@@ -43,6 +43,8 @@ def make_lazy_backend(
     left_to_eager: LeftToEager,
     recorder: Recorder,
     events: E.EventStream,
+    has_products: bool = False,
+    recompute: bool = False,
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend like ``make_backend``'s, whose regions wait in ``recorder`` where they can."""
 
@@ -52,9 +54,13 @@ def make_lazy_backend(
         region = _Region(compile_graph, _line(gm))
         placeholders = gm.graph.find_nodes(op="placeholder")
         examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
-        compiled = make_backend(region.compile, import_failed, left_to_eager=left_to_eager)(
-            gm, examples, **options
-        )
+        compiled = make_backend(
+            region.compile,
+            import_failed,
+            left_to_eager=left_to_eager,
+            has_products=has_products,
+            recompute=recompute,
+        )(gm, examples, **options)
         if region.reason:
             events.emit(E.NotLazy(_line(gm), region.reason))
         why = f"a region that runs at once: {region.reason}"

@@ -117,6 +117,16 @@ class KernelCompiled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionChosen(Event):
+    """A product of attention, at the user's ``line``, is computed by kernel ``flash``, which keeps no scores, or
+    from ``stored`` scores, because of ``reason``."""
+
+    kernel: str
+    reason: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recompiled(Event):
     """A function was compiled again, ``count`` times by now, because of what ``changed`` since.
 
@@ -193,11 +203,34 @@ class CompilerBugFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class WeightsPacked(Event):
-    """Weights were repacked for the matrix product: on first use, or since a weight ``changed``."""
+    """Weights were repacked, or compressed, for the matrix product: on first use, or since a weight
+    ``changed``."""
 
     count: int
     bytes: int
     changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SparseProduct(Event):
+    """A product [m, n, k] (``sizes``) whose weight is declared sparse: ``is_used`` tells whether it has
+    a kernel for such weights, ``reason`` why, ``comment`` the operator and the user's line."""
+
+    sparsity: str
+    sizes: tuple[str, ...]
+    is_used: bool
+    reason: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNotSparse(Event):
+    """The values of a weight of ``shape`` are not as sparse as it is declared: until they change, its
+    product (``comment``: operator and line) is a dense one."""
+
+    sparsity: str
+    shape: tuple[int, ...]
+    comment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ _LEVELS: dict[type[E.Event], int] = {
     E.NotLazy: 1,
     E.NeverComputed: 2,
     E.Padded: 1,
+    E.AttentionChosen: 1,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -26,6 +27,8 @@ _LEVELS: dict[type[E.Event], int] = {
     E.CacheEvicted: 2,
     E.KernelCompiled: 2,
     E.WeightsPacked: 2,
+    E.SparseProduct: 1,
+    E.WeightNotSparse: 1,
     E.Artifact: 4,  # has a file of its own
 }
 
@@ -88,11 +91,25 @@ def format_event(event: E.Event, level: int) -> str:
             return f"not lazy: the region{at} runs at once: {event.reason}"
         case E.Padded():
             return f"bucket: {event.sizes}"
+        case E.AttentionChosen():
+            at = f" at {event.line}" if event.line else ""
+            return f"attention{at}: {event.kernel}: {event.reason}"
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():
             why = "a weight changed" if event.changed else "first use"
             return f"packed {event.count} weights, {event.bytes / 2**20:.1f} MiB ({why})"
+        case E.SparseProduct():
+            at = f" of {event.comment}" if event.comment else ""
+            how = "compressed weight" if event.is_used else "dense product"
+            sizes = ", ".join(event.sizes)
+            return f"{event.sparsity} product [{sizes}]{at}: {how}: {event.reason}"
+        case E.WeightNotSparse():
+            at = f" of {event.comment}" if event.comment else ""
+            return (
+                f"weight {list(event.shape)}{at} is declared {event.sparsity} and is not: dense "
+                "product"
+            )
         case _:
             raise TypeError(f"no text for {type(event).__name__}")
 

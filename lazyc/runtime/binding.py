@@ -51,11 +51,12 @@ class Layout:
 @dataclass(slots=True)
 class NativeStep:
     """A step that the driver runs, or several by blocks of rows; ``gemm`` is the BLAS call of a
-    GemmStep. Its record is the words from ``start`` to ``end`` of the table: none where there is
-    nothing to compute."""
+    GemmStep, or ``sparse`` the number of the step whose sparse kernel runs in its place. Its record is
+    the words from ``start`` to ``end`` of the table: none where there is nothing to compute."""
 
     step: KernelStep | GemmStep | Blocks
     gemm: GemmCall | None = None
+    sparse: int | None = None
     start: int = 0
     end: int = 0
 
@@ -90,9 +91,9 @@ class Plan:
     """All that a call needs, at concrete sizes.
 
     ``slots``: env slot of a buffer that is no temporary. ``inputs`` (argument positions), ``fresh``
-    and ``packed`` (buffer ids) and ``packs`` are in the order of their slots, which follow the
-    arena's; ``late`` (constants and eager results) come after them. ``offsets``: byte offset of a
-    temporary in the arena.
+    and ``packed`` (buffer ids), ``packs`` and ``compressed`` (numbers of steps) are in the order of their
+    slots, which follow the arena's; ``late`` (constants and eager results) come after them.
+    ``offsets``: byte offset of a temporary in the arena.
     """
 
     layouts: list[Layout | None]
@@ -105,6 +106,7 @@ class Plan:
     fresh: list[int]
     packed: list[int]
     packs: list[PackRequest]
+    compressed: list[int]
     late: list[int]
     env_words: int
     scratch: int  # index of the env word where the scratch array starts
@@ -113,12 +115,12 @@ class Plan:
     @property
     def leading_words(self) -> int:
         """Words of env up to the last packed slot: what changes with every call."""
-        moving = (self.inputs, self.fresh, self.packed, self.packs)
+        moving = (self.inputs, self.fresh, self.packed, self.packs, self.compressed)
         return ARENA_SLOT + 1 + sum(map(len, moving))
 
     @property
     def first_pack_slot(self) -> int:
-        return self.leading_words - len(self.packed) - len(self.packs)
+        return self.leading_words - sum(map(len, (self.packed, self.packs, self.compressed)))
 
     @property
     def is_native(self) -> bool:
@@ -158,17 +160,29 @@ def _layout(buffer: Buffer, sizes: Sizes) -> Layout | None:
 
 
 def _cut(
-    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, blas: Blas, threads: int
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    sizes: Sizes,
+    blas: Blas,
+    sparse: frozenset[int],
+    threads: int,
 ) -> list[Segment]:
     """The steps as segments. A seed moves to the start of its segment: it depends on nothing."""
     segments = [Segment()]
-    plans = (plan_blocks(t, program, kernels, blas, sizes, threads) for t in program.tiles)
-    by_blocks = {p: plan for t, plan in zip(program.tiles, plans) if plan for p in t.span}
-    for position, step in enumerate(program.steps):
-        blocks = by_blocks.get(position)
+    by_blocks: dict[int, Blocks] = {}
+    for tiles in program.tiles:
+        plan = plan_blocks(tiles, program, kernels, blas, sizes, threads)
+        if plan is not None:
+            by_blocks |= dict.fromkeys(tiles.span, plan)
+    for number, step in enumerate(program.steps):
+        blocks = by_blocks.get(number)
         if blocks is not None:
-            if by_blocks.get(position - 1) is not blocks:
+            if by_blocks.get(number - 1) is not blocks:
                 segments[-1].native.append(NativeStep(blocks))
+            continue
+        if number in sparse:
+            assert isinstance(step, GemmStep)
+            segments[-1].native.append(NativeStep(step, sparse=number))
             continue
         call = plan_gemm(step, sizes, blas) if isinstance(step, GemmStep) else None
         if isinstance(step, KernelStep) and isinstance(kernels[step.nest], LoadedKernel):
@@ -266,7 +280,11 @@ def _kept_buffers(program: Program) -> set[int]:
 
 
 def _addressed(native: NativeStep, packable: Sequence[GemmCall]) -> set[int]:
-    """The buffers whose address a native step needs: not that of a matrix that it reads packed."""
+    """The buffers whose address a native step needs: not that of a matrix that it reads packed or
+    compressed."""
+    if native.sparse is not None:
+        assert isinstance(native.step, GemmStep)
+        return {native.step.a.buffer, native.step.c.buffer}
     if native.gemm is not None and any(native.gemm is call for call in packable):
         return {native.gemm.product.a.buffer, native.gemm.product.c.buffer}
     return touched(native.step)
@@ -294,12 +312,14 @@ def bind(
     blas: Blas,
     sizes: Sizes,
     use_packs: bool,
+    sparse: frozenset[int] = frozenset(),
     threads: int = 1,
 ) -> Plan:
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
-    packed copy (the caller fills its slot), else as it is. ``threads``: how many are likely to run."""
+    packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
+    compressed form. ``threads``: how many are likely to run."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    segments = _cut(program, kernels, sizes, blas, threads)
+    segments = _cut(program, kernels, sizes, blas, sparse, threads)
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
@@ -320,11 +340,14 @@ def bind(
     slots.add(fresh)
     slots.add(packed)
     packs = [PackRequest(call, slots.take()) for call in packable]
+    compressed = {number: slots.take() for number in sorted(sparse)}
     slots.add(late)
 
     changed = written(program, segments)
     _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
-    writer = _Writer(program, kernels, blas, sizes, layouts, slots.of, offsets, memory, packs)
+    writer = _Writer(
+        program, kernels, blas, sizes, layouts, slots.of, offsets, memory, packs, compressed
+    )
     table = writer.write(segments)
     return Plan(
         layouts=layouts,
@@ -337,6 +360,7 @@ def bind(
         fresh=fresh,
         packed=packed,
         packs=packs,
+        compressed=list(compressed),
         late=late,
         env_words=slots.next + table.longest,
         scratch=slots.next,
@@ -357,6 +381,7 @@ class _Writer:
     offsets: dict[int, int]
     memory: dict[Blocks, int]  # arena offset of the memory that threads have for blocks
     packs: list[PackRequest]
+    compressed: dict[int, int]  # slots by the numbers of steps
 
     def write(self, segments: Sequence[Segment]) -> TableWriter:
         table = TableWriter()
@@ -373,6 +398,8 @@ class _Writer:
                 elif isinstance(native.step, Blocks):
                     self._blocks(table, native.step)
                     work += LEAST_BYTES
+                elif native.sparse is not None:
+                    self._sparse(table, native.step, self.compressed[native.sparse])
                 else:
                     assert isinstance(native.step, KernelStep)
                     self._kernel(table, native.step)
@@ -449,6 +476,17 @@ class _Writer:
             call.dtype is DType.F64,
             [(n, b * size, a * size, c * size) for n, b, a, c in zip(batch, *strides, strict=True)],
         )
+
+    def _sparse(self, table: TableWriter, step: Step, slot: int) -> None:
+        """The kernel of a product that reads b in compressed form from ``slot``."""
+        assert isinstance(step, GemmStep) and step.sparse is not None
+        product = step.sparse.kernel
+        assert product is not None
+        kernel = self.kernels[product.key]
+        assert isinstance(kernel, LoadedKernel)
+        size = product.dtype.itemsize
+        a, c = (self._place(x.buffer, self.sizes(x.offset) * size) for x in (step.a, step.c))
+        table.kernel(kernel.address, product.items, kernel.grain, (a, (slot, 0), c), ())
 
     def _gemm(self, table: TableWriter, call: GemmCall) -> None:
         p, size = call.product, call.dtype.itemsize

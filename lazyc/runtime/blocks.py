@@ -143,7 +143,10 @@ def _product(
     step: GemmStep, dim: str, private: frozenset[int], blas: Blas, sizes: Sizes, block: int
 ) -> BlockProduct | None:
     """The product for one block; None where BLAS has none, or where it reads too much for each."""
-    m, n, k = (block if dim == d else sizes(s) for d, s in zip("mnk", (step.m, step.n, step.k)))
+    m, n, k = (
+        block if dim == d else sizes(s)
+        for d, s in zip("mnk", (step.m, step.n, step.k), strict=True)
+    )
     one = replace(
         step, batch=(), m=m, n=n, k=k,
         a=replace(step.a, batch_strides=()),

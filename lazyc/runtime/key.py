@@ -112,7 +112,9 @@ class _Writer:
     def input(self, a: A.InputAttrs) -> str:
         """One input, without its name."""
         parameter = " parameter" if a.is_parameter else ""
-        return f"{self._type(a.type)} strides {self.text(a.strides)} align {a.alignment}{parameter}"
+        sparsity = "" if a.sparsity is None else f" sparsity {a.sparsity}"
+        layout = f"strides {self.text(a.strides)} align {a.alignment}"
+        return f"{self._type(a.type)} {layout}{parameter}{sparsity}"
 
     def outputs(self, graph: Graph) -> str:
         rows = [

@@ -28,7 +28,8 @@ from lazyc.runtime.weights import NOTHING_KEPT, Kept, WeightCache, packed_progra
 _MOST_RUNNERS = 64  # sizes of one Program kept bound; the ones used longest ago go first
 _MOST_PACKED = 2  # sizes of one Program that have packed matrices of their own
 
-Key = tuple[tuple[int, ...], bool]  # values of the symbols; whether packed matrices are used
+# Values of the symbols; whether packed matrices are used; the steps that read compressed weights.
+Key = tuple[tuple[int, ...], bool, frozenset[int]]
 
 
 class Executable:
@@ -60,12 +61,15 @@ class Executable:
         self._lock = threading.Lock()
         self._sources = [(s.input, s.dim) for s in program.symbols]
         self.weights = self._weight_cache(pack_weights)
-        self._only = None if program.symbols or self.weights else self._bind((), False)
+        self._only = (
+            None if program.symbols or self.weights else self._bind(((), False, frozenset()))
+        )
 
     def _weight_cache(self, pack_weights: bool) -> WeightCache | None:
         program = self.program
         marked = any(isinstance(s, GemmStep) and s.pack_b for s in program.steps)
-        if not program.packed and not (marked and pack_weights and self._host.blas.can_pack):
+        packs = marked and pack_weights and self._host.blas.can_pack
+        if not program.packed and not packs and not program.sparse_products():
             return None
         steps = packed_program(program)
         compute = None
@@ -96,17 +100,16 @@ class Executable:
         key = tuple(args[i] if dim is None else args[i].shape[dim] for i, dim in self._sources)
         weights = self.weights
         if weights is None:
-            return self._runner(key, False), (), NOTHING_KEPT
+            return self._runner((key, False, frozenset())), (), NOTHING_KEPT
         kept = weights.current(args)
-        runner = self._runner(key, weights.packs_matrices)
+        runner = self._runner((key, weights.packs_matrices, kept.sparse))
         return runner, weights.pointers(kept, runner.plan, args), kept
 
-    def _runner(self, values: tuple[int, ...], use_packs: bool) -> Runner:
+    def _runner(self, key: Key) -> Runner:
         """The runner for these values of the symbols."""
-        key = (values, use_packs)
         runner = self._runners.get(key)
         if runner is None:
-            return self._bind(values, use_packs)
+            return self._bind(key)
         with suppress(KeyError):  # another thread dropped it just now
             self._runners.move_to_end(key)
         return runner
@@ -118,8 +121,8 @@ class Executable:
             return self._only
         return next(reversed(self._runners.values()), None)
 
-    def _bind(self, values: tuple[int, ...], use_packs: bool) -> Runner:
-        key = (values, use_packs)
+    def _bind(self, key: Key) -> Runner:
+        values, use_packs, sparse = key
         with self._lock:
             if key in self._runners:
                 return self._runners[key]
@@ -133,6 +136,7 @@ class Executable:
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
                 threads=self._host.threads.get(),
+                sparse=sparse,
             )
             if plan.is_native:
                 runner: Runner = NativeRunner(self.program, plan, self._host, sizes)

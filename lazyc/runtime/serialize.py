@@ -17,6 +17,7 @@ from lazyc.codegen.base import KernelRef, LaunchRef, Ref
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
 from lazyc.ir.loops import BufferParam, LoopNest
+from lazyc.ir.sparse import SparseProduct
 from lazyc.runtime import codec as C
 from lazyc.runtime.dims import decode_symbol, encode_dim
 from lazyc.runtime.tensors import dump_tensor, load_tensor
@@ -54,6 +55,22 @@ OPERAND = C.record(
 KERNEL_STEP = C.record(
     P.KernelStep, nest=C.STR, buffers=C.sequence(C.INT), sizes=C.SHAPE, comment=C.STR
 )
+SPARSITY = C.one_of("2:4", "block 16", "block 32")
+SPARSE_PRODUCT = C.record(
+    SparseProduct,
+    sparsity=SPARSITY,
+    dtype=C.DTYPE,
+    m=C.INT,
+    n=C.INT,
+    k=C.INT,
+    lda=C.INT,
+    ldc=C.INT,
+    tile=C.INT,
+    comment=C.STR,
+)
+SPARSE_CHOICE = C.record(
+    P.SparseChoice, sparsity=SPARSITY, kernel=C.optional(SPARSE_PRODUCT), reason=C.STR
+)
 GEMM_STEP = C.record(
     P.GemmStep,
     dtype=C.DTYPE,
@@ -67,6 +84,7 @@ GEMM_STEP = C.record(
     accumulate=C.BOOL,
     pack_b=C.BOOL,
     comment=C.STR,
+    sparse=C.optional(SPARSE_CHOICE),
 )
 BUFFER_REF = C.record(
     P.BufferRef, id=C.INT, shape=C.optional(C.SHAPE), strides=C.SHAPE, offset=C.DIM
@@ -139,13 +157,14 @@ PROGRAM_FIELDS: Mapping[str, C.Codec] = {
 def dump_program(program: P.Program, kernels: Mapping[str, Ref]) -> dict[str, bytes]:
     """A Program as named parts: "program" (JSON) and "constant.0", ... (raw elements).
 
-    ``kernels`` and ``program.nests`` have an entry for every nest key that a step uses. Raises
+    ``kernels`` has an entry for every kernel that a step uses, ``program.nests`` for every nest. Raises
     NotCacheable.
     """
     used = {s.nest for s in (*program.steps, *program.packed) if isinstance(s, P.KernelStep)}
     constants = [dump_tensor(t) for t in program.constants]
     tree = {name: codec.encode(getattr(program, name)) for name, codec in PROGRAM_FIELDS.items()}
-    tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in sorted(used)}
+    sparse = {product.key for _, product in program.sparse_products()}
+    tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in sorted(used | sparse)}
     tree["nests"] = {key: NEST.encode(program.nests[key]) for key in sorted(used)}
     tree["constants"] = [header for header, _ in constants]
     parts = {"program": json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()}
@@ -171,14 +190,16 @@ def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Ref]]:
     headers, refs, interfaces = tree["constants"], tree["kernels"], tree["nests"]
     if not isinstance(headers, list) or not isinstance(refs, dict):
         raise CacheCorrupt("program: bad table of constants or kernels")
-    if not isinstance(interfaces, dict) or interfaces.keys() != refs.keys():
+    if not isinstance(interfaces, dict):
         raise CacheCorrupt("program: bad table of nests")
     fields = {name: codec.decode(tree[name]) for name, codec in PROGRAM_FIELDS.items()}
     constants = [load_tensor(h, parts[f"constant.{k}"]) for k, h in enumerate(headers)]
     kernels = {key: KERNEL_REF.decode(data) for key, data in refs.items()}
     nests = {key: NEST.decode(data) for key, data in interfaces.items()}
     program = P.Program(nests=nests, constants=constants, **fields)
+    if program.kernel_sources().keys() != kernels.keys():
+        raise CacheCorrupt("program: bad table of nests")
     for step in (*program.steps, *program.packed):
-        if isinstance(step, P.KernelStep) and step.nest not in kernels:
+        if isinstance(step, P.KernelStep) and step.nest not in nests:
             raise CacheCorrupt(f"program: no kernel {step.nest}")
     return program, kernels

@@ -30,7 +30,7 @@ class _Label:
     args: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(step: Step | Blocks, plan: Plan, sizes: Sizes) -> _Label:
+    def of(step: Step | Blocks, plan: Plan, sizes: Sizes, is_sparse: bool = False) -> _Label:
         if isinstance(step, SeedStep):
             return _Label("library", "random seed")
         args: dict[str, Any] = {"bytes": traffic(step, plan.layouts)}
@@ -45,7 +45,8 @@ class _Label:
         if isinstance(step, GemmStep):
             args |= {"m": sizes(step.m), "n": sizes(step.n), "k": sizes(step.k)}
             args |= {"batch": list(sizes.all(step.batch))}
-            return _Label("library", step.comment or "matrix product", args)
+            name = step.comment or "matrix product"
+            return _Label("kernel" if is_sparse else "library", name, args)
         args |= {"operator": step.target, "reason": step.reason}
         return _Label(
             "fallback" if step.is_fallback else "library", step.comment or step.target, args
@@ -58,7 +59,10 @@ def step_by_step(
     """A function like ``driver``, which runs ``segment`` whatever table it is given: each of its steps
     in a call of ``driver`` and in a span of its own."""
     steps = [
-        (_Label.of(native.step, plan, sizes), (*plan.table[native.start : native.end], END, 1))
+        (
+            _Label.of(native.step, plan, sizes, native.sparse is not None),
+            (*plan.table[native.start : native.end], END, 1),
+        )
         for native in segment.native
         if native.start < native.end
     ]

@@ -1,8 +1,8 @@
 """Weights kept in a form that suits the machine, and the guard that they are never stale.
 
 A Program of an inference graph may keep work on its parameters between calls: matrices packed for
-the BLAS, and the results of ``Program.packed`` steps. Before each call every parameter is compared
-with what it was:
+the BLAS, sparse weights compressed, and the results of ``Program.packed`` steps. Before each call every
+parameter is compared with what it was:
 
 * its identity: the same tensor object, and a weak reference tells when that dies, so that another
   one at the same address is not taken for it;
@@ -12,7 +12,9 @@ with what it was:
   noticed when it touches a sampled word: at once if it changes the whole weight, as an optimizer
   does.
 
-What fails is computed again from the parameters. Parameters without a version counter (inference
+What fails is computed again from the parameters. To compress a weight takes as long as dozens of its
+products: after a change these are dense ones until the weights have stayed the same for some calls, and
+remain so where a weight is no longer as sparse as declared. Parameters without a version counter (inference
 tensors) are not kept at all.
 """
 
@@ -28,13 +30,16 @@ from typing import Any
 
 import torch
 
+from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
     EagerStep,
+    GemmStep,
     Program,
     ProgramOutput,
 )
+from lazyc.ir.sparse import SparseProduct, Sparsity, compress_24
 from lazyc.ir.types import storage_extent
-from lazyc.report.events import WeightsPacked
+from lazyc.report.events import WeightNotSparse, WeightsPacked
 from lazyc.runtime.binding import Plan
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
@@ -42,8 +47,15 @@ from lazyc.runtime.library import GemmCall, pack, packed_bytes
 
 _SAMPLES = 16  # words looked at in each parameter, each call
 _TURNS = 4  # sets of positions, used by turns
+_SETTLED = 8  # calls without a change after which sparse weights are compressed again
 _PATIENCE = 3  # times that all was for nothing before matrices are no longer packed
 _WORD = 8
+
+_COMPRESS: Mapping[Sparsity, Callable[[SparseProduct, torch.Tensor], torch.Tensor | None]] = {
+    "2:4": compress_24,
+    "block 16": compress_blocks,
+    "block 32": compress_blocks,
+}
 
 _data_ptr = torch.Tensor.data_ptr
 
@@ -72,6 +84,7 @@ class Kept:
     ``packed`` pairs each packed buffer with its value. ``is_current`` tells whether parameters (in
     the order of ``Program.parameters``) are what they were. ``matrices`` holds packed matrices, and
     ``pointers`` what was found for each plan (by its id; the plan beside it keeps that unique).
+    ``compressed`` holds sparse weights by the numbers of the steps that read them.
     """
 
     packed: list[tuple[int, Any]]
@@ -79,6 +92,12 @@ class Kept:
     matrices: dict[Any, torch.Tensor] = field(default_factory=dict)
     pointers: dict[int, tuple[Plan, list[int]]] = field(default_factory=dict)
     uses: int = 0
+    compressed: Mapping[int, torch.Tensor] | None = None  # None: not looked at yet
+
+    @property
+    def sparse(self) -> frozenset[int]:
+        """The steps that read compressed weights."""
+        return frozenset(self.compressed or ())
 
 
 NOTHING_KEPT = Kept([], lambda now: True)
@@ -105,9 +124,12 @@ class WeightCache:
 
     @property
     def nbytes(self) -> int:
-        """Memory that packed matrices take (address space: MKL leaves a part untouched)."""
+        """Memory of packed matrices (address space: MKL leaves a part untouched) and sparse weights."""
         kept = self._kept
-        return 0 if kept is None else sum(t.nbytes for t in kept.matrices.values())
+        if kept is None:
+            return 0
+        compressed = {id(t): t for t in (kept.compressed or {}).values()}
+        return sum(t.nbytes for t in (*kept.matrices.values(), *compressed.values()))
 
     def current(self, args: Sequence[Any]) -> Kept:
         """What is kept for the parameters among ``args``, computed anew if they have changed."""
@@ -115,6 +137,10 @@ class WeightCache:
         kept = self._kept
         if kept is not None and kept.is_current(parameters):
             kept.uses += 1
+            if kept.compressed is None and kept.uses >= _SETTLED:
+                with self._lock:
+                    if kept.compressed is None:
+                        kept.compressed = self._compress(args)
             return kept
         with self._lock:
             kept = self._kept
@@ -136,8 +162,32 @@ class WeightCache:
             self.packs_matrices = False
             return Kept(packed, lambda now: False)
         guard = _Guard(parameters, self._host.driver.run_short, self._forget)
-        self._kept = Kept(packed, guard.holds)
+        compressed = self._compress(args) if self.renewals == 1 else None
+        self._kept = Kept(packed, guard.holds, compressed=compressed)
         return self._kept
+
+    def _compress(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
+        """The sparse weights in compressed form, of those that are as sparse as declared."""
+        if not self.packs_matrices:
+            return {}
+        made: dict[tuple[int, int], torch.Tensor | None] = {}
+        found: dict[int, torch.Tensor] = {}
+        for number, product in self._program.sparse_products():
+            step = self._program.steps[number]
+            assert isinstance(step, GemmStep)
+            weight = args[self._program.buffers[step.b.buffer].source]
+            key = id(weight), product.tile
+            if key not in made:
+                with self._host.spans.span("library", "compress a weight", bytes=weight.nbytes):
+                    made[key] = _COMPRESS[product.sparsity](product, weight)
+                if made[key] is None:
+                    shape = tuple(weight.shape)
+                    self._host.events.emit(WeightNotSparse(product.sparsity, shape, step.comment))
+            compressed = made[key]
+            if compressed is not None:
+                found[number] = compressed
+        self._tell([t for t in made.values() if t is not None])
+        return found
 
     def _forget(self, dead: object) -> None:
         """A parameter died: what was made of it is of no use."""
@@ -163,6 +213,8 @@ class WeightCache:
                     matrix = kept.matrices[key] = self._pack(call, values, args)
                     new.append(matrix)
             found.append(matrix.data_ptr())
+        compressed = kept.compressed or {}
+        found += [compressed[number].data_ptr() for number in plan.compressed]
         self._tell(new)
         return found
 

@@ -14,6 +14,7 @@ from lazyc.errors import ConfigError
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.types import DType
 from lazyc.report import events as E
+from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
 
@@ -40,6 +41,25 @@ def test_products_use_tensor_cores(arch: int) -> None:
     found = compiled(product(4096, 4096, 4096, DType.BF16, epilogue=True), arch)
     assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
     assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_fits_registers_and_shared_memory(arch: int, width: int, backward: bool) -> None:
+    nests = attention_nests(Sizes(2048, 2048, width), DType.BF16, causal, backward)
+    assert len(nests) == (2 if backward else 1)
+    for nest in nests:
+        found = compiled(nest, arch)
+        assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
+        assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_in_single_precision_fits_registers(width: int, backward: bool) -> None:
+    for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
+        assert compiled(nest, 90).tensor_cores == set()
 
 
 def test_single_precision_is_not_cut_to_half() -> None:

@@ -21,7 +21,10 @@ SAMPLES: list[E.Event] = [
     E.NeverComputed("model.py:12", 5),
     E.NotLazy("model.py:13", "it needs gradients"),
     E.Padded("s0 = 100 -> 128"),
+    E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
+    E.SparseProduct("2:4", ("1", "64", "32"), True, "reads 1.1 of 2.0 MiB", "aten.mm model.py:3"),
+    E.WeightNotSparse("2:4", (64, 32), "aten.mm model.py:3"),
     E.Artifact(1, "program.txt", "step"),
 ]

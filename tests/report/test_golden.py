@@ -74,11 +74,33 @@ LINES: list[tuple[E.Event, str]] = [
     (E.NotLazy("", "it needs gradients"), "not lazy: the region runs at once: it needs gradients"),
     (E.Padded("s0 = 100 -> 128"), "bucket: s0 = 100 -> 128"),
     (
+        E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),
+        "attention at model.py:14: flash: 64 x 64 scores are not stored",
+    ),
+    (
+        E.AttentionChosen("stored", "the scores are read by add", ""),
+        "attention: stored: the scores are read by add",
+    ),
+    (
         E.CompilerBugFound("pass fuse", "matmul", "model.py:8", "IRError: boom"),
         "compiler bug in pass fuse: IRError: boom",
     ),
     (E.WeightsPacked(4, 3 << 19, True), "packed 4 weights, 1.5 MiB (a weight changed)"),
     (E.WeightsPacked(4, 3 << 19, False), "packed 4 weights, 1.5 MiB (first use)"),
+    (
+        E.SparseProduct(
+            "2:4", ("1", "64", "32"), True, "reads 1.1 of 2.0 MiB", "aten.mm model.py:3"
+        ),
+        "2:4 product [1, 64, 32] of aten.mm model.py:3: compressed weight: reads 1.1 of 2.0 MiB",
+    ),
+    (
+        E.SparseProduct("2:4", ("s0", "64", "32"), False, "its number of rows is not fixed"),
+        "2:4 product [s0, 64, 32]: dense product: its number of rows is not fixed",
+    ),
+    (
+        E.WeightNotSparse("2:4", (64, 32), "aten.mm model.py:3"),
+        "weight [64, 32] of aten.mm model.py:3 is declared 2:4 and is not: dense product",
+    ),
     (E.Artifact(1, "program.txt", "step"), ""),  # a file of its own
 ]
 

@@ -204,6 +204,8 @@ ATTRS: list[A.Attrs] = [
     A.SliceAttrs((0, 1), (2, s0), (1, -1)),
     A.PadAttrs((0, 1), (1, 0), 0.0),
     A.CatAttrs(1),
+    A.AttendAttrs("nan"),
+    A.RowStatisticAttrs("max", "nan"),
     A.StridedAttrs((2, 2), (1, 2), 0),
     A.WindowAttrs((0,), (2,), (1,), (1,), (3,)),
     A.ReduceAttrs((0, 1)),
@@ -285,7 +287,7 @@ def test_every_graph_field_is_known_to_the_key() -> None:
         "value", "strides", "alias_of", "offset", "memory", "view_shape", "view_strides",
     } | {"view"}  # fmt: skip
     assert {f.name for f in dataclasses.fields(A.InputAttrs)} == {
-        "index", "name", "type", "strides", "is_parameter", "alignment",
+        "index", "name", "type", "strides", "is_parameter", "alignment", "sparsity",
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(TensorType)} == {"dtype", "shape", "device"}
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lazyc.codegen.base import KernelCode, KernelRef, LoadedKernel, Ref
+from lazyc.codegen.llvm.block_sparse import generate_blocks
 from lazyc.codegen.llvm.compile import compile_text
 from lazyc.codegen.llvm.kernel import generate
 from lazyc.codegen.llvm.loader import Loader
+from lazyc.codegen.llvm.sparse_24 import expanded_at_once, generate_24
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import BLOCKS, Sparsity
+from lazyc.ir.types import DType
 
 
 class LlvmGenerator:
@@ -27,8 +32,17 @@ class LlvmGenerator:
     def key(self) -> str:
         return self._target.key()
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
-        return generate(nest, symbol, self._target)
+    @property
+    def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]:
+        blocks: set[tuple[Sparsity, DType]] = {(block, DType.F32) for block in BLOCKS}
+        return expanded_at_once(self._target) | blocks
+
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        if isinstance(source, LoopNest):
+            return generate(source, symbol, self._target)
+        if source.sparsity == "2:4":
+            return generate_24(source, symbol, self._target)
+        return generate_blocks(source, symbol, self._target)
 
     def compile(self, code: KernelCode) -> bytes:
         return compile_text(code.text, self._target)

@@ -39,7 +39,10 @@ def generate(nest: LoopNest, symbol: str, target: Target) -> KernelCode:
     if past_cache:
         frames.append(_emit_body(nest, target, widths, rows, past_cache))
     text = _module(frames, symbol)
-    ordered = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(rows, whole.axes)))
+    pairs = zip(
+        rows, whole.axes, strict=False
+    )  # what is tiled, or the last axis of vectors, is not
+    ordered = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     ref = KernelRef(symbol, items, grain(nest, target, widths.main if widths else 1), ordered)
     return KernelCode(ref, text)
 

@@ -17,6 +17,8 @@ from lazyc.codegen.triton.random import draw
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef, bounds
+from lazyc.ir.nest_values import operands
+from lazyc.ir.ops import OPS, Trait
 from lazyc.ir.types import Dim, DType, is_nonneg, numel
 
 _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
@@ -34,6 +36,7 @@ class Code:
         self.values: dict[int, Value] = {}
         self.positions: dict[Axis, Value] = {}
         self.index_type = DType.I32 if _fits_32_bits(nest) else DType.I64
+        self.short = _only_compared(nest) if self.index_type is DType.I32 else set[int]()
         self.read_only = {k for k, b in enumerate(nest.buffers) if b.role == "in"}
 
     def text(self, symbol: str) -> str:
@@ -119,9 +122,11 @@ class Code:
                 return
             case L.Const():
                 number = literal(instr.value, instr.dtype)
-                value = self.w.value(self.w.full(number, instr.dtype), instr.dtype, 0)
+                dtype = DType.I32 if instr.id in self.short else instr.dtype
+                value = self.w.value(self.w.full(number, dtype), dtype, 0)
             case L.IndexValue():
-                value = self.long_index(instr.index)
+                short = instr.id in self.short
+                value = self.index(instr.index) if short else self.long_index(instr.index)
             case L.Load():
                 value = self._load(instr)
             case L.Compute():
@@ -226,6 +231,28 @@ def ceil_div(size: Dim, by: int) -> Dim:
     if isinstance(size, int):
         return -(-size // by)
     return sympy.floor((size + by - 1) / by)
+
+
+def _only_compared(nest: L.LoopNest) -> set[int]:
+    """Positions, and numbers, that nothing reads but comparisons of each other: i32 will do for them where
+    it does for indices."""
+    instrs = [i for s in nest.stages for i in s.body]
+    found = {
+        i.id
+        for i in instrs
+        if isinstance(i, L.IndexValue)
+        or (isinstance(i, L.Const) and i.dtype is DType.I64 and abs(i.value) < 1 << 30)
+    }
+    while True:
+        lost: set[int] = set()
+        for instr in instrs:
+            spec = OPS.get(instr.op) if isinstance(instr, L.Compute) else None
+            compares = spec is not None and spec.has(Trait.COMPARE)
+            if not compares or not found.issuperset(operands(instr)):
+                lost |= found.intersection(operands(instr))
+        if not lost:
+            return found
+        found -= lost
 
 
 def _fits_32_bits(nest: L.LoopNest) -> bool:

@@ -16,16 +16,24 @@ from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef
 from lazyc.codegen.triton.code import Code, ceil_div
-from lazyc.codegen.triton.pointwise import TYPES
+from lazyc.codegen.triton.tiles import (
+    COLUMNS,
+    LEAST,
+    ROWS,
+    before_widening,
+    open_tile,
+    stored_half,
+    tile_size,
+    values_of,
+)
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis
+from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import Dim, DType, numel
 
-ROWS, COLUMNS, ROW_DEPTH, COLUMN_DEPTH = 1, 2, 4, 8  # the depth in tiles of either factor
-_LEAST = 16  # rows, columns and depth that a tile has
+ROW_DEPTH, COLUMN_DEPTH = 4, 8  # the depth in tiles of either factor
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
-_HALVES = (DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Contraction:
         plain = (L.Load, L.Compute, L.Const, L.IndexValue)
         if not all(isinstance(i, plain) for i in loop.body[:-1]):
             return None
-        varies = _axes_of_values(nest)
+        varies = axes_of_values(nest.stages)
         first, second = (varies[a] for a in product.args)
         if not (set(loop.axes) <= first and set(loop.axes) <= second):
             return None
@@ -76,49 +84,7 @@ class Contraction:
 
 def _is_small(axes: tuple[Axis, ...]) -> bool:
     size = numel(a.size for a in axes)
-    return isinstance(size, int) and size < _LEAST
-
-
-def _axes_of_values(nest: L.LoopNest) -> dict[int, set[Axis]]:
-    """The axes that each value varies along."""
-    found: dict[int, set[Axis]] = {}
-    for stage in nest.stages:
-        for instr in stage.body:
-            if isinstance(instr, L.Store):
-                continue
-            axes: set[Axis] = set()
-            for index in _indices(instr):
-                axes |= index.axes()
-                for value in index.value_refs():
-                    axes |= found[value]
-            for value in _arguments(instr):
-                axes |= found[value]
-            if isinstance(instr, L.Reduce):
-                axes -= set(stage.axes)
-            found[instr.id] = axes
-    return found
-
-
-def _indices(instr: L.Instr) -> tuple:
-    if isinstance(instr, L.Load | L.IndexValue):
-        return (instr.index,)
-    return (instr.counter,) if isinstance(instr, L.Random) else ()
-
-
-def _arguments(instr: L.Instr) -> tuple[int, ...]:
-    match instr:
-        case L.Compute():
-            return instr.args
-        case L.Load():
-            return () if instr.mask is None else (instr.mask,)
-        case L.CheckIndex():
-            return (instr.value,) if instr.mask is None else (instr.value, instr.mask)
-        case L.Random():
-            return (instr.seed,)
-        case L.Reduce() | L.Scan():
-            return (instr.value,)
-        case _:
-            return ()
+    return isinstance(size, int) and size < LEAST
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +101,7 @@ class Tiles:
 def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     """By the sizes alone: large tiles read each factor less often, small ones keep more of the GPU busy."""
     rows, columns, depth = (
-        _tile(axes, largest)
+        tile_size(axes, largest, unknown=64)
         for axes, largest in (
             (contraction.rows, 128),
             (contraction.columns, 128),
@@ -143,13 +109,6 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
         )
     )
     return Tiles(rows, columns, depth, 8 if rows * columns >= 128 * 128 else 4, 3)
-
-
-def _tile(axes: tuple[Axis, ...], largest: int) -> int:
-    size = numel(a.size for a in axes)
-    if not isinstance(size, int):
-        return min(64, largest)
-    return min(largest, max(_LEAST, 1 << (size - 1).bit_length()))
 
 
 def contraction_kernel(contraction: Contraction, symbol: str) -> KernelCode:
@@ -162,8 +121,9 @@ class _Kernel:
 
     def __init__(self, contraction: Contraction) -> None:
         self.c = contraction
-        self.operands = [self._stored_type(contraction.left), self._stored_type(contraction.right)]
-        self.is_half = self.operands[0] is self.operands[1] and self.operands[0] in _HALVES
+        self.instrs = values_of(contraction.nest)
+        half = stored_half(self.instrs, contraction.left)
+        self.is_half = half is not None and half is stored_half(self.instrs, contraction.right)
         t = self.tiles = choose_tiles(contraction, self.is_half)
         self.w = Writer({
             ROWS: (0, t.rows), COLUMNS: (1, t.columns),
@@ -176,7 +136,7 @@ class _Kernel:
         rows, columns, batch = (
             numel(a.size for a in axes) for axes in (c.rows, c.columns, c.batch)
         )
-        self._place(rows, columns, batch)
+        self._place(rows, columns)
         stages = list(c.nest.stages)
         at = stages.index(c.loop)
         for stage in stages[:at]:
@@ -189,7 +149,7 @@ class _Kernel:
         ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
         return KernelCode(ref, text, tuple(b.dtype for b in c.nest.buffers))
 
-    def _place(self, rows: Dim, columns: Dim, batch: Dim) -> None:
+    def _place(self, rows: Dim, columns: Dim) -> None:
         """Where the program's tile is."""
         code, c, t, line = self.code, self.c, self.tiles, self.w.line
         down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
@@ -200,15 +160,7 @@ class _Kernel:
         line(f"height = tl.minimum(down - first, {_GROUP})")
         line(f"row = first + tile % ({_GROUP} * across) % height")
         line(f"column = tile % ({_GROUP} * across) // height")
-        kind = TYPES[code.index_type]
-        line(
-            f"batch = (tl.program_id(0) // (down * across)).to({kind}) + tl.full([1, 1], 0, {kind})"
-        )
-        code.unravel(0, "batch", c.batch)
-        line(f"y = row.to({kind}) * {t.rows} + tl.arange(0, {t.rows})[:, None]")
-        line(f"x = column.to({kind}) * {t.columns} + tl.arange(0, {t.columns})[None, :]")
-        code.open(ROWS, "y", c.rows, rows, t.rows)
-        code.open(COLUMNS, "x", c.columns, columns, t.columns)
+        open_tile(code, c.batch, (c.rows, t.rows), (c.columns, t.columns))
 
     def _run(self, stage: L.Stage) -> None:
         for instr in stage.body:
@@ -234,11 +186,11 @@ class _Kernel:
         code.open(
             bit, w.value(flat, code.index_type, bit).text, c.loop.axes, depth, self.tiles.depth
         )
-        needed = self._needed(value)
+        needed = cone(c.loop.body, (value,))
         for instr in c.loop.body[:-1]:
             if not isinstance(instr, L.Store) and instr.id in needed:
                 code.instr(instr)
-        found = self._half(value) if self.is_half else code.values[value]
+        found = before_widening(code, self.instrs, value) if self.is_half else code.values[value]
         text = w.broadcast(found.text, found.varies, (ROWS if bit == ROW_DEPTH else COLUMNS) | bit)
         if w.ends[
             bit
@@ -247,37 +199,3 @@ class _Kernel:
         code.values = outer
         del w.ends[bit]
         return text
-
-    def _needed(self, value: int) -> set[int]:
-        """The values of the loop's body that one depends on, itself included."""
-        by_id = {i.id: i for i in self.c.loop.body if not isinstance(i, L.Store)}
-        found: set[int] = set()
-        todo = [value]
-        while todo:
-            instr = by_id.get(todo.pop())
-            if instr is None or instr.id in found:
-                continue
-            found.add(instr.id)
-            todo += _arguments(instr)
-            for index in _indices(instr):
-                todo += index.value_refs()
-        return found
-
-    def _instr(self, value: int) -> L.Instr | None:
-        found = (i for s in self.c.nest.stages for i in s.body if not isinstance(i, L.Store))
-        return next((i for i in found if i.id == value), None)
-
-    def _stored_type(self, value: int) -> DType | None:
-        """The half type that a factor was before it was widened to f32; None for any other."""
-        instr = self._instr(value)
-        if not isinstance(instr, L.Compute) or instr.op != "cast":
-            return None
-        source = self._instr(instr.args[0])
-        assert source is not None and not isinstance(source, L.Store)
-        return source.dtype
-
-    def _half(self, value: int) -> Value:
-        """A factor before it was widened."""
-        instr = self._instr(value)
-        assert isinstance(instr, L.Compute)
-        return self.code.values[instr.args[0]]

@@ -12,6 +12,9 @@ from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import Sparsity
+from lazyc.ir.types import DType
 
 
 class CudaGenerator:
@@ -19,6 +22,7 @@ class CudaGenerator:
 
     keeps_code = True
     has_products = True
+    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
 
     def __init__(self, target: GpuTarget) -> None:
@@ -28,8 +32,9 @@ class CudaGenerator:
     def key(self) -> str:
         return f"{self._target.key()}|triton {triton.__version__}"
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
-        return generate(nest, symbol)
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        assert isinstance(source, LoopNest)
+        return generate(source, symbol)
 
     def compile(self, code: KernelCode) -> bytes:
         """A cubin."""

@@ -69,6 +69,12 @@ def least(x, y):
 
 
 @_device
+def largest_or_nan(x, y):
+    """As ``largest``, in one instruction."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@_device
 def largest_number(x, y):
     """The other one if one is nan."""
     return tl.where((x > y) | (y != y), x, y)

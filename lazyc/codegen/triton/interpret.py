@@ -26,6 +26,9 @@ from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
 from lazyc.codegen.triton.kernel import generate
 from lazyc.codegen.triton.source import load
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import KernelSource
+from lazyc.ir.sparse import Sparsity
+from lazyc.ir.types import DType
 
 # The interpreter replaces functions of the language while it runs.
 _one_at_a_time = threading.RLock()
@@ -36,11 +39,13 @@ class InterpretedGenerator:
 
     keeps_code = False
     has_products = True
+    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
     key = f"triton-interpret|{triton.__version__}"
 
-    def generate(self, nest: LoopNest, symbol: str) -> KernelCode:
-        return generate(nest, symbol)
+    def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        assert isinstance(source, LoopNest)
+        return generate(source, symbol)
 
     def compile(self, code: KernelCode) -> bytes:
         return code.text.encode()

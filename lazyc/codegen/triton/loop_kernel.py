@@ -12,8 +12,9 @@ from lazyc.codegen.triton.blocks import Blocks, keeps_order
 from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.reduction import ITERATIONS, POINTS, Accumulator, Running
-from lazyc.codegen.triton.writer import Writer
+from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
+from lazyc.ir.nest_values import cone, inside_of_dots
 from lazyc.ir.types import Dim, DType, numel
 
 _LONG = 64  # blocks of a loop, from which on rounding is kept track of
@@ -50,8 +51,7 @@ class _Kernel:
         code, w = self.code, self.w
         self._barrier(stage)
         if not stage.axes:
-            for instr in stage.body:
-                code.instr(instr)
+            self._body_of(stage)
             return
         w.dims[ITERATIONS] = 1, count
         outer, total = dict(code.values), numel(a.size for a in stage.axes)
@@ -73,8 +73,13 @@ class _Kernel:
     def _body(self, loop: _Loop, flat: str) -> None:
         code = self.code
         code.open(ITERATIONS, flat, loop.stage.axes, loop.total, loop.count)
+        inside = inside_of_dots(loop.stage.body)
         for instr in loop.stage.body:
-            if isinstance(instr, L.Reduce):
+            if not isinstance(instr, L.Store) and instr.id in inside:
+                pass  # computed by the dots that read it
+            elif isinstance(instr, L.Dot):
+                self._dot(loop.stage, instr)
+            elif isinstance(instr, L.Reduce):
                 position = None if instr.position is None else code.values[instr.position]
                 loop.accumulators[instr.id].add(self.w, code.values[instr.value], position, flat)
             elif isinstance(instr, L.Scan):
@@ -82,6 +87,38 @@ class _Kernel:
                 code.values[instr.id] = running.add(self.w, code.values[instr.value])
             else:
                 code.instr(instr)
+
+    def _body_of(self, stage: L.Stage) -> None:
+        """A stage without a loop."""
+        inside = inside_of_dots(stage.body)
+        for instr in stage.body:
+            if isinstance(instr, L.Dot) and instr.id not in inside:
+                self._dot(stage, instr)
+            elif isinstance(instr, L.Store) or instr.id not in inside:
+                self.code.instr(instr)
+
+    def _dot(self, stage: L.Stage, dot: L.Dot) -> None:
+        """A dot as a loop of its own, one product at a time."""
+        code, w = self.code, self.w
+        outside, ends = dict(code.values), dict(w.ends)
+        total = w.variable(w.full("0.0", dot.dtype, POINTS | ITERATIONS))
+        inner = inside_of_dots(stage.body)
+        inner &= cone(stage.body, (dot.left, dot.right), into_dots=False)
+        name = f"e{len(w.lines)}"
+        with w.loop(f"for {name} in range(0, {code.dim(numel(a.size for a in dot.axes))}):"):
+            flat = f"{name} + tl.full([1, 1], 0, {TYPES[code.index_type]})"
+            code.unravel(0, w.value(flat, code.index_type, 0).text, dot.axes)
+            for instr in stage.body:
+                if isinstance(instr, L.Store) or instr.id not in inner:
+                    continue
+                if isinstance(instr, L.Dot):
+                    self._dot(stage, instr)
+                else:
+                    code.instr(instr)
+            left, right = (code.values[v].text for v in (dot.left, dot.right))
+            w.line(f"{total} = {total} + {left} * {right}")
+        code.values, w.ends = outside, ends
+        code.values[dot.id] = Value(total, dot.dtype, POINTS | ITERATIONS)
 
     def _barrier(self, stage: L.Stage) -> None:
         """Waits for the other threads of the program where a stage touches what one before it stored,

@@ -1,0 +1,195 @@
+"""Attention written by hand keeps two numbers for each query between forward and backward, not its weights.
+
+    before   p = _softmax(s)                                     saved for the backward pass: p
+    after    top = amax(s)   total = sum(exp(s - top))   p = exp(s - top) / total
+             saved: top and total; s and p are computed again
+
+AOTAutograd's partitioner would rather save a softmax than compute the products before it again. For
+attention that is the wrong way round (T. Dao et al., "FlashAttention", 2022, section 3.1): on targets whose
+kernels compute scores where they are read, ``p`` and ``s`` need no memory at all. The logsumexp would be one
+number instead of two, but exp(s - lse) has an error that grows with the scores.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.fx import GraphModule, Node
+from torch.utils.checkpoint import CheckpointPolicy
+
+_ATEN = torch.ops.aten
+_VIEWS = frozenset({
+    _ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default, _ATEN.expand.default,
+    _ATEN.permute.default, _ATEN.transpose.int, _ATEN.t.default, _ATEN.unsqueeze.default,
+    _ATEN.squeeze.dim, _ATEN.clone.default, _ATEN._to_copy.default, _ATEN.alias.default,
+    _ATEN.detach.default, _ATEN.slice.Tensor,
+})  # fmt: skip
+# Matrix products, and which argument is the first factor.
+_PRODUCTS: dict[Any, int] = {
+    _ATEN.bmm.default: 0, _ATEN.mm.default: 0, _ATEN.baddbmm.default: 1, _ATEN.addmm.default: 1,
+}  # fmt: skip
+_DROPOUT = frozenset({_ATEN.native_dropout.default, operator.getitem})
+# Of a tile: least keys and queries, and the widest head (passes/attention.py).
+_LEAST = 16
+_WIDEST = 256
+
+
+def partition_with_attention(joint: GraphModule, inputs: Any, **options: Any) -> Any:
+    """As ``min_cut_rematerialization_partition``, which it calls."""
+    keep_rows_of_attention(joint)
+    return min_cut_rematerialization_partition(joint, inputs, **options)
+
+
+def keep_rows_of_attention(joint: GraphModule) -> int:
+    """Rewrites the softmax of each attention in a joint graph, in place; how many there were."""
+    backward = _depends_on_tangents(joint)
+    found = 0
+    for node in list(joint.graph.find_nodes(op="call_function", target=_ATEN._softmax.default)):
+        if node in backward or not _is_over_rows(node):
+            continue
+        before = _chain(node.args[0], lambda n: n.all_input_nodes)
+        forward = partial(_forward_users, backward)
+        reached = _chain(node, forward, through=_DROPOUT)
+        if not any(map(_is_of_scores, before)) or not any(n.target in _PRODUCTS for n in reached):
+            continue
+        _open_dropout(reached)
+        after = _chain(node, forward)
+        weights = _from_rows(node)
+        again = {n for n in before if n.target in _PRODUCTS or _is_elementwise(n)}
+        again |= {n for n in after if _is_elementwise(n)} | weights
+        for other in again - {node}:
+            other.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+        found += 1
+    if found:
+        joint.graph.lint()
+        joint.recompile()
+    return found
+
+
+def _depends_on_tangents(joint: GraphModule) -> set[Node]:
+    found: set[Node] = set()
+    for node in joint.graph.nodes:
+        if (node.op == "placeholder" and "tangents" in node.name) or any(
+            n in found for n in node.all_input_nodes
+        ):
+            found.add(node)
+    return found
+
+
+def _is_elementwise(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target in _VIEWS or torch.Tag.pointwise in target.tags
+
+
+def _chain(
+    start: Any, step: Callable[[Node], Any], through: frozenset[Any] = frozenset()
+) -> list[Node]:
+    """The nodes from one to the next products, these included, by way of elementwise ops and views, and of
+    those in ``through``."""
+    found: dict[Node, None] = {}
+    todo = [start]
+    while todo:
+        node = todo.pop()
+        if node in found or not isinstance(node, Node) or node.op != "call_function":
+            continue
+        found[node] = None
+        if node is start or _is_elementwise(node) or node.target in through:
+            todo += step(node)
+    return list(found)
+
+
+def _forward_users(backward: set[Node], node: Node) -> list[Node]:
+    return [u for u in node.users if u not in backward]
+
+
+def _open_dropout(nodes: list[Node]) -> None:
+    """Writes dropout of the weights as a product with its mask, which alone is saved."""
+    for node in nodes:
+        if node.target is not _ATEN.native_dropout.default:
+            continue
+        weights, probability, train = node.args
+        value, results = _value(weights), {u.args[1]: u for u in node.users}
+        if value is None or train is not True or 0 not in results:
+            continue
+        if not isinstance(probability, float) or probability >= 1:
+            continue
+        graph, dropped = node.graph, results[0]
+        with graph.inserting_after(node):
+            mask = results.get(1)
+            if mask is None:
+                mask = graph.call_function(operator.getitem, (node, 1))
+                mask.meta = {**dropped.meta, "val": node.meta["val"][1]}
+        with graph.inserting_before(dropped):
+            made = graph.call_function(_ATEN.mul.Tensor, (weights, mask))
+            made.meta = copy.copy(dropped.meta)
+            scaled = graph.call_function(_ATEN.mul.Scalar, (made, 1 / (1 - probability)))
+            scaled.meta = copy.copy(dropped.meta)
+        dropped.replace_all_uses_with(scaled)
+        graph.erase_node(dropped)
+        if mask.prev is not node:  # it is read before the place where it was
+            node.append(mask)
+        mask.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
+def _value(node: Any) -> torch.Tensor | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _is_over_rows(softmax: Node) -> bool:
+    scores, weights = _value(softmax.args[0]), _value(softmax)
+    if scores is None or weights is None or scores.dim() < 2 or scores.dtype is torch.float64:
+        return False
+    sizes = scores.shape[-2:]
+    large = all(isinstance(n, int) and n >= _LEAST for n in sizes)
+    return large and softmax.args[1] in (-1, scores.dim() - 1)
+
+
+def _is_of_scores(node: Node) -> bool:
+    if node.target not in _PRODUCTS:
+        return False
+    factor = _value(node.args[_PRODUCTS[node.target]])
+    width = None if factor is None else factor.shape[-1]
+    return isinstance(width, int) and width <= _WIDEST
+
+
+def _from_rows(softmax: Node) -> set[Node]:
+    """Puts exp(scores - top) / total in place of a softmax; the new nodes but for those of rows."""
+    graph, scores, weights = softmax.graph, softmax.args[0], _value(softmax)
+    assert isinstance(scores, Node) and weights is not None
+
+    def add(target: Any, *args: Any, **options: Any) -> Node:
+        node = graph.call_function(target, args, options)
+        node.meta = copy.copy(softmax.meta)
+        node.meta["val"] = target(
+            *(_value(a) if isinstance(a, Node) else a for a in args), **options
+        )
+        return node
+
+    with graph.inserting_before(softmax):
+        wide, value = scores, _value(scores)
+        assert value is not None
+        if value.dtype is not torch.float32:
+            wide = add(_ATEN._to_copy.default, scores, dtype=torch.float32)
+        top = add(_ATEN.amax.default, wide, [-1], True)
+        shifted = add(_ATEN.sub.Tensor, wide, top)
+        parts = add(_ATEN.exp.default, shifted)
+        total = add(_ATEN.sum.dim_IntList, parts, [-1], True)
+        for row in (top, total):
+            row.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+        found = add(_ATEN.div.Tensor, parts, total)
+        again = {wide, shifted, parts, found}
+        if weights.dtype is not torch.float32:
+            found = add(_ATEN._to_copy.default, found, dtype=weights.dtype)
+            again.add(found)
+    softmax.replace_all_uses_with(found)
+    graph.erase_node(softmax)
+    return again

@@ -1,0 +1,513 @@
+"""Attention without stored scores, for targets whose kernels hold matrix products.
+
+    before   s = matmul(q, kT)   p = softmax(f(s))   out = matmul(g(p), v)
+    after    s = dot(q, k)       out = attend(f(s), v, g)
+
+    before   s = matmul(q, kT)   dp = matmul(do, vT)   ds = f(exp(s - lse), dp)   dq = matmul(ds, k)
+    after    s = dot(q, k)       dp = dot(do, v)       the same
+
+A product that nothing but later products reads, through pointwise ops, views and a softmax over its rows,
+is computed again in the kernels that read it (``dot``). What is between stays an expression of the Graph:
+scales, masks, biases, soft caps and dropout need no rule of their own. Rows are softmax'd in one pass over
+the keys (M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018; T. Dao,
+"FlashAttention-2", 2023). In the backward pass an exponential of a product tells attention from other
+chains of products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeAlias
+
+from lazyc.ir import attrs as A
+from lazyc.ir.graph import Graph, Node
+from lazyc.ir.ops import Trait
+from lazyc.ir.types import Dim, DType
+from lazyc.passes.products_as_loops import stored_factor
+from lazyc.passes.realize import live_nodes
+from lazyc.passes.rewrite import Rewriter, rewrite, scalar_value
+
+Mode: TypeAlias = Literal["auto", "flash", "stored"]
+
+_HALVES = (DType.F16, DType.BF16)
+_MAX_WIDTH = 256  # of a head: what a tile holds whole
+_TILE = 16  # rows and keys below which a tile is mostly empty
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How an attention, the product at the user's ``line``, is computed, and why."""
+
+    line: str
+    kernel: Literal["flash", "stored"]
+    reason: str
+
+
+Report: TypeAlias = Callable[[Choice], None]
+
+
+def attention(graph: Graph, mode: Mode = "auto", report: Report | None = None) -> Graph:
+    """The Graph with each attention that is better not stored rewritten. ``mode`` other than "auto" says
+    what is better; ``report`` hears of each attention."""
+    if mode == "stored" and report is None:
+        return graph
+    found = _choose(graph, mode, report)
+    if not found.products:
+        return graph
+    rules = {
+        "matmul": [partial(_rewrite_product, found)],
+        "reduce_max": [partial(_rewrite_statistic, found)],
+        "reduce_sum": [partial(_rewrite_statistic, found)],
+    }
+    return rewrite(graph, rules)
+
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """``node`` is the softmax of ``scores`` over the last axis; ``top`` and ``total`` its reductions."""
+
+    node: Node
+    scores: Node
+    top: Node
+    total: Node
+    empty: A.EmptyRow
+    checks: tuple[Node, ...] = ()  # the test for rows without keys: a reduction and its views
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A product's first operand: ``softmax`` times the ``factors``, in the shape that ``views`` give it.
+    ``rounded``: the half type that it is rounded to, if any. ``factors``: values, each with the number of
+    views that it has behind it."""
+
+    softmax: Softmax
+    views: tuple[Node, ...] = ()
+    factors: tuple[tuple[Node, int], ...] = ()
+    rounded: DType | None = None
+
+
+@dataclass
+class _Found:
+    """``products``: to be computed where they are read. ``attends``: products with a softmax. ``turned``:
+    products that have their weights on the right."""
+
+    products: set[Node] = field(default_factory=set)
+    turned: set[Node] = field(default_factory=set)
+    attends: dict[Node, Weights] = field(default_factory=dict)
+    statistics: dict[Node, tuple[Node, Literal["max", "sum"]]] = field(default_factory=dict)
+
+
+@dataclass
+class _Candidate:
+    """A product whose operand is computed from ``products``; ``between`` are the values on the way."""
+
+    node: Node
+    weights: Weights | None
+    products: set[Node]
+    between: set[Node]
+    turned: bool = False
+
+
+def _is_elementwise(node: Node) -> bool:
+    return node.spec.has(Trait.POINTWISE | Trait.VIEW)
+
+
+def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
+    for node in nodes:
+        if node.op == "reduce_sum" and node.attrs.axes == (len(node.shape),):
+            between, products = _upstream(node.inputs[0])
+            if products and any(n.op == "exp" for n in between):
+                yield _Candidate(node, None, products, between)
+        if node.op != "matmul":
+            continue
+        weights = match_weights(node.inputs[0])
+        if weights is not None:
+            between, products = _upstream(weights.softmax.scores)
+            if products:
+                yield _Candidate(node, weights, products, between)
+            continue
+        for turned, operand in enumerate(node.inputs):
+            between, products = _upstream(operand)
+            if products and any(n.op == "exp" for n in between):
+                yield _Candidate(node, None, products, between, bool(turned))
+                break
+
+
+def _upstream(node: Node) -> tuple[set[Node], set[Node]]:
+    """The values between a node (included) and the products that it is computed from, and these."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    todo = [node]
+    while todo:
+        here = todo.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        order.append(here)
+        if _is_elementwise(here):
+            todo += here.inputs
+    products = {n for n in order if n.op == "matmul"}
+    between = set(products)
+    for here in sorted(order, key=lambda n: n.id):
+        if _is_elementwise(here) and any(n in between for n in here.inputs):
+            between.add(here)
+    return between - products, products if node in between else set()
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+
+def match_softmax(node: Node) -> Softmax | None:
+    """The softmax over the last axis that a node is: as the lowerings, and torch's own decompositions,
+    write it."""
+    if node.op == "where":
+        return _safe_softmax(node)
+    if node.op != "div" or node.inputs[0].op != "exp":
+        return None
+    weights, divisor = node.inputs
+    difference = weights.inputs[0]
+    if difference.op != "sub":
+        return None
+    scores, shift = difference.inputs
+    top, empty = _unless_hidden(_small(shift), 0.0)
+    total, other = _unless_hidden(_small(divisor), 1.0)
+    if not (_over_rows(top, "reduce_max", scores) and _over_rows(total, "reduce_sum", weights)):
+        return None
+    return Softmax(node, scores, top, total, empty) if empty == other else None
+
+
+def _small(node: Node) -> Node:
+    """What a row's value is before it is given the shape of the scores."""
+    while node.op in ("expand", "reshape"):
+        node = node.inputs[0]
+    return node
+
+
+def _unless_hidden(node: Node, otherwise: float) -> tuple[Node, A.EmptyRow]:
+    """``x`` of ``where(top == -inf, otherwise, x)``, the guard of rows without keys."""
+    if node.op != "where" or scalar_value(node.inputs[1]) != otherwise:
+        return node, "nan"
+    hidden = _small(node.inputs[0])
+    if hidden.op != "eq" or scalar_value(hidden.inputs[1]) != -math.inf:
+        return node, "nan"
+    if _small(hidden.inputs[0]).op != "reduce_max":
+        return node, "nan"
+    return _small(node.inputs[2]), "zero"
+
+
+def _over_rows(node: Node, op: str, source: Node) -> bool:
+    last = len(source.shape) - 1
+    return node.op == op and node.inputs[0] is source and node.attrs.axes == (last,)
+
+
+def _safe_softmax(node: Node) -> Softmax | None:
+    """``where(all(scores == -inf), 0, softmax(scores))``."""
+    hidden, value, rest = node.inputs
+    found = match_softmax(rest)
+    every = _small(hidden)
+    if (
+        found is None
+        or found.empty != "nan"
+        or scalar_value(value) != 0.0
+        or every.op != "reduce_min"
+    ):
+        return None
+    compared = every.inputs[0]
+    if compared.op != "eq" or not _over_rows(every, "reduce_min", compared):
+        return None
+    if compared.inputs[0] is not found.scores or scalar_value(compared.inputs[1]) != -math.inf:
+        return None
+    checks = [every]
+    while hidden is not every:
+        checks.append(hidden)
+        hidden = hidden.inputs[0]
+    return Softmax(node, found.scores, found.top, found.total, "zero", tuple(checks))
+
+
+def match_weights(node: Node) -> Weights | None:
+    """A softmax, perhaps with other factors (dropout), in another shape or type."""
+    softmax = match_softmax(node)
+    if softmax is not None:
+        return Weights(softmax)
+    if node.op == "cast":
+        found = match_weights(node.inputs[0])
+        if found is None or not node.dtype.is_float:
+            return None
+        rounded = node.dtype if node.dtype in _HALVES else found.rounded
+        return Weights(found.softmax, found.views, found.factors, rounded)
+    if node.op in ("reshape", "expand"):
+        found = match_weights(node.inputs[0])
+        if found is None or node.shape[-1] != node.inputs[0].shape[-1]:
+            return None
+        return Weights(found.softmax, (*found.views, node), found.factors, found.rounded)
+    if node.op == "mul":
+        for value, factor in (node.inputs, node.inputs[::-1]):
+            found = match_weights(value)
+            if found is not None:
+                factors = (*found.factors, (factor, len(found.views)))
+                return Weights(found.softmax, found.views, factors, found.rounded)
+    return None
+
+
+# --- which of them --------------------------------------------------------------------------------
+
+
+def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
+    nodes = live_nodes(graph)
+    live, outside = set(nodes), set(graph.roots())
+    users = {k: [u for u in v if u in live] for k, v in graph.users().items()}
+    chosen: list[_Candidate] = []
+
+    def tell(candidate: _Candidate, kernel: Literal["flash", "stored"], reason: str) -> None:
+        if report is not None and candidate.node.op == "matmul":
+            origin = graph.provenance.get(candidate.node)
+            report(Choice("" if origin is None else origin.line, kernel, reason))
+
+    candidates = list(_candidates(graph, nodes))
+    totals = {c.weights.softmax.total for c in candidates if c.weights is not None}
+    for candidate in candidates:
+        if candidate.node in totals:
+            continue
+        reason = _why_stored(candidate, mode)
+        if reason:
+            tell(candidate, "stored", reason)
+        else:
+            chosen.append(candidate)
+    while True:
+        refused = {c.node: _why_read(c, chosen, users, outside) for c in chosen}
+        for candidate in chosen:
+            if refused[candidate.node]:
+                tell(candidate, "stored", refused[candidate.node])
+        if not any(refused.values()):
+            break
+        chosen = [c for c in chosen if not refused[c.node]]
+    found = _Found()
+    for candidate in chosen:
+        *_, rows, keys = next(iter(candidate.products)).shape
+        tell(candidate, "flash", f"{rows} x {keys} scores are not stored")
+        found.products |= candidate.products
+        if candidate.turned:
+            found.turned.add(candidate.node)
+        if candidate.weights is not None:
+            softmax = candidate.weights.softmax
+            found.attends[candidate.node] = candidate.weights
+            found.statistics[softmax.top] = candidate.node, "max"
+            found.statistics[softmax.total] = candidate.node, "sum"
+    return found
+
+
+def _why_stored(candidate: _Candidate, mode: Mode) -> str:
+    """Why the scores of a candidate are better stored; "" if they are not."""
+    if mode == "stored":
+        return "the option attention is stored"
+    *_, rows, keys = next(iter(candidate.products)).shape
+    if any(n.dtype.compute is not DType.F32 for n in (candidate.node, *candidate.products)):
+        return "tensor cores take no double precision"
+    widths = [n.inputs[0].shape[-1] for n in candidate.products]
+    if candidate.node.op == "matmul":  # else a sum of rows
+        widths.append(candidate.node.shape[-1])
+    if any(not isinstance(w, int) for w in widths):
+        return "the size of a head changes"
+    if any(_at_most(_MAX_WIDTH, w) and w != _MAX_WIDTH for w in widths):
+        return f"a head of {max(w for w in widths if isinstance(w, int))} does not fit a tile"
+    if _at_most(keys, 1) or _at_most(rows, 1):
+        return "there is one query, or one key"
+    if mode == "auto" and (_at_most(rows, _TILE - 1) or _at_most(keys, _TILE - 1)):
+        return f"{rows} x {keys} scores do not fill a tile"
+    return ""
+
+
+def _at_most(size: Dim, limit: Dim) -> bool:
+    return isinstance(size, int) and isinstance(limit, int) and size <= limit
+
+
+def _why_read(
+    candidate: _Candidate,
+    chosen: Sequence[_Candidate],
+    users: dict[Node, list[Node]],
+    outside: set[Node],
+) -> str:
+    """Why the values between its products must be in memory after all; "" if they need not."""
+    inside: set[Node] = set()
+    for other in chosen:
+        inside |= other.between | other.products
+        inside.add(other.node)
+        if other.weights is not None:
+            inside |= _of_softmax(other.weights, other.node)
+    mine = candidate.between | candidate.products
+    if candidate.weights is not None:
+        softmax = candidate.weights.softmax
+        mine |= _of_softmax(candidate.weights, candidate.node) - {softmax.top, softmax.total}
+    for node in sorted(mine, key=lambda n: n.id):
+        if node in outside:
+            return f"{_what(node, candidate)} are a result"
+        for user in users[node]:
+            if user not in inside:
+                return f"{_what(node, candidate)} are read by {user.op}"
+    if candidate.weights is not None:
+        return _why_not_attend(candidate, candidate.weights, users, outside)
+    return ""
+
+
+def _what(node: Node, candidate: _Candidate) -> str:
+    scored = node in candidate.between or node in candidate.products
+    return "the scores" if scored else "the weights"
+
+
+def _of_softmax(weights: Weights, product: Node) -> set[Node]:
+    """The values from the scores to the operand of a product."""
+    softmax = weights.softmax
+    found = {softmax.top, softmax.total}
+    todo = [product.inputs[0], *softmax.checks]
+    while todo:
+        node = todo.pop()
+        if node in found or node is softmax.scores:
+            continue
+        found.add(node)
+        if node.spec.has(Trait.REDUCTION):
+            todo += node.inputs
+        else:
+            todo += [n for n in node.inputs if _reaches(n, softmax.scores, set())]
+    return found
+
+
+def _reaches(node: Node, source: Node, seen: set[Node]) -> bool:
+    """Whether a node is computed from ``source`` by ops that keep all its elements."""
+    if node is source:
+        return True
+    if node in seen or not _is_elementwise(node) or node.id < source.id:
+        return False
+    seen.add(node)
+    return any(_reaches(n, source, seen) for n in node.inputs)
+
+
+def _why_not_attend(
+    candidate: _Candidate,
+    weights: Weights,
+    users: dict[Node, list[Node]],
+    outside: set[Node],
+) -> str:
+    softmax = weights.softmax
+    rows = {softmax.top, softmax.total}
+    v = candidate.node.inputs[1]
+    if _depends(v, rows) or any(_depends(f, rows) for f, _ in weights.factors):
+        return "what is attended to depends on the scores"
+    inside = _of_softmax(weights, candidate.node)
+    if any(view.op != "reshape" for view in weights.views):
+        for row in rows:
+            if row in outside or not _only_for(row, inside, users, outside):
+                return "its rows are read in another shape"
+    return ""
+
+
+def _depends(node: Node, sources: set[Node]) -> bool:
+    first = min(n.id for n in sources)
+    seen: set[Node] = set()
+    todo = [node]
+    while todo:
+        here = todo.pop()
+        if here in sources:
+            return True
+        if here not in seen and here.id > first:
+            seen.add(here)
+            todo += here.inputs
+    return False
+
+
+def _only_for(
+    row: Node, inside: set[Node], users: dict[Node, list[Node]], outside: set[Node]
+) -> bool:
+    """Whether a statistic of rows is read by the softmax alone."""
+    todo = list(users[row])
+    while todo:
+        node = todo.pop()
+        if node in inside:
+            continue
+        if node in outside or not _is_elementwise(node):
+            return False
+        todo += users[node]
+    return True
+
+
+# --- rewriting ------------------------------------------------------------------------------------
+
+
+def _rewrite_product(found: _Found, b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+    if node in found.attends:
+        return _attend(b, node, found.attends[node])
+    if node in found.turned:  # so that kernels with the same weights are alike
+        first, second = (_transposed(b, n) for n in x)
+        return _transposed(b, b.emit("matmul", second, first))
+    return _dot(b, node, x) if node in found.products else None
+
+
+def _transposed(b: Rewriter, x: Node) -> Node:
+    rank = len(x.shape)
+    dims = (*range(rank - 2), rank - 1, rank - 2)
+    if x.op == "permute" and x.attrs.dims == dims:
+        return x.inputs[0]
+    return b.emit("permute", x, attrs=A.PermuteAttrs(dims))
+
+
+def _dot(b: Rewriter, node: Node, x: Sequence[Node]) -> Node:
+    first, second = x
+    *batch, m, k = first.shape
+    n = second.shape[-1]
+    left = b.reshape(stored_factor(b, first), (*batch, m, 1, k))
+    right = b.reshape(stored_factor(b, _transposed(b, second)), (*batch, 1, n, k))
+    shape = (*batch, m, n, k)
+    return b.cast(b.emit("dot", b.expand(left, shape), b.expand(right, shape)), node.dtype)
+
+
+def _scores(b: Rewriter, weights: Weights) -> Node:
+    return _viewed(b, b.new[weights.softmax.scores], weights.views)
+
+
+def _viewed(b: Rewriter, x: Node, views: Sequence[Node]) -> Node:
+    for view in views:
+        x = b.emit(view.op, x, attrs=view.attrs)
+    return x
+
+
+def _attend(b: Rewriter, node: Node, weights: Weights) -> Node:
+    v = b.new[node.inputs[1]]
+    narrow = _narrow(b, v, weights.rounded)
+    inputs = [_scores(b, weights), v if narrow is None else narrow]
+    factor: Node | None = None
+    for value, done in weights.factors:
+        found = _viewed(b, b.cast(b.new[value], DType.F32), weights.views[done:])
+        factor = found if factor is None else b.emit("mul", factor, found)
+    if factor is not None:
+        inputs.append(factor)
+    attrs = A.AttendAttrs(weights.softmax.empty)
+    return b.cast(b.emit("attend", *inputs, attrs=attrs), node.dtype)
+
+
+def _narrow(b: Rewriter, x: Node, half: DType | None) -> Node | None:
+    """What was widened from the type ``half``, as the other factor was; None if nothing was."""
+    if x.op == "cast":
+        return x.inputs[0] if x.inputs[0].dtype is half else None
+    if x.op in ("reshape", "expand", "permute"):
+        found = _narrow(b, x.inputs[0], half)
+        return None if found is None else b.emit(x.op, found, attrs=x.attrs)
+    return None
+
+
+def _rewrite_statistic(found: _Found, b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+    """A reduction of the softmax, for whoever else reads it."""
+    if node not in found.statistics:
+        return None
+    product, kind = found.statistics[node]
+    weights = found.attends[product]
+    attrs = A.RowStatisticAttrs(kind, weights.softmax.empty)
+    if any(view.op != "reshape" for view in weights.views):
+        scores = b.new[weights.softmax.scores]  # read by the softmax alone, and so not at all
+    else:
+        scores = _scores(b, weights)
+    return b.reshape(b.emit("row_statistic", scores, attrs=attrs), node.shape)

@@ -1,0 +1,106 @@
+"""Loop nests of attention, made from small Graphs as programs make them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lazyc.ir.graph import Graph, Node
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.types import DType
+from lazyc.passes.attention import attention
+from lazyc.passes.products_as_loops import products_as_loops
+from lazyc.passes.schedule import schedule
+from tests.passes.build import Make
+
+F32 = DType.F32
+Hide = Callable[[Make, Node, Node], Node]  # from positions of queries and keys: which are hidden
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """``groups`` query heads share a head of keys."""
+
+    queries: int = 40
+    keys: int = 40
+    width: int = 16
+    heads: int = 2
+    groups: int = 1
+
+
+def causal(m: Make, i: Node, j: Node) -> Node:
+    return m.compare("gt", j, i)
+
+
+def window(m: Make, i: Node, j: Node) -> Node:
+    """Of 9 keys, the last one at the query."""
+    distance = m.emit("sub", i, j)
+    return m.emit("or", m.compare("lt", distance, 0), m.compare("ge", distance, 9))
+
+
+def attention_nests(
+    sizes: Sizes = Sizes(),
+    dtype: DType = F32,
+    hide: Hide | None = None,
+    backward: bool = False,
+) -> list[LoopNest]:
+    """The nests of the forward pass (one, that stores the result and statistics of rows), or of the
+    backward pass from the logsumexp and delta (two: queries; keys and values)."""
+    graph = (_backward if backward else _forward)(Make(), sizes, dtype, hide)
+    program = schedule(products_as_loops(attention(graph, "flash")))
+    return list(program.nests.values())
+
+
+def _inputs(m: Make, s: Sizes, dtype: DType) -> list[Node]:
+    q = m.input(s.heads, s.groups * s.queries, s.width, dtype=dtype)
+    return [q, *(m.input(s.heads, s.keys, s.width, dtype=dtype) for _ in range(2))]
+
+
+def _wide(m: Make, x: Node) -> Node:
+    return m.cast(x, F32)
+
+
+def _scores(m: Make, s: Sizes, q: Node, k: Node, hide: Hide | None) -> Node:
+    found = m.emit("matmul", _wide(m, q), m.transpose(_wide(m, k), -1, -2))
+    shape = (s.heads, s.groups, s.queries, s.keys)
+    found = m.mul(m.reshape(found, shape), 1 / math.sqrt(s.width))
+    if hide is not None:
+        hidden = hide(m, m.iota_along(shape, 2), m.iota_along(shape, 3))
+        found = m.where(hidden, -math.inf, found)
+    return found
+
+
+def _rounded(m: Make, x: Node, s: Sizes, dtype: DType) -> Node:
+    return _wide(m, m.cast(m.reshape(x, (s.heads, s.groups * s.queries, s.keys)), dtype))
+
+
+def _forward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
+    q, k, v = _inputs(m, s, dtype)
+    scores = _scores(m, s, q, k, hide)
+    top = m.reduce("max", scores, 3, keepdim=True)
+    weights = m.exp(m.sub(scores, top))
+    total = m.reduce("sum", weights, 3, keepdim=True)
+    weights = _rounded(m, m.div(weights, total), s, dtype)
+    out = m.cast(m.emit("matmul", weights, _wide(m, v)), dtype)
+    return m.outputs(out, m.squeeze(top, 3), m.squeeze(total, 3))
+
+
+def _backward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
+    q, k, v = _inputs(m, s, dtype)
+    grad = m.input(s.heads, s.groups * s.queries, s.width, dtype=dtype)
+    lse, delta = (m.input(s.heads, s.groups, s.queries, 1) for _ in range(2))
+    scores = _scores(m, s, q, k, hide)
+    p = m.exp(m.sub(scores, m.expand(lse, scores.shape)))
+    grad_p = m.emit("matmul", _wide(m, grad), m.transpose(_wide(m, v), -1, -2))
+    grad_p = m.reshape(grad_p, scores.shape)
+    grad_s = m.mul(p, m.sub(grad_p, m.expand(delta, scores.shape)))
+    grad_s, p = (_rounded(m, x, s, dtype) for x in (grad_s, p))
+    return m.outputs(
+        *(
+            m.cast(m.emit("matmul", a, _wide(m, b)), dtype)
+            for a, b in (
+                (grad_s, k), (m.transpose(grad_s, -1, -2), q), (m.transpose(p, -1, -2), grad)
+            )
+        )
+    )  # fmt: skip
