@@ -41,7 +41,7 @@ class Explanation:
 
     ``breaks`` pairs Dynamo's reason for a graph break with the user's line. ``flushes`` and
     ``not_lazy`` are filled with the option ``lazy``. ``bytes_moved`` adds up the buffers that each
-    step of the programs reads or writes. ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's
+    step of the programs reads or writes. ``attention`` and ``row_tiles`` tell how chains of products run. ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's
     are the rest of ``first_call``.
     """
 
@@ -49,6 +49,8 @@ class Explanation:
     breaks: tuple[tuple[str, str], ...]
     flushes: tuple[E.Flushed, ...]
     not_lazy: tuple[E.NotLazy, ...]
+    attention: tuple[E.AttentionChosen, ...]
+    row_tiles: tuple[E.RowTilesChosen, ...]
     eager: tuple[EagerOperator, ...]
     kernels_made: int
     kernels_reused: int
@@ -94,6 +96,8 @@ def explain(
         breaks=tuple(_breaks(graph_break_reasons[breaks:])),
         flushes=tuple(e for e in events[second_events:] if isinstance(e, E.Flushed)),
         not_lazy=tuple(e for e in events if isinstance(e, E.NotLazy)),
+        attention=tuple(e for e in events if isinstance(e, E.AttentionChosen)),
+        row_tiles=tuple(e for e in events if isinstance(e, E.RowTilesChosen)),
         eager=tuple(_with_lines(eager, [e for e in events if isinstance(e, E.Fallback)])),
         kernels_made=sum(e.kernels_made for e in finished),
         kernels_reused=sum(e.kernels_reused for e in finished),
@@ -208,7 +212,7 @@ def _lines(x: Explanation) -> Iterator[str]:
     yield f"first call {1e3 * x.first_call:.0f} ms ({stages}); second call {1e3 * x.second_call:.2f} ms"
     for reason, line in x.breaks:
         yield f"graph break at {line}: {reason}"
-    for event in (*x.not_lazy, *x.flushes):
+    for event in (*x.not_lazy, *x.flushes, *x.attention, *x.row_tiles):
         yield format_event(event, 1)
     for e in x.eager:
         at = f" at {', '.join(e.lines)}" if e.lines else ""

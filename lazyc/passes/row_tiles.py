@@ -46,10 +46,11 @@ from lazyc.ir.types import Dim, Shape, as_dim, contiguous_strides, is_nonneg, nu
 
 def find_row_tiles(program: Program) -> Program:
     """The Program with its chains of steps next to each other and named in ``tiles``."""
+    uses = _Uses.of(program)
     start = free = 0  # the first step to look at, and the first one in no chain so far
     while start < len(program.steps):
         step = program.steps[start]
-        found = _Chain(program, start).grown() if isinstance(step, GemmStep) else None
+        found = _Chain(program, uses, start).grown() if isinstance(step, GemmStep) else None
         joined = None
         if found is not None and min(found.steps) >= free:
             joined = _moved_together(program, found)
@@ -57,7 +58,9 @@ def find_row_tiles(program: Program) -> Program:
             start += 1
             continue
         tiles = found.tiles(joined.first)
-        program = replace(program, steps=joined.steps, tiles=(*program.tiles, tiles))
+        steps = tuple(program.steps[position] for position in joined.order)
+        program = replace(program, steps=steps, tiles=(*program.tiles, tiles))
+        uses = _Uses.of(program)
         start = free = tiles.span.stop
     return program
 
@@ -91,18 +94,38 @@ def _access(program: Program, step: Step) -> _Access:
     return _Access(refs, refs | frozenset(step.outputs))
 
 
+@dataclass(frozen=True, slots=True)
+class _Uses:
+    """Who touches which buffers: ``accesses`` of each step, ``steps`` of each buffer by position, and
+    the buffers that are touched by none of the steps alone (``outside``)."""
+
+    accesses: list[_Access]
+    steps: dict[int, list[int]]
+    outside: frozenset[int]
+
+    @staticmethod
+    def of(program: Program) -> _Uses:
+        accesses = [_access(program, s) for s in program.steps]
+        steps: dict[int, list[int]] = {}
+        for position, access in enumerate(accesses):
+            for buffer in access.all:
+                steps.setdefault(buffer, []).append(position)
+        outside = {o.buffer for o in program.outputs}
+        for other in program.packed:
+            outside |= _access(program, other).all
+        return _Uses(accesses, steps, frozenset(outside))
+
+
 class _Chain:
     """Steps (by position) that go along the same rows, and the temporaries between them."""
 
-    def __init__(self, program: Program, start: int) -> None:
+    def __init__(self, program: Program, uses: _Uses, start: int) -> None:
         """The chain of product ``start`` alone, which may be of no use."""
         step = program.steps[start]
         assert isinstance(step, GemmStep)
         self.program = program
-        self.accesses = [_access(program, s) for s in program.steps]
-        self.outside = {o.buffer for o in program.outputs}
-        for other in program.packed:
-            self.outside |= _access(program, other).all
+        self.uses = uses
+        self.accesses = uses.accesses
         self.first = start
         self.batch = numel(step.batch)
         self.rows = step.m if step.c.col_stride == 1 else step.n
@@ -167,12 +190,12 @@ class _Chain:
         return RowTiles(first, steps, self.batch, self.rows, private)
 
     def _members(self) -> list[int]:
-        return [p for p, a in enumerate(self.accesses) if not a.all.isdisjoint(self.private)]
+        return sorted({p for buffer in self.private for p in self.uses.steps[buffer]})
 
     def _row_width(self, buffer: int) -> Dim | None:
         """Elements of a row of a temporary that holds all rows, one after another."""
         found = self.program.buffers[buffer]
-        is_free = found.kind == "temp" and buffer not in self.outside
+        is_free = found.kind == "temp" and buffer not in self.uses.outside
         if not is_free or found.strides != contiguous_strides(found.shape):
             return None
         return _quotient(numel(found.shape), self.batch * self.rows)
@@ -267,7 +290,7 @@ class _Sized:
     def dim(self, dim: Dim) -> Dim:
         if isinstance(dim, int) or not self.values:
             return dim
-        return as_dim(dim.subs(self.values, simultaneous=True))
+        return as_dim(dim.subs(list(self.values.items()), simultaneous=True))
 
     def axis(self, axis: Axis) -> Axis:
         return Axis(axis.name, self.dim(axis.size))
@@ -297,15 +320,17 @@ def _quotient(a: Dim, b: Dim) -> Dim | None:
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    steps: tuple[Step, ...]
+    """The positions of all steps in their new ``order``, in which the chain is at ``first``."""
+
+    order: list[int]
     first: int
 
 
 def _moved_together(program: Program, chain: _Chain) -> _Joined | None:
-    """The steps with those of the chain next to each other; None where another step depends on one of
+    """The order of steps with those of the chain next to each other; None where another step depends on one of
     the chain and a later one of the chain on it."""
     members = sorted(chain.steps)
-    before: list[Step] = []
+    before: list[int] = []
     behind: list[int] = []
     for position in range(members[0], members[-1] + 1):
         if position in chain.steps:
@@ -318,12 +343,10 @@ def _moved_together(program: Program, chain: _Chain) -> _Joined | None:
         if any(_conflict(chain.accesses[position], chain.accesses[p]) for p in (*earlier, *behind)):
             behind.append(position)
         else:
-            before.append(program.steps[position])
-    steps = program.steps
-    head = (*steps[: members[0]], *before)
-    middle = [steps[p] for p in members]
-    tail = (*(steps[p] for p in behind), *steps[members[-1] + 1 :])
-    return _Joined((*head, *middle, *tail), len(head))
+            before.append(position)
+    head = [*range(members[0]), *before]
+    tail = [*behind, *range(members[-1] + 1, len(program.steps))]
+    return _Joined([*head, *members, *tail], len(head))
 
 
 def _conflict(a: _Access, b: _Access) -> bool:

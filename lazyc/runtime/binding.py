@@ -25,7 +25,14 @@ from lazyc.ir.program import (
     Step,
 )
 from lazyc.ir.types import DType, storage_extent
-from lazyc.runtime.blocks import LEAST_BYTES, BlockKernel, BlockProduct, Blocks, plan_blocks
+from lazyc.runtime.blocks import (
+    LEAST_BYTES,
+    BlockKernel,
+    BlockProduct,
+    Blocks,
+    TileChoice,
+    choose_blocks,
+)
 from lazyc.runtime.driver import ENV_SLOTS, OWN_SLOT, BlockSlice, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
@@ -111,6 +118,7 @@ class Plan:
     env_words: int
     scratch: int  # index of the env word where the scratch array starts
     mutated: list[int]  # arguments that native steps write to
+    choices: list[TileChoice]  # one for each of the Program's tiles
 
     @property
     def leading_words(self) -> int:
@@ -165,15 +173,11 @@ def _cut(
     sizes: Sizes,
     blas: Blas,
     sparse: frozenset[int],
-    threads: int,
+    by_blocks: Mapping[int, Blocks],
 ) -> list[Segment]:
-    """The steps as segments. A seed moves to the start of its segment: it depends on nothing."""
+    """The steps as segments. A seed moves to the start of its segment: it depends on nothing.
+    ``by_blocks``: the numbers of steps that run by blocks of rows."""
     segments = [Segment()]
-    by_blocks: dict[int, Blocks] = {}
-    for tiles in program.tiles:
-        plan = plan_blocks(tiles, program, kernels, blas, sizes, threads)
-        if plan is not None:
-            by_blocks |= dict.fromkeys(tiles.span, plan)
     for number, step in enumerate(program.steps):
         blocks = by_blocks.get(number)
         if blocks is not None:
@@ -319,7 +323,12 @@ def bind(
     packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
     compressed form. ``threads``: how many are likely to run."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    segments = _cut(program, kernels, sizes, blas, sparse, threads)
+    choices = [choose_blocks(t, program, kernels, blas, sizes, threads) for t in program.tiles]
+    by_blocks: dict[int, Blocks] = {}
+    for tiles, choice in zip(program.tiles, choices, strict=True):
+        if choice.blocks is not None:
+            by_blocks |= dict.fromkeys(tiles.span, choice.blocks)
+    segments = _cut(program, kernels, sizes, blas, sparse, by_blocks)
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
@@ -365,6 +374,7 @@ def bind(
         env_words=slots.next + table.longest,
         scratch=slots.next,
         mutated=[p for p, b in enumerate(program.inputs) if b in changed],
+        choices=choices,
     )
 
 

@@ -1,8 +1,8 @@
 """Whether steps that may run a block of rows at a time (``ir.program.RowTiles``) do so, and how.
 
-Blocks pay off where what lies between the steps is too large to stay in the cache, and each block is
-large enough for its products. What a product reads for every block, the keys of an attention for
-example, is packed anew by the BLAS each time, which is cheap as long as it stays in the cache too.
+Blocks save memory, and the time that it takes to write and read it, where what lies between the steps
+is too large for the caches of the cores. What a product reads for every block, the keys of an attention
+for example, is packed anew by the BLAS each time. That must stay small beside the work on the block.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lazyc.ir.program import GemmStep, KernelStep, Operand, Program, RowTiles
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.sizes import Sizes
 
-# Bytes between the steps from which blocks are used, and bytes of them that one block takes (measured).
+# Bytes between the steps from which blocks are used, and bytes of them that one block takes: half of a
+# core's second cache. On 2 cores with 2 MiB each, attention of 4 heads of 64 over 2048 positions takes
+# as long with 512 KiB to 2 MiB.
 LEAST_BYTES = 4 << 20
-BLOCK_BYTES = 512 << 10
-# A matrix that every block of a product reads anew has to stay in the cache of a core.
-MOST_OPERAND_BYTES = 2 << 20
+BLOCK_BYTES = 1 << 20
 _ROWS_MULTIPLE = 16
 _ALIGNMENT = 64
 
@@ -73,35 +73,76 @@ class Blocks:
         return -(-self.rows // self.block)
 
 
-def plan_blocks(
+@dataclass(frozen=True, slots=True)
+class TileChoice:
+    """Whether the steps of a RowTiles run by ``blocks``, and why; ``comment`` is of its first step."""
+
+    comment: str
+    blocks: Blocks | None
+    reason: str
+
+
+class _OneAfterAnother(Exception):
+    """The steps better run one after another: why."""
+
+
+def choose_blocks(
     tiles: RowTiles,
     program: Program,
     kernels: Mapping[str, Kernel],
     blas: Blas,
     sizes: Sizes,
     threads: int,
-) -> Blocks | None:
-    """How the steps of ``tiles`` run by blocks; None where they better run one after another."""
+) -> TileChoice:
+    """How the steps of ``tiles`` run. ``threads``: how many are likely to."""
+    first = program.steps[tiles.first]
+    assert isinstance(first, GemmStep)
+    whole = sizes(tiles.batch) * sizes(tiles.rows) * sum(_row_bytes(tiles, program, sizes).values())
+    try:
+        blocks = _plan_blocks(tiles, program, kernels, blas, sizes, threads)
+    except _OneAfterAnother as reason:
+        return TileChoice(first.comment, None, f"{_mib(whole)} stored: {reason}")
+    own = f"{_mib(blocks.thread_bytes)} for each thread in place of {_mib(whole)}"
+    return TileChoice(
+        first.comment, blocks, f"{blocks.block} of {blocks.rows} rows at a time, {own}"
+    )
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def _row_bytes(tiles: RowTiles, program: Program, sizes: Sizes) -> dict[int, int]:
+    """Bytes of a row of each private buffer."""
+    return {b: sizes(width) * _itemsize(program, b) for b, width in tiles.private}
+
+
+def _plan_blocks(
+    tiles: RowTiles,
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    blas: Blas,
+    sizes: Sizes,
+    threads: int,
+) -> Blocks:
     batch, rows = sizes(tiles.batch), sizes(tiles.rows)
     in_order = any(how.dim == "k" for how in tiles.steps)
-    row_bytes = {b: sizes(width) * _itemsize(program, b) for b, width in tiles.private}
+    row_bytes = _row_bytes(tiles, program, sizes)
     total = sum(row_bytes.values())
-    if batch * rows * total < LEAST_BYTES or (in_order and batch < threads):
-        return None
+    if batch * rows * total < max(LEAST_BYTES, 1):
+        raise _OneAfterAnother("the caches hold them")
     fitting = BLOCK_BYTES // total // _ROWS_MULTIPLE * _ROWS_MULTIPLE
     block = min(max(fitting, _ROWS_MULTIPLE), rows)
+    if (batch if in_order else batch * -(-rows // block)) < threads:
+        raise _OneAfterAnother(f"there is not a block for each of {threads} threads")
     steps: list[BlockKernel | BlockProduct] = []
     for position, how in zip(tiles.span, tiles.steps, strict=True):
         step = program.steps[position]
-        bound: BlockKernel | BlockProduct | None
         if isinstance(step, KernelStep):
-            bound = _kernel(step, how.axes, program, kernels, sizes, batch * rows)
+            steps.append(_kernel(step, how.axes, program, kernels, sizes, batch * rows))
         else:
             assert isinstance(step, GemmStep)
-            bound = _product(step, how.dim, frozenset(row_bytes), blas, sizes, block)
-        if bound is None:
-            return None
-        steps.append(bound)
+            steps.append(_product(step, how.dim, frozenset(row_bytes), blas, sizes, block, total))
     longest = max((len(s.step.buffers) for s in steps if isinstance(s, BlockKernel)), default=0)
     offset = _aligned(8 * longest)
     private: dict[int, tuple[int, int]] = {}
@@ -130,19 +171,25 @@ def _kernel(
     kernels: Mapping[str, Kernel],
     sizes: Sizes,
     rows: int,
-) -> BlockKernel | None:
+) -> BlockKernel:
     kernel = kernels[step.nest]
     if not isinstance(kernel, LoadedKernel) or kernel.ordered < axes:
-        return None
+        raise _OneAfterAnother("a kernel does not take its rows in order")
     symbols = program.nests[step.nest].symbols
     values = Sizes(dict(zip(symbols, sizes.all(step.sizes), strict=True)))
     return BlockKernel(step, values(kernel.items) // rows)
 
 
 def _product(
-    step: GemmStep, dim: str, private: frozenset[int], blas: Blas, sizes: Sizes, block: int
-) -> BlockProduct | None:
-    """The product for one block; None where BLAS has none, or where it reads too much for each."""
+    step: GemmStep,
+    dim: str,
+    private: frozenset[int],
+    blas: Blas,
+    sizes: Sizes,
+    block: int,
+    row_bytes: int,
+) -> BlockProduct:
+    """The product for one block, whose private rows have ``row_bytes`` each."""
     m, n, k = (
         block if dim == d else sizes(s)
         for d, s in zip("mnk", (step.m, step.n, step.k), strict=True)
@@ -155,10 +202,10 @@ def _product(
     )  # fmt: skip
     call = plan_gemm(one, sizes, blas)
     if call is None or min(m, n, k) < 1:
-        return None
-    fixed = {"m": n * k, "n": m * k, "k": 0}[dim]  # elements that every block reads
-    if fixed * step.dtype.itemsize > MOST_OPERAND_BYTES:
-        return None
+        raise _OneAfterAnother(f"no BLAS routine for a product of {step.dtype.value}")
+    fixed = {"m": n * k, "n": m * k, "k": 0}[dim] * step.dtype.itemsize  # what every block reads
+    if fixed > block * row_bytes:
+        raise _OneAfterAnother(f"each block would read {_mib(fixed)}")
     row_strides = {
         "m": (0, step.a.row_stride, step.c.row_stride),
         "n": (step.b.col_stride, 0, step.c.col_stride),

@@ -16,7 +16,7 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 @dataclass(frozen=True, slots=True)
 class Host:
     """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them; ``events``:
-    who is told of weights that are packed."""
+    who is told of weights that are packed, and of what runs by blocks of rows."""
 
     driver: Driver
     blas: Blas
