@@ -330,22 +330,21 @@ def _moved_together(program: Program, chain: _Chain) -> _Joined | None:
     """The order of steps with those of the chain next to each other; None where another step depends on one of
     the chain and a later one of the chain on it."""
     members = sorted(chain.steps)
-    before: list[int] = []
+    accesses = chain.accesses
+    before: list[int] = []  # what a later step of the chain needs; all else may wait
     behind: list[int] = []
-    for position in range(members[0], members[-1] + 1):
+    for position in reversed(range(members[0], members[-1] + 1)):
         if position in chain.steps:
-            if any(_conflict(chain.accesses[position], chain.accesses[p]) for p in behind):
+            if any(_conflict(accesses[position], accesses[p]) for p in before):
                 return None
             continue
         if isinstance(program.steps[position], EagerStep):
             return None  # it cuts the native steps, and may do more than its buffers tell
-        earlier = [p for p in members if p < position]
-        if any(_conflict(chain.accesses[position], chain.accesses[p]) for p in (*earlier, *behind)):
-            behind.append(position)
-        else:
-            before.append(position)
-    head = [*range(members[0]), *before]
-    tail = [*behind, *range(members[-1] + 1, len(program.steps))]
+        later = [p for p in members if p > position]
+        is_needed = any(_conflict(accesses[position], accesses[p]) for p in (*later, *before))
+        (before if is_needed else behind).append(position)
+    head = [*range(members[0]), *reversed(before)]
+    tail = [*reversed(behind), *range(members[-1] + 1, len(program.steps))]
     return _Joined([*head, *members, *tail], len(head))
 
 
