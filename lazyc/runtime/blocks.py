@@ -96,7 +96,7 @@ def choose_blocks(
 ) -> TileChoice:
     """How the steps of ``tiles`` run. ``threads``: how many are likely to."""
     first = program.steps[tiles.first]
-    assert isinstance(first, GemmStep)
+    assert isinstance(first, GemmStep | KernelStep)
     whole = sizes(tiles.batch) * sizes(tiles.rows) * sum(_row_bytes(tiles, program, sizes).values())
     try:
         blocks = _plan_blocks(tiles, program, kernels, blas, sizes, threads)
