@@ -153,5 +153,13 @@ def sparse(
     raise typer.Exit(0 if all(x.passed for x in lines) else 1)
 
 
+@app.command()
+def padding(rounds: Rounds = 20) -> None:
+    """What rows at other distances are worth to matrix products of the CPU."""
+    from bench import padding as p
+
+    _console().print(p.table(p.measure(rounds)))
+
+
 if __name__ == "__main__":
     app()

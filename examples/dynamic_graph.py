@@ -110,10 +110,12 @@ def main() -> None:
         lazyc.metrics.reset()
         series[name] = times(make(), steps)
         found = lazyc.metrics.snapshot()
-        again = sum(found["recompiles"].values())
+        again = sum(row["count"] for row in found["recompiles"])
         draw(console, f"lazyc.lazy(), losses in {name}: compiled again {again} times", series[name])
-        for what in list(found["recompiles"])[:3]:
-            console.print(f"  {what}", highlight=False, markup=False)
+        rows = found["recompiles"][:3]
+        texts = [f"  {row['line']} {row['changed']}" for row in rows]
+        texts += sorted({f"  to avoid it: {row['fix']}" for row in rows})
+        console.print(*texts, sep="\n", highlight=False, markup=False)
     if len(sys.argv) > 2:
         plot(sys.argv[2], series)
     print("LAZYC_DEBUG=1 prints each of these when it happens, and how to avoid it.")

@@ -76,7 +76,7 @@ def lazyc(
         warnings.warn(str(error), LazycWarning, stacklevel=2)
         return gm.forward
     # These need a torch that check_versions accepts.
-    from lazyc.frontend.autograd import make_backend
+    from lazyc.frontend.autograd import AotBackend
     from lazyc.frontend.recompiles import recompile
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
 
@@ -105,7 +105,7 @@ def lazyc(
     else:
         # What was compiled before is for any size.
         restore = _restore_nothing if rooms else functools.partial(_restore, config)
-        backend = make_backend(
+        backend = AotBackend(
             compile_graph, import_failed, restore, _left_to_eager, has_products, recompute
         )
     with collector.paused(), SPANS.span("compile", "frontend", nodes=len(gm.graph.nodes)):

@@ -9,7 +9,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import cast
 
 from lazyc.codegen.base import Generator, Kernel, Ref
@@ -112,6 +112,7 @@ class Compiler:
     ) -> Executable:
         fallbacks = self._report_fallbacks(program)
         self._report_sparse(program)
+        self._report_decisions(number, program)
         with timings.stage("bind"):
             executable = Executable(program, kernels, self._host, name=f"graph {number}")
             self.executables.add(executable)
@@ -239,9 +240,14 @@ class Compiler:
         try:
             if self._config.verify:
                 verify_graph(graph)
-            mode = cast(Mode, self._config.attention)
-            has_products = self._generator.has_products
-            passes = pipeline(self._config.pack_weights, has_products, mode, self._report_attention)
+            passes = pipeline(
+                self._config.pack_weights,
+                self._generator.has_products,
+                self._generator.product_costs,
+                self._config.disabled_passes,
+                cast(Mode, self._config.attention),
+                self._report_attention,
+            )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
             cause = failure.__cause__
@@ -263,7 +269,8 @@ class Compiler:
         self._events.emit(E.AttentionChosen(choice.kernel, choice.reason, choice.line))
 
     def _schedule(self, graph: Graph) -> Program:
-        program = schedule(graph, self._config.fusion)
+        layout = "layout" not in self._config.disabled_passes
+        program = schedule(graph, self._config.fusion, layout)
         if self._config.pack_weights:
             program = choose_sparse_kernels(program, graph, self._generator.sparse_products)
         if self._config.verify:
@@ -294,6 +301,12 @@ class Compiler:
                         step.sparse.sparsity, sizes, is_used, step.sparse.reason, step.comment
                     )
                 )
+
+    def _report_decisions(self, number: int, program: Program) -> None:
+        if not self._events.listening:
+            return
+        for d in program.decisions:
+            self._events.emit(E.Decided(graph=number, **asdict(d)))
 
 
 def may_report_errors(graph: Graph) -> bool:

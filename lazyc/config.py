@@ -22,6 +22,11 @@ from lazyc.errors import ConfigError, LazycWarning
 
 Value = bool | int | str
 
+# Passes that may be left out: each makes code faster, and none is needed for a right result.
+OPTIONAL_PASSES = (
+    "fold_norm", "lower_convolutions", "split_batches", "padding", "split_reductions", "layout",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -36,6 +41,7 @@ class Option:
     choices: tuple[Value, ...] = ()
     minimum: int | None = None
     pattern: str = ""
+    names: tuple[str, ...] = ()  # those that a comma-separated list may hold
 
     @property
     def allowed(self) -> str:
@@ -46,6 +52,8 @@ class Option:
             return "one of " + ", ".join(repr(c) for c in self.choices)
         if self.type is int:
             return "an integer" if self.minimum is None else f"an integer >= {self.minimum}"
+        if self.names:
+            return f"names separated by commas, of {', '.join(self.names)}"
         if self.pattern:
             return f"a string that matches {self.pattern}"
         return "a string"
@@ -61,6 +69,7 @@ class Option:
             or (self.choices and parsed not in self.choices)
             or (self.minimum is not None and cast(int, parsed) < self.minimum)
             or (self.pattern and not re.fullmatch(self.pattern, cast(str, parsed)))
+            or (self.names and not {*_split(cast(str, parsed))} <= {*self.names})
         ):
             raise ConfigError(f"{where}={value!r}: must be {self.allowed}.")
         return parsed
@@ -68,6 +77,11 @@ class Option:
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
 _WORDS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
 def _convert(type_: type[Value], value: object) -> Value | None:
@@ -97,9 +111,10 @@ def _option(
     choices: tuple[Value, ...] = (),
     minimum: int | None = None,
     pattern: str = "",
+    names: tuple[str, ...] = (),
 ) -> Any:
     rest = {"env": env, "doc": doc, "affects_code": affects_code, "choices": choices}
-    limits = {"minimum": minimum, "pattern": pattern}
+    limits = {"minimum": minimum, "pattern": pattern, "names": names}
     return dataclasses.field(default=default, metadata={**rest, **limits})
 
 
@@ -143,6 +158,13 @@ class Config:
         "Keep weights of inference graphs repacked for the matrix product between calls; a changed"
         " weight is repacked. Costs memory: one more copy of those weights.",
         affects_code=True,
+    )  # fmt: skip
+    disable_passes: str = _option(
+        "", "LAZYC_DISABLE_PASSES",
+        "Passes to leave out, as `padding,layout`, to bisect an error or to see what one is worth; results are"
+        " right without them. `layout` off stores values row-major where nothing binds them.",
+        affects_code=True,
+        names=OPTIONAL_PASSES,
     )  # fmt: skip
     shapes: str = _option(
         "symbolic", "LAZYC_SHAPES",
@@ -199,7 +221,7 @@ class Config:
     debug: int = _option(
         0, "LAZYC_DEBUG",
         "0: silent. 1: one line for each compilation, flush and fallback, and a summary at exit. 2: also cache lookups, passes"
-        " and kernels. 3: also the IR after every pass.",
+        " and what they decided of layout and padding, and kernels. 3: also the IR after every pass.",
         choices=(0, 1, 2, 3),
     )  # fmt: skip
     debug_file: str = _option(
@@ -253,6 +275,11 @@ class Config:
         return " ".join(
             f"{o.name}={getattr(self, o.name)!r}" for o in OPTIONS.values() if o.affects_code
         )
+
+    @property
+    def disabled_passes(self) -> frozenset[str]:
+        """``disable_passes`` as names."""
+        return frozenset(_split(self.disable_passes))
 
     @property
     def bucket_sizes(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,8 +41,9 @@ class Explanation:
 
     ``breaks`` pairs Dynamo's reason for a graph break with the user's line. ``flushes`` and
     ``not_lazy`` are filled with the option ``lazy``. ``bytes_moved`` adds up the buffers that each
-    step of the programs reads or writes. ``attention`` and ``row_tiles`` tell how chains of products run. ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's
-    are the rest of ``first_call``.
+    step of the programs reads or writes. ``attention`` and ``row_tiles`` tell how chains of products
+    run, ``decisions`` are those about layout and padding; equal ones are printed once.
+    ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's are the rest of ``first_call``.
     """
 
     graphs: int
@@ -57,6 +58,7 @@ class Explanation:
     kernel_calls: int
     products: int
     bytes_moved: int
+    decisions: tuple[E.Decided, ...]
     compile_seconds: Mapping[str, float]
     first_call: float
     second_call: float
@@ -104,6 +106,7 @@ def explain(
         kernel_calls=sum(isinstance(s, KernelStep) for s in steps),
         products=sum(isinstance(s, GemmStep) for s in steps),
         bytes_moved=sum(map(_bytes_moved, made)),
+        decisions=tuple(e for e in events if isinstance(e, E.Decided)),
         compile_seconds=dict(seconds),
         first_call=first,
         second_call=second,
@@ -212,8 +215,22 @@ def _lines(x: Explanation) -> Iterator[str]:
     yield f"first call {1e3 * x.first_call:.0f} ms ({stages}); second call {1e3 * x.second_call:.2f} ms"
     for reason, line in x.breaks:
         yield f"graph break at {line}: {reason}"
-    for event in (*x.not_lazy, *x.flushes, *x.attention, *x.row_tiles):
+    for event in (*x.not_lazy, *x.flushes):
         yield format_event(event, 1)
+    for event, count in Counter((*x.attention, *x.row_tiles)).items():
+        yield format_event(event, 1) + _times(count)
+    yield from _decision_lines(x.decisions)
     for e in x.eager:
         at = f" at {', '.join(e.lines)}" if e.lines else ""
         yield f"eager: {e.op}{at}: {e.reason} ({e.calls} calls, {e.milliseconds:.2f} ms)"
+
+
+def _decision_lines(decisions: Sequence[E.Decided]) -> Iterator[str]:
+    """One line for those that differ in graph and line alone, with how many there were."""
+    counts = Counter(replace(d, graph=0, line="") for d in decisions)
+    for decision, count in counts.items():
+        yield format_event(decision, 2) + _times(count)
+
+
+def _times(count: int) -> str:
+    return f" [{count} times]" if count > 1 else ""

@@ -31,7 +31,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lazyc.report", BASE),
     ("lazyc.ir", BASE),
     ("lazyc.frontend", WITH_IR),
-    ("lazyc.passes", (*WITH_IR, "lazyc.codegen.target")),
+    ("lazyc.passes", (*WITH_IR, "lazyc.codegen.target", "lazyc.codegen.product_costs")),
     ("lazyc.codegen", WITH_IR),
     ("lazyc.runtime", (*WITH_IR, "lazyc.codegen.base")),
     ("lazyc.kernels", (*WITH_IR, "lazyc.codegen", "lazyc.runtime")),

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.errors import LazycError
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
@@ -114,7 +115,8 @@ class Generator(Protocol):
     object code may be loaded in another process; ``suffix`` names files with its text;
     ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``);
     ``sparse_products`` the kinds of weights for whose products it has kernels (SparseProduct) that
-    are worth their while.
+    are worth their while;
+    ``product_costs`` what products cost there (a part of the key, as it decides what is padded).
     """
 
     @property
@@ -128,6 +130,9 @@ class Generator(Protocol):
 
     @property
     def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]: ...
+
+    @property
+    def product_costs(self) -> ProductCosts: ...
 
     @property
     def suffix(self) -> str: ...

@@ -6,13 +6,49 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.errors import ConfigError
 
-# NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities", table of technical specifications.
-_SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 # How tensor cores are driven: by a warp, by four warps, or through memory of their own.
 TensorCores = Literal["mma", "wgmma", "tcgen05"]
-_TENSOR_CORES: dict[int, TensorCores] = {90: "wgmma", 100: "tcgen05"}
+_LANES = 32  # that load in one clock of a multiprocessor
+_LAUNCH_SECONDS = 3e-6
+
+
+@dataclass(frozen=True, slots=True)
+class _Chip:
+    """``shared_kib``: NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities", table of technical
+    specifications. The rest is from the data sheet of the GPU that is named: multiprocessors, GHz under
+    load, operations a clock and multiprocessor in products of f16 (dense, summed in f32) and of f32
+    without tensor cores, GB/s of memory. It ranks ways to compute a product, and need not be exact."""
+
+    shared_kib: int
+    multiprocessors: int
+    ghz: float
+    half_operations: int
+    single_operations: int
+    gigabytes: float
+    tensor_cores: TensorCores = "mma"
+
+    def product_costs(self) -> ProductCosts:
+        clocks = self.multiprocessors * self.ghz * 1e9
+        return ProductCosts(
+            half_flops=clocks * self.half_operations,
+            single_flops=clocks * self.single_operations,
+            bytes_per_second=self.gigabytes * 1e9,
+            loads_per_second=clocks * _LANES,
+            kernel_seconds=_LAUNCH_SECONDS,
+        )
+
+
+_CHIPS = {
+    80: _Chip(163, 108, 1.41, 2048, 128, 2039),  # A100 SXM 80 GB
+    86: _Chip(99, 84, 1.80, 1024, 256, 768),  # RTX A6000
+    89: _Chip(99, 142, 2.52, 1024, 256, 864),  # L40S
+    90: _Chip(227, 132, 1.83, 4096, 256, 3350, "wgmma"),  # H100 SXM
+    100: _Chip(227, 148, 1.86, 8192, 256, 8000, "tcgen05"),  # B200
+    120: _Chip(99, 170, 2.41, 512, 256, 1792),  # RTX 5090
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +60,7 @@ class GpuTarget:
     arch: int
     shared_bytes: int
     tensor_cores: TensorCores
+    product_costs: ProductCosts
     registers: int = 65536
     thread_registers: int = 255
     vector_bytes: int = 16
@@ -41,7 +78,8 @@ def gpu_target(name: str) -> GpuTarget:
     """The target of a name like "cuda:sm_90" or "sm_90". Raises ConfigError."""
     found = re.fullmatch(r"(?:cuda:)?sm_(\d+)", name)
     arch = int(found[1]) if found else 0
-    if arch not in _SHARED_KIB:
-        known = ", ".join(f"cuda:sm_{a}" for a in _SHARED_KIB)
+    chip = _CHIPS.get(arch)
+    if chip is None:
+        known = ", ".join(f"cuda:sm_{a}" for a in _CHIPS)
         raise ConfigError(f"target {name!r}: lazyc knows {known}.")
-    return GpuTarget(arch, _SHARED_KIB[arch] << 10, _TENSOR_CORES.get(arch, "mma"))
+    return GpuTarget(arch, chip.shared_kib << 10, chip.tensor_cores, chip.product_costs())

@@ -38,6 +38,7 @@ Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, "Part"], Boxed]
 Restore: TypeAlias = Callable[[str, torch.fx.GraphModule], "Boxed | None"]
 LeftToEager: TypeAlias = Callable[[str, str, str], None]
+Marks: TypeAlias = Mapping[int, Sparsity]
 ImportFailed: TypeAlias = Callable[[Exception, torch.fx.GraphModule, GraphKind], Boxed]
 
 
@@ -80,14 +81,8 @@ def _find_nothing(key: str, gm: torch.fx.GraphModule) -> None:
     return None
 
 
-def make_backend(
-    compile_graph: CompileGraph,
-    import_failed: ImportFailed = eager_when_unsupported,
-    restore: Restore = _find_nothing,
-    left_to_eager: LeftToEager = _say_nothing,
-    has_products: bool = False,
-    recompute: bool = False,
-) -> Callable[..., Callable[..., Any]]:
+@dataclass(frozen=True)
+class AotBackend:
     """A Dynamo backend that compiles each graph of AOTAutograd with ``compile_graph``.
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
@@ -97,63 +92,102 @@ def make_backend(
     ``import_graph``; ``recompute``: hand-written attention is computed again in the backward pass.
     """
 
-    partition = partition_with_attention if recompute else min_cut_rematerialization_partition
+    compile_graph: CompileGraph
+    import_failed: ImportFailed = eager_when_unsupported
+    restore: Restore = _find_nothing
+    left_to_eager: LeftToEager = _say_nothing
+    has_products: bool = False
+    recompute: bool = False
 
-    def compile_part(
-        kind: GraphKind,
-        capture: str | None,
-        sparsity: Mapping[int, Sparsity],
-        gm: torch.fx.GraphModule,
-        example_inputs: Sequence[Any],
+    def __call__(
+        self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
+    ) -> Callable[..., Any]:
+        """What runs Dynamo's graph; ``options`` are for other backends. Raises what the hooks raise, and
+        Dynamo's own exceptions."""
+        if any(isinstance(x, list | tuple | dict) for x in example_inputs):
+            return flatten_graph_inputs(gm, example_inputs, self)
+        converting = converting_call(gm)
+        if converting is not None:
+            op, line = converting
+            self.left_to_eager(op, "out= of another dtype than the result", line)
+            return gm.forward
+        capture = capture_key(gm, example_inputs)
+        known = self.restore(capture, gm) if capture is not None else None
+        if known is not None:
+            return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
+        try:
+            compiled = self._through_autograd(gm, example_inputs, capture)
+        except _Ours as error:
+            raise error.cause from error.cause.__cause__
+        except (TorchDynamoException, *exceptions_allowed_to_be_fallback):
+            raise  # Dynamo has an answer to these: to trace again, or to cut the graph
+        except Exception as error:  # noqa: BLE001 - eager runs it, or says what is wrong with it
+            self.left_to_eager("graph", f"AOTAutograd: {error}", "")
+            return gm.forward
+        return torch._dynamo.disable(compiled, reason="compiled by lazyc")
+
+    def _through_autograd(
+        self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], capture: str | None
+    ) -> Callable[..., Any]:
+        marks: dict[int, Sparsity] = {
+            k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None
+        }
+        forward = partial(self._compile, "forward", None, {})
+        backward = partial(self._compile, "backward", None, {})
+        inference = partial(self._compile, "inference", capture)
+        count = len(example_inputs)
+        with tensors_stay_tensors(gm):
+            return aot_module_simplified(
+                gm,
+                example_inputs,
+                fw_compiler=_checked(count, lambda gm, same_arguments: forward(gm)),
+                bw_compiler=_outside_dynamo(lambda gm, example_inputs: backward(gm)),
+                # AOTAutograd's arguments are Dynamo's, unless it put some together.
+                inference_compiler=_checked(
+                    count, lambda gm, same_arguments: inference(marks if same_arguments else {}, gm)
+                ),
+                partition_fn=(
+                    partition_with_attention
+                    if self.recompute
+                    else min_cut_rematerialization_partition
+                ),
+                decompositions=decomposition_table(),
+                keep_inference_input_mutations=True,
+            )
+
+    def _compile(
+        self, kind: GraphKind, capture: str | None, sparsity: Marks, gm: torch.fx.GraphModule
     ) -> Boxed:
+        """One graph of AOTAutograd's; ``sparsity``: what some of its arguments are declared to be."""
         parameters = _parameter_inputs() if kind == "inference" else frozenset()
         try:
             gm = read_storage_from_bases(gm)
             if depends_on_data(gm):
-                return _boxed(compile_pieces(kind, gm, parameters, sparsity))
-            graph = import_graph(gm, parameters, sparsity, has_products)
-        except Exception as error:  # noqa: BLE001 - the caller's policy covers every failure
-            return _boxed(import_failed(error, gm, kind))
+                return _boxed(self._compile_pieces(kind, gm, parameters, sparsity))
+            graph = import_graph(gm, parameters, sparsity, self.has_products)
+        except Exception as error:  # noqa: BLE001 - the hook's policy covers every failure
+            return _boxed(self.import_failed(error, gm, kind))
         context = TracingContext.try_get()
         metadata = None if context is None else context.fw_metadata
         plain = kind == "inference" and metadata is not None and is_plain(metadata, gm)
+        part = Part(kind, plain, capture if plain else None)
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
-            return _boxed(compile_graph(graph, gm, Part(kind, plain, capture if plain else None)))
+            return _boxed(self.compile_graph(graph, gm, part))
 
-    def compile_now(
-        arguments: int,
-        kind: GraphKind,
-        capture: str | None,
-        sparsity: Mapping[int, Sparsity],
-    ) -> Callable[..., Boxed]:
-        """For a graph of so many arguments; ``sparsity``: what some of them are declared to be."""
-
-        def compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Boxed:
-            if _views_merged_arguments(arguments):
-                raise RuntimeError(
-                    "results are views of arguments that share memory and are written to"
-                )
-            try:
-                # AOTAutograd's arguments are Dynamo's, unless it put some together.
-                marks = sparsity if len(example_inputs) == arguments else {}
-                return compile_part(kind, capture, marks, gm, example_inputs)
-            except Exception as error:
-                raise _Ours(error) from error
-
-        return compile
-
-    def compile_pieces(
+    def _compile_pieces(
+        self,
         kind: GraphKind,
         gm: torch.fx.GraphModule,
         parameters: frozenset[int],
-        sparsity: Mapping[int, Sparsity],
+        sparsity: Marks,
     ) -> Boxed:
+        """A graph with calls whose results' sizes depend on data: what is between them."""
         try:
             pieces = cut(gm)
         except Exception as error:  # noqa: BLE001
-            return import_failed(error, gm, kind)
+            return self.import_failed(error, gm, kind)
         for op, line in data_calls(gm):
-            left_to_eager(op, "sizes that depend on data", line)
+            self.left_to_eager(op, "sizes that depend on data", line)
         placeholders = gm.graph.find_nodes(op="placeholder")
         weights = {n for k, n in enumerate(placeholders) if k in parameters}
         marks: dict[torch.fx.Node, Sparsity] = {placeholders[k]: m for k, m in sparsity.items()}
@@ -165,53 +199,13 @@ def make_backend(
                 k: marks[n] for k, n in enumerate(piece.inputs) if n in marks
             }
             try:
-                graph = import_graph(module, lasting, marked, has_products)
+                graph = import_graph(module, lasting, marked, self.has_products)
             except Exception as error:  # noqa: BLE001
-                functions.append(import_failed(error, module, kind))
+                functions.append(self.import_failed(error, module, kind))
                 continue
             with _disable_current_modes():
-                functions.append(compile_graph(graph, module, Part(kind)))
+                functions.append(self.compile_graph(graph, module, Part(kind)))
         return join(gm, pieces, functions)
-
-    def backend(
-        gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
-    ) -> Callable[..., Any]:
-        if any(isinstance(x, list | tuple | dict) for x in example_inputs):
-            return flatten_graph_inputs(gm, example_inputs, backend)
-        converting = converting_call(gm)
-        if converting is not None:
-            left_to_eager(converting[0], "out= of another dtype than the result", converting[1])
-            return gm.forward
-        capture = capture_key(gm, example_inputs)
-        known = restore(capture, gm) if capture is not None else None
-        if known is not None:
-            return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
-        try:
-            count = len(example_inputs)
-            marks: dict[int, Sparsity] = {
-                k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None
-            }
-            with tensors_stay_tensors(gm):
-                compiled = aot_module_simplified(
-                    gm,
-                    example_inputs,
-                    fw_compiler=compile_now(count, "forward", None, {}),
-                    bw_compiler=_outside_dynamo(partial(compile_part, "backward", None, {})),
-                    inference_compiler=compile_now(count, "inference", capture, marks),
-                    partition_fn=partition,
-                    decompositions=decomposition_table(),
-                    keep_inference_input_mutations=True,
-                )
-        except _Ours as error:
-            raise error.cause from error.cause.__cause__
-        except (TorchDynamoException, *exceptions_allowed_to_be_fallback):
-            raise  # Dynamo has an answer to these: to trace again, or to cut the graph
-        except Exception as error:  # noqa: BLE001 - eager runs it, or says what is wrong with it
-            left_to_eager("graph", f"AOTAutograd: {error}", "")
-            return gm.forward
-        return torch._dynamo.disable(compiled, reason="compiled by lazyc")
-
-    return backend
 
 
 class _Ours(Exception):
@@ -220,6 +214,25 @@ class _Ours(Exception):
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+def _checked(
+    arguments: int, compile: Callable[[torch.fx.GraphModule, bool], Boxed]
+) -> Callable[..., Boxed]:
+    """A compiler for AOTAutograd, of a function of so many arguments: ``compile``, which is told whether
+    the graph has the same ones, with its exceptions marked as ours."""
+
+    def checked(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Boxed:
+        if _views_merged_arguments(arguments):
+            raise RuntimeError(
+                "results are views of arguments that share memory and are written to"
+            )
+        try:
+            return compile(gm, len(example_inputs) == arguments)
+        except Exception as error:
+            raise _Ours(error) from error
+
+    return checked
 
 
 def _unboxed(function: Boxed) -> Callable[..., Sequence[Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import Decision
 from lazyc.ir.ops import OPS, IRError, OpSpec
 from lazyc.ir.types import Dim, DType, Shape, SymbolSource, TensorType, ValueType
 
@@ -88,7 +89,7 @@ class Graph:
 
     ``mutations`` maps an input node to the value that it holds when the program has run; every read
     of the input inside the graph sees the old value. ``symbols`` says which argument each symbol of
-    the dims is read from.
+    the dims is read from. ``decisions`` are what the passes so far chose.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -97,6 +98,7 @@ class Graph:
     constants: list[torch.Tensor] = field(default_factory=list)
     symbols: list[SymbolSource] = field(default_factory=list)
     provenance: dict[Node, Provenance] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
     _interned: dict[tuple[Any, ...], Node] = field(default_factory=dict, repr=False)
 
     @property
@@ -159,3 +161,18 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.attrs, A.EagerAttrs) and node.attrs.has_effect:
                 yield node
+
+
+def depends_on(node: Node, sources: set[Node]) -> bool:
+    """Whether a node is one of ``sources`` or is computed from any."""
+    first = min((n.id for n in sources), default=node.id + 1)
+    seen: set[Node] = set()
+    stack = [node]
+    while stack:
+        here = stack.pop()
+        if here in sources:
+            return True
+        if here not in seen and here.id > first:
+            seen.add(here)
+            stack += here.inputs
+    return False

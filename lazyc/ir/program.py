@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from lazyc.ir.decisions import Decision
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse import SparseProduct, Sparsity
 from lazyc.ir.types import Dim, DType, Shape, SymbolSource
@@ -213,6 +214,7 @@ class Program:
     packed: tuple[Step, ...] = ()  # steps that fill "packed" buffers, run when a guard fails
     parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
     tiles: tuple[RowTiles, ...] = ()  # in order, no two with a step in common
+    decisions: tuple[Decision, ...] = ()  # how it came to be so, for reports
 
     def kernel_sources(self) -> dict[str, KernelSource]:
         """What its kernels are made of, by key: the nests, and products with sparse weights."""

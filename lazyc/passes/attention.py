@@ -23,7 +23,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 from lazyc.ir import attrs as A
-from lazyc.ir.graph import Graph, Node
+from lazyc.ir.graph import Graph, Node, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType
 from lazyc.passes.products_as_loops import stored_factor
@@ -396,7 +396,7 @@ def _why_not_attend(
     softmax = weights.softmax
     rows = {softmax.top, softmax.total}
     v = candidate.node.inputs[1]
-    if _depends(v, rows) or any(_depends(f, rows) for f, _ in weights.factors):
+    if depends_on(v, rows) or any(depends_on(f, rows) for f, _ in weights.factors):
         return "what is attended to depends on the scores"
     inside = _of_softmax(weights, candidate.node)
     if any(view.op != "reshape" for view in weights.views):
@@ -404,20 +404,6 @@ def _why_not_attend(
             if row in outside or not _only_for(row, inside, users, outside):
                 return "its rows are read in another shape"
     return ""
-
-
-def _depends(node: Node, sources: set[Node]) -> bool:
-    first = min(n.id for n in sources)
-    seen: set[Node] = set()
-    todo = [node]
-    while todo:
-        here = todo.pop()
-        if here in sources:
-            return True
-        if here not in seen and here.id > first:
-            seen.add(here)
-            todo += here.inputs
-    return False
 
 
 def _only_for(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, Shape, is_nonneg
+from lazyc.ir.types import Dim, DType, Shape, is_nonneg
+from lazyc.passes.realize import inline_costs
 from lazyc.passes.strided import StridedView
+
+_HALVES = (DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,39 @@ def _at_least(stride: Dim, size: Dim) -> Dim:
 
 def _certainly_ge(a: Dim, b: Dim) -> bool:
     return is_nonneg(a - b)
+
+
+def stored_factors(nodes: list[Node]) -> set[Node]:
+    """Factors of products that are loops of a kernel that must be in memory as they are: those that were
+    padded, to be of use; and those of a half type that are too much to be computed at each reading. (In
+    memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
+    attention, which are made of products that never have memory."""
+    factors = {_stored(x) for node in nodes for x in _factors(node)}
+    if not factors:
+        return set()
+    costs = inline_costs(nodes, frozenset())
+    return {
+        x
+        for x in factors
+        if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
+    }
+
+
+def _factors(node: Node) -> tuple[Node, ...]:
+    if node.op == "attend":
+        return (node.inputs[1],)
+    if node.op == "dot":
+        return node.inputs
+    return node.inputs[0].inputs if is_loop_product(node) else ()
+
+
+def _stored(x: Node) -> Node:
+    """What a factor is a view of, before it was widened."""
+    while x.op in ("cast", "expand", "reshape", "permute", "slice"):
+        if x.dtype in _HALVES and x.inputs[0].dtype not in _HALVES:
+            break
+        x = x.inputs[0]
+    return x
 
 
 def is_loop_product(node: Node) -> bool:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import torch
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import bytes_of, size_of
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.types import Dim, DType, OpaqueType, Shape, numel
 from lazyc.passes.lasting import Lasting
@@ -42,12 +43,35 @@ def lower_convolutions(graph: Graph) -> Graph:
             return None
         if not all(lasting(n) for n in x[1:]):
             return None
-        return _choose(node)(b, node, *x)
+        way = _choose(node)
+        found = way(b, node, *x)
+        if found is not None:
+            _note(b, node, way)
+        return found
 
     return rewrite(graph, {"convolution": [lower]})
 
 
 Lowering: TypeAlias = Callable[..., Node | None]
+
+
+def _note(b: Rewriter, node: Node, way: Lowering) -> None:
+    """The decision about a convolution, in channels-last order whichever way it runs."""
+    x, weight = (n.tensor for n in node.inputs[:2])
+    how, why = {
+        _product: ("a matrix product", "its kernel is 1 x 1"),
+        _by_windows: ("a generated kernel", "it has few channels a filter"),
+        _by_copied_windows: (
+            "a matrix product of copied windows",
+            "oneDNN would take longer to find its code than to run it",
+        ),
+        _library_call: ("oneDNN", "its weight is reordered once"),
+    }[way]
+    kept, copied = size_of(weight) if way is _library_call else 0, 0
+    if way is _by_copied_windows:
+        rows = numel((node.shape[0], *node.shape[2:], *weight.shape[1:]))
+        copied = bytes_of(rows, node.dtype.itemsize)
+    b.decide(f"convolution {x} by {weight}, channels last: {how}", why, copied, kept)
 
 
 def _choose(node: Node) -> Lowering:

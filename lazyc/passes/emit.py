@@ -7,6 +7,7 @@ from typing import Any
 
 from lazyc.ir import attrs as A
 from lazyc.ir import program as P
+from lazyc.ir.decisions import Decision, size_of
 from lazyc.ir.graph import Node, Output
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
@@ -73,6 +74,7 @@ class _Emitter:
             symbols=tuple(graph.symbols),
             packed=tuple(packed),
             parameters=self._parameters(steps),
+            decisions=tuple(graph.decisions),
         )
 
     # --- buffers ----------------------------------------------------------------------------------
@@ -201,10 +203,25 @@ class _Emitter:
         assert out is not None, node
         a, b, c = (self._operand(x) for x in (first, second, out))
         pack = not batch and self._is_kept(second.base)
+        if pack:
+            self._note_pack(node)
         return P.GemmStep(
             node.dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
             pack_b=pack, comment=self._comment([node]),
         )  # fmt: skip
+
+    def _note_pack(self, product: Node) -> None:
+        weight = product.inputs[1]
+        origin = self.plan.graph.provenance.get(product)
+        self.plan.graph.decisions.append(
+            Decision(
+                f"weight {weight.type} packed once",
+                "BLAS reads it in its own tiles, and it is the same at each call",
+                origin.line if origin is not None else "",
+                bytes_kept=size_of(weight.tensor),
+                by="pack_weights",
+            )
+        )
 
     def _is_kept(self, node: Node) -> bool:
         """Whether a value is there from call to call."""

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import size_of
 from lazyc.ir.graph import Graph, Node
 from lazyc.passes.lasting import Lasting
 from lazyc.passes.realize import live_nodes
@@ -37,13 +38,27 @@ def fold_norm(graph: Graph) -> Graph:
             if not all(lasting(n) for n in (*conv.inputs[1:], other)) or lasting(conv):
                 continue
             values = _channel_values(b, other)
-            if values is not None:
-                folded = _scaled if node.op in ("mul", "div") else _shifted
-                return folded(b, node.op, conv, values)
+            if values is None:
+                continue
+            folded = (_scaled if node.op in ("mul", "div") else _shifted)(b, node.op, conv, values)
+            if folded is not None:
+                _note(b, node, conv)
+            return folded
         return None
 
     rules: dict[str, list[Rule]] = {op: [fold] for op in ("mul", "div", "add", "sub")}
     return rewrite(graph, rules)
+
+
+def _note(b: Rewriter, node: Node, conv: Node) -> None:
+    size = size_of(node.tensor)
+    scales = node.op in ("mul", "div")
+    b.decide(
+        f"{node.op} of channels of {node.type} folded into the {'weight' if scales else 'bias'}",
+        "both are the same at each call, and nothing else reads the convolution's result",
+        kept=size_of(conv.inputs[1].tensor) if scales else 0,
+        saved=None if size is None else 2 * size,
+    )
 
 
 def _channel_values(b: Rewriter, node: Node) -> Node | None:

@@ -2,12 +2,14 @@
 
 A value with memory gets the strides that its first demanding reader wants (the caller of the
 program, an eager call), else those of a dim order that makes its only reader's permutation free, else
-the dim order of what it is computed from (``dim_order``).
+the dim order of what it is computed from (``dim_order``). With the option ``disable_passes=layout`` only the first is left: a value
+that nothing binds is row-major.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
@@ -15,6 +17,7 @@ from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
 from lazyc.passes.contraction import as_matrix
 from lazyc.passes.dim_order import inherited_order
+from lazyc.passes.realize import live_users
 from lazyc.passes.strided import StridedView, storable_strides, strided_view
 
 
@@ -25,8 +28,16 @@ def same_strides(shape: Shape, a: Shape, b: Shape) -> bool:
     return all(d == 1 or s == t for d, s, t in zip(shape, a, b, strict=True))
 
 
-def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
-    """Strides of every realized tensor."""
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """``strides`` of realized tensors; ``reasons``, why those are not row-major that could have been."""
+
+    strides: dict[Node, Shape] = field(default_factory=dict)
+    reasons: dict[Node, str] = field(default_factory=dict)
+
+
+def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> Layouts:
+    """Strides of every realized tensor; row-major where nothing binds them, unless ``freely``."""
     demands: dict[Node, Shape] = {}
     for output in graph.outputs:
         is_view = output.alias_of is not None  # of an input, whatever computes it here
@@ -37,8 +48,9 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
             for arg, strides in zip(node.inputs, node.attrs.input_strides, strict=True):
                 if strides is not None:
                     demands.setdefault(arg, storable_strides(arg.shape, strides))
-    users = graph.users()
-    found: dict[Node, Shape] = {}
+    users = live_users(graph)
+    layouts = Layouts()
+    found, reasons = layouts.strides, layouts.reasons
     for node in sorted(realized, key=lambda n: n.id):
         fixed = fixed_strides(node)
         if fixed is not None:
@@ -51,16 +63,28 @@ def choose_strides(graph: Graph, realized: set[Node]) -> dict[Node, Shape]:
             and _products_can_read(node, users, realized, demands)
         ):
             found[node] = demands[node]
+            reasons[node] = "the caller or an eager call takes it so"
         else:
-            found[node] = _order_for_reader(node, users[node])
-            if not _can_be_written(node, found[node]):
-                found[node] = contiguous_strides(node.shape)
+            found[node] = contiguous_strides(node.shape)
+            if not freely:
+                continue
+            wanted = order_for_reader(node, users[node])
+            if _can_be_written(node, wanted):
+                found[node] = wanted
+                reasons[node] = "its only reader permutes it so"
             order = inherited_order(node, realized, found)
             if order is not None:
                 wanted = ordered_strides(node.shape, order)
                 if _products_can_read(node, users, realized, {node: wanted}):
                     found[node] = wanted
-    return found
+                    reasons[node] = "what it is computed from lies so"
+    for node in [n for n in reasons if is_row_major(n.shape, found[n])]:
+        del reasons[node]
+    return layouts
+
+
+def is_row_major(shape: Shape, strides: Shape) -> bool:
+    return same_strides(shape, strides, contiguous_strides(shape))
 
 
 def _can_be_written(node: Node, strides: Shape) -> bool:
@@ -105,12 +129,14 @@ def fixed_strides(node: Node) -> Shape | None:
     return None
 
 
-def _order_for_reader(node: Node, users: list[Node]) -> Shape:
+def order_for_reader(node: Node, users: list[Node]) -> Shape:
     """Row-major, or the order in which a permutation that is the only reader leaves the dims.
 
-    The dims that a reduction leaves keep their order: that of its loops.
+    The dims that a reduction leaves keep their order: that of its loops; and padding keeps that of what
+    it pads, whose rows it is there to align.
     """
-    if len(users) == 1 and users[0].op == "permute" and not node.spec.has(Trait.REDUCTION):
+    keeps = node.spec.has(Trait.REDUCTION) or node.op == "pad"
+    if len(users) == 1 and users[0].op == "permute" and not keeps:
         return ordered_strides(node.shape, users[0].attrs.dims)
     return contiguous_strides(node.shape)
 

@@ -1,4 +1,4 @@
-"""Runs passes over a Graph: times each, and verifies what it returns when asked to."""
+"""Runs passes over a Graph: times each, signs its decisions, and verifies what it returns when asked to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lazyc.ir.decisions import signed
 from lazyc.ir.graph import Graph
 from lazyc.ir.verify import verify_graph
 
@@ -37,9 +38,10 @@ def run_passes(graph: Graph, passes: Sequence[Pass], verify: bool) -> list[PassR
     """Applies the passes in order; returns the result of each. Raises PassFailed."""
     results: list[PassResult] = []
     for item in passes:
-        start = time.perf_counter()
+        start, known = time.perf_counter(), len(graph.decisions)
         try:
             graph = item.run(graph)
+            graph.decisions[known:] = signed(graph.decisions[known:], item.name)
             if verify:
                 verify_graph(graph)
         except Exception as error:

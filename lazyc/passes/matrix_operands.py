@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import size_of
 from lazyc.ir.graph import Graph, Node
 from lazyc.passes.contraction import as_matrix
+from lazyc.passes.lasting import Lasting
 from lazyc.passes.layout import fixed_strides
 from lazyc.passes.rewrite import Rewriter, rewrite
 from lazyc.passes.strided import StridedView
@@ -22,12 +24,13 @@ from lazyc.passes.strided import StridedView
 
 def copy_matrix_operands(graph: Graph) -> Graph:
     """The Graph with a copy (``reshape`` to the same shape) of each operand that BLAS cannot read."""
-    return rewrite(graph, {"matmul": [_readable]})
+    lasting = Lasting(graph)
 
+    def readable(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+        operands = [arg if _is_matrix(arg) else _copy(b, arg, lasting(arg)) for arg in x]
+        return b.emit(node.op, *operands, attrs=node.attrs)
 
-def _readable(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
-    operands = [arg if _is_matrix(arg) else _copy(b, arg) for arg in x]
-    return b.emit(node.op, *operands, attrs=node.attrs)
+    return rewrite(graph, {"matmul": [readable]})
 
 
 def _is_matrix(node: Node) -> bool:
@@ -35,5 +38,12 @@ def _is_matrix(node: Node) -> bool:
     return strides is None or as_matrix(StridedView(node, node.shape, strides, 0)) is not None
 
 
-def _copy(b: Rewriter, node: Node) -> Node:
+def _copy(b: Rewriter, node: Node, lasts: bool) -> Node:
+    size = size_of(node.tensor)
+    b.decide(
+        f"operand {node.type} with strides ({', '.join(map(str, fixed_strides(node) or ()))}) copied",
+        "BLAS reads a matrix with rows or columns that are contiguous",
+        copied=0 if lasts else size,
+        kept=size if lasts else 0,
+    )
     return b.emit("reshape", node, attrs=A.ShapeAttrs(node.shape))

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from functools import partial
+
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.passes.attention import Mode, Report, attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.fold_norm import fold_norm
 from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
+from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
+from lazyc.passes.split_batches import split_batches
 from lazyc.passes.split_reduction import split_reductions
 
 
 def pipeline(
     pack_weights: bool = True,
     has_products: bool = False,
+    costs: ProductCosts | None = None,
+    disabled: Container[str] = (),
     attend: Mode = "auto",
     report: Report | None = None,
 ) -> tuple[Pass, ...]:
-    """The passes; without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``:
-    matrix products are kernels of the target, and no calls of a library; ``attend`` and ``report`` are
-    then those of ``attention``."""
-    return (
+    """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
+
+    Without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``: matrix
+    products are kernels of the target, and no calls of a library; ``attend`` and ``report`` are then
+    those of ``attention``. ``costs`` are those of its products; without them none is padded.
+    """
+    attending = partial(attention, mode=attend, report=report)
+    passes = (
         Pass("canonicalize", canonicalize),
         *(_WEIGHT_PASSES if pack_weights else ()),
-        *(_product_passes(attend, report) if has_products else ()),
+        Pass("split_batches", split_batches),
+        *((Pass("attention", attending),) if has_products else ()),
+        *(() if costs is None else (Pass("padding", partial(pad_products, costs=costs)),)),
+        *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         Pass("split_reductions", split_reductions),
         *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
     )
-
-
-def _product_passes(attend: Mode, report: Report | None) -> tuple[Pass, ...]:
-    return (
-        Pass("attention", lambda graph: attention(graph, attend, report)),
-        Pass("products_as_loops", products_as_loops),
-    )
+    return tuple(p for p in passes if p.name not in disabled)
 
 
 _WEIGHT_PASSES = (

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from lazyc.ir import attrs as A
-from lazyc.ir.graph import Graph, Node, Output
+from lazyc.ir.graph import Graph, Node, Output, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import MatrixView, as_matrix
+from lazyc.passes.contraction import MatrixView, as_matrix, stored_factors
 from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
@@ -35,12 +35,18 @@ Claim: TypeAlias = tuple[Literal["output", "memory"], int]
 class Plan:
     """``factors``: the operands of each matmul. ``arguments``: for (eager node, argument) the view to
     pass, or the copy. ``copies``: values to copy to other strides. ``results``: for each output the
-    value whose memory is handed out, a view of such memory, or the copy."""
+    value whose memory is handed out, a view of such memory, or the copy.
+
+    For reports: ``reasons`` as in ``Layouts``, ``kept`` values that are made of weights once, and
+    ``copied_operands``, those that got memory because BLAS could not read them where they were."""
 
     graph: Graph
     nodes: list[Node]
     realized: set[Node]
     strides: dict[Node, Shape]
+    reasons: dict[Node, str]
+    kept: frozenset[Node]
+    copied_operands: set[Node]
     factors: dict[Node, tuple[MatrixView, ...]] = field(default_factory=dict)
     arguments: dict[tuple[Node, int], StridedView | Target] = field(default_factory=dict)
     copies: dict[tuple[Node, Shape, Claim | None], Target] = field(default_factory=dict)
@@ -57,8 +63,8 @@ class Plan:
         ) or any(o.value is node for o in self.graph.outputs)
 
 
-def make_plan(graph: Graph) -> Plan:
-    """Decides until nothing changes. Raises Unschedulable."""
+def make_plan(graph: Graph, layout: bool = True) -> Plan:
+    """Decides until nothing changes; ``layout`` as in ``choose_strides``. Raises Unschedulable."""
     for node in graph.nodes:
         if isinstance(node.type, TensorType) and node.type.device != "cpu":
             raise Unschedulable(f"tensors on {node.type.device}")
@@ -66,13 +72,27 @@ def make_plan(graph: Graph) -> Plan:
             raise Unschedulable(f"{node.attrs.target} writes to its arguments")
     graph.outputs = [_storable(o) for o in graph.outputs]
     graph.mutations = [(t, _apart(graph, v)) for t, v in graph.mutations if t is not v]
-    forced: set[Node] = {v for _, v in graph.mutations if _reads_targets(graph, v)}
+    targets = {t for t, _ in graph.mutations}
+    forced: set[Node] = {v for _, v in graph.mutations if depends_on(v, targets)}
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
-    forced |= kept_values(graph)
+    kept = kept_values(graph)
+    forced |= kept | stored_factors(live_nodes(graph))
+    copied_operands: set[Node] = set()
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))
-        plan = Plan(graph, live_nodes(graph), realized, choose_strides(graph, realized))
-        missing = _library_operands(plan) | _eager_arguments(plan) | _outputs(plan)
+        layouts = choose_strides(graph, realized, layout)
+        plan = Plan(
+            graph,
+            live_nodes(graph),
+            realized,
+            layouts.strides,
+            layouts.reasons,
+            kept,
+            copied_operands,
+        )
+        operands = _library_operands(plan)
+        copied_operands |= operands
+        missing = operands | _eager_arguments(plan) | _outputs(plan)
         if missing <= forced:
             return plan
         forced |= missing
@@ -93,21 +113,6 @@ def _apart(graph: Graph, value: Node) -> Node:
     if value.op != "input":
         return value
     return graph.add("reshape", (value,), A.ShapeAttrs(value.shape))
-
-
-def _reads_targets(graph: Graph, value: Node) -> bool:
-    """Whether a mutation's new value is computed from any input that is written to."""
-    targets = {t for t, _ in graph.mutations}
-    seen: set[Node] = set()
-    stack = [value]
-    while stack:
-        node = stack.pop()
-        if node in targets:
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.inputs)
-    return False
 
 
 def _library_operands(plan: Plan) -> set[Node]:

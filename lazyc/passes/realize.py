@@ -35,10 +35,16 @@ class Cost:
     ops: int = 0
     loads: int = 0
     costly: bool = False
+    nested: bool = False  # holds a product that never has memory
 
     @property
     def is_cheap(self) -> bool:
         return self.ops <= _CHEAP_OPS and self.loads <= _CHEAP_LOADS and not self.costly
+
+    @property
+    def is_once_only(self) -> bool:
+        """Whether it is too much to be computed for each of several readings of one element."""
+        return self.ops > 3 or self.costly
 
 
 def live_nodes(graph: Graph) -> list[Node]:
@@ -51,6 +57,16 @@ def live_nodes(graph: Graph) -> list[Node]:
             needed.add(node)
             stack.extend(node.inputs)
     return [n for n in graph.nodes if n in needed]
+
+
+def live_users(graph: Graph) -> dict[Node, list[Node]]:
+    """For each node that something needs, the readers that something needs, once for each use."""
+    nodes = live_nodes(graph)
+    found: dict[Node, list[Node]] = {n: [] for n in nodes}
+    for node in nodes:
+        for arg in node.inputs:
+            found[arg].append(node)
+    return found
 
 
 def has_memory(node: Node) -> bool:
@@ -67,7 +83,9 @@ def view_base(node: Node) -> Node:
     return node
 
 
-def _costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]:
+def inline_costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]:
+    """What computing an element of each node takes inside of a kernel that reads it; those ``forced``
+    are in memory."""
     costs: dict[Node, Cost] = {}
     for node in nodes:
         if has_memory(node) or node in forced:
@@ -81,6 +99,7 @@ def _costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]:
             ops=min(own + sum(p.ops for p in parts), 10_000),
             loads=min(sum(p.loads for p in parts), 10_000),
             costly=node.spec.has(_DEAR) or any(p.costly for p in parts),
+            nested=node.spec.has(Trait.NESTED) or any(p.nested for p in parts),
         )
         if node.op == "expand" and _shrinks(node.inputs[0], node):
             costs[node] = replace(costs[node], loads=0)
@@ -110,7 +129,7 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
     for node in nodes:
         for arg in node.inputs:
             users[arg].append(node)
-    costs = _costs(nodes, forced)
+    costs = inline_costs(nodes, forced)
     streamed = _streamed(nodes, users)
     roots = set(graph.computed_roots())
     realized = {n for n in nodes if has_memory(n)} | (forced & set(nodes))
@@ -180,7 +199,7 @@ def _wants_memory(
     cost = costs[node]
     plain_view = _is_plain_view(node)
     for user in users:
-        if _amplifies(user, node) and (cost.costly or cost.ops > 3):
+        if _amplifies(user, node) and cost.is_once_only:
             return True
         if user.op == "window" and not plain_view and cost.ops > 0:
             return True

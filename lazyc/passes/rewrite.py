@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node, Provenance
 from lazyc.ir.types import DType, Shape
 from lazyc.passes.realize import live_nodes
@@ -26,6 +27,19 @@ class Rewriter:
 
     def emit(self, op: str, *inputs: Node, attrs: A.Attrs = A.NO_ATTRS) -> Node:
         return self.graph.add(op, inputs, attrs, self.provenance)
+
+    def decide(
+        self,
+        what: str,
+        why: str,
+        copied: int | None = 0,
+        kept: int | None = 0,
+        saved: int | None = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Notes a decision about the node that is rewritten now; fields as in ``Decision``."""
+        line = self.provenance.line if self.provenance is not None else ""
+        self.graph.decisions.append(Decision(what, why, line, copied, kept, saved, seconds))
 
     def constant(self, value: A.Scalar, like: Node) -> Node:
         """A constant of the dtype and shape of ``like``."""
@@ -52,7 +66,9 @@ Rule: TypeAlias = Callable[[Rewriter, Node, Sequence[Node]], Node | None]
 
 def rewrite(graph: Graph, rules: Mapping[str, Sequence[Rule]]) -> Graph:
     """The Graph with every node replaced by what the first rule for its op gives."""
-    result = Graph(constants=graph.constants, symbols=graph.symbols)
+    result = Graph(
+        constants=graph.constants, symbols=graph.symbols, decisions=list(graph.decisions)
+    )
     rewriter = Rewriter(result)
     new = rewriter.new
     keep = {n for n in graph.nodes if n.op == "input"}

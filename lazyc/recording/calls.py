@@ -6,8 +6,10 @@ same. The first of them is traced, decomposed and lowered to a Graph; later ones
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from lazyc.recording.barriers import barrier
 from lazyc.recording.join import Fragment
 from lazyc.recording.kinds import Kind, kind_of
 from lazyc.recording.scalars import tensor_form
+
+_LAZYC = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def make_call(
         own = [m.clone() if k in written else m for k, m in enumerate(memories)]
         tensors = [kind.of(m) for kind, m in zip(kinds, own, strict=True)]
         given, options = _filled(args, tensors), _filled(kwargs, tensors)
-        made = tensor_form(func, given, options)(*given, **options)
+        made = _traced(tensor_form(func, given, options), given, options)
         several = isinstance(made, list | tuple)
         new: list[torch.Tensor] = []
         returns: list[tuple[str, int] | None] = []
@@ -103,16 +107,29 @@ def make_call(
     return Call(fragment, "", written, returns, several, made)
 
 
+def _traced(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``func`` under the tracer. Raises Unsupported where torch cannot trace it."""
+    try:
+        return func(*args, **kwargs)
+    except Exception as error:
+        if _is_ours(error):
+            raise
+        raise Unsupported(f"it cannot be traced: {error}") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an exception was raised by code of lazyc's below the call of an operator: a decomposition."""
+    innermost = list(traceback.walk_tb(error.__traceback__))[-1][0].f_code
+    return innermost is not _traced.__code__ and Path(innermost.co_filename).is_relative_to(_LAZYC)
+
+
 def _lower(run: Callable[..., Any], kinds: Sequence[Kind]) -> tuple[Graph, torch.fx.GraphModule]:
     with FakeTensorMode() as mode:
         examples = [
             torch.empty_strided(k.base.shape, k.base.strides, dtype=k.base.dtype) for k in kinds
         ]
-    try:
-        with mode:
-            gm = make_fx(run, decomposition_table=decomposition_table())(*examples)
-    except Exception as error:
-        raise Unsupported(f"it cannot be traced: {error}") from error
+    with mode:
+        gm = make_fx(run, decomposition_table=decomposition_table())(*examples)
     gm = read_storage_from_bases(gm)
     if depends_on_data(gm):
         raise Unsupported("its size depends on data")

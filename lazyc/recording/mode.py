@@ -99,6 +99,17 @@ def _classify(func: torch._ops.OpOverload) -> _Class:
     return _Class.RECORDED
 
 
+def _why_at_once(func: torch._ops.OpOverload) -> str:
+    """Why the class of ``func`` is AT_ONCE."""
+    if not func._schema.name.startswith("aten::"):
+        return "it is no operator of torch's own"
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return "it draws random numbers"
+    if torch.Tag.inplace_view in func.tags or func._schema.is_mutable:
+        return "it changes the layout of its argument"
+    return "it looks at values, or writes to arguments without saying so"
+
+
 # Told of an exception that is a bug of lazyc's.
 Failed: TypeAlias = Callable[[Exception], None]
 
@@ -118,6 +129,7 @@ class LazyMode(TorchDispatchMode):
         self._recorder = recorder
         self._writes = writes
         self._failed = failed
+        self._told: set[int] = set()  # operators that run at once by their class, by id
 
     def __torch_dispatch__(
         self,
@@ -145,7 +157,16 @@ class LazyMode(TorchDispatchMode):
                 tensor = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype)
                 first._memory.replace(func(tensor, *args[1:], **kwargs))
                 return first
+        if kind is _Class.AT_ONCE and id(func) not in self._told:
+            self._tell(func, args)
         return self._run_now(func, args, kwargs)
+
+    def _tell(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Reports an operator that what waits is computed for."""
+        if any(_waits(x) for x in tree_leaves(args)):
+            self._told.add(id(func))
+            line = as_line(user_place())
+            self._recorder.events.emit(E.NotLazy(line, f"{func}: {_why_at_once(func)}"))
 
     def _run_now(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if self._writes.concern(args, kwargs):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from lazyc.frontend.autograd import (
+    AotBackend,
     Boxed,
     CompileGraph,
     ImportFailed,
     LeftToEager,
     Part,
-    make_backend,
     run_in_eager,
 )
 from lazyc.frontend.fx_types import user_frame
@@ -46,7 +46,7 @@ def make_lazy_backend(
     has_products: bool = False,
     recompute: bool = False,
 ) -> Callable[..., Callable[..., Any]]:
-    """A Dynamo backend like ``make_backend``'s, whose regions wait in ``recorder`` where they can."""
+    """A Dynamo backend like ``AotBackend``'s, whose regions wait in ``recorder`` where they can."""
 
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
@@ -54,7 +54,7 @@ def make_lazy_backend(
         region = _Region(compile_graph, _line(gm))
         placeholders = gm.graph.find_nodes(op="placeholder")
         examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
-        compiled = make_backend(
+        compiled = AotBackend(
             region.compile,
             import_failed,
             left_to_eager=left_to_eager,

@@ -62,6 +62,22 @@ class PassFinished(Event):
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Decided(Event):
+    """What pass ``by`` chose about layout or padding in graph number ``graph``, also one whose program was
+    found in the cache. Fields as in ir.decisions.Decision."""
+
+    graph: int
+    by: str
+    what: str
+    why: str
+    line: str = ""
+    bytes_copied: int | None = 0
+    bytes_kept: int | None = 0
+    bytes_saved: int | None = 0
+    seconds_saved: float = 0.0
+
+
 CacheKind: TypeAlias = Literal["captures", "programs", "kernels"]
 CacheLevel: TypeAlias = Literal["memory", "disk"]
 

@@ -23,7 +23,8 @@ class _Totals:
     rejected: int = 0
     evicted: int = 0
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (op, reason)
-    recompiles: Counter[str] = field(default_factory=Counter)  # by what changed
+    # By line, what changed, and what avoids it.
+    recompiles: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     bugs: Counter[str] = field(default_factory=Counter)  # by stage
     packed: int = 0
     packed_bytes: int = 0
@@ -109,7 +110,10 @@ class Metrics:
                     {"op": op, "reason": reason, "count": count}
                     for (op, reason), count in t.fallbacks.most_common()
                 ],
-                "recompiles": dict(t.recompiles.most_common()),
+                "recompiles": [
+                    {"line": line, "changed": changed, "fix": fix, "count": count}
+                    for (line, changed, fix), count in t.recompiles.most_common()
+                ],
                 "buckets": t.buckets,
                 "padding_waste_percent": _waste(t),
                 "compiler_bugs": dict(sorted(t.bugs.items())),
@@ -157,7 +161,7 @@ def _count(t: _Totals, event: E.Event) -> None:
         case E.Fallback():
             t.fallbacks[event.op, event.reason] += 1
         case E.Recompiled():
-            t.recompiles[f"{event.line} {event.changed}".strip()] += 1
+            t.recompiles[event.line, event.changed, event.fix] += 1
         case E.Padded():
             t.buckets += 1
         case E.CompilerBugFound():
@@ -207,8 +211,11 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("fallbacks to eager", str(sum(f["count"] for f in s["fallbacks"]))))
     rows += [(f"  {f['op']}: {f['reason']}", str(f["count"])) for f in s["fallbacks"]]
     if s["recompiles"]:
-        rows.append(("compiled again", str(sum(s["recompiles"].values()))))
-        rows += [(f"  {what}", str(count)) for what, count in s["recompiles"].items()]
+        rows.append(("compiled again", str(sum(r["count"] for r in s["recompiles"]))))
+        for r in s["recompiles"]:
+            rows.append((f"  {r['line']} {r['changed']}".rstrip(), str(r["count"])))
+            if r["fix"]:
+                rows.append((f"    to avoid it: {r['fix']}", ""))
     if s["buckets"]:
         rows.append(("buckets compiled", str(s["buckets"])))
         rows.append(("padding, of what was computed", f"{s['padding_waste_percent']:.1f} %"))

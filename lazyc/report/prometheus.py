@@ -29,7 +29,6 @@ _GAUGES = {
 }
 _BY_LABEL = {
     "compile_seconds": ("stage", "Seconds of compilation."),
-    "recompiles": ("reason", "Functions compiled again."),
     "flushes": ("cause", "Runs of recorded work."),
     "compiler_bugs": ("stage", "Bugs inside lazyc; the graph ran in eager."),
 }
@@ -72,6 +71,7 @@ def _families(snapshot: Mapping[str, Any]) -> Iterator[Any]:
         yield family
     for name, text, labels in (
         ("fallbacks", "Operators left to eager.", ["op", "reason"]),
+        ("recompiles", "Functions compiled again.", ["line", "changed"]),
         ("regions_not_lazy", "Regions that run when they are called.", ["line", "reason"]),
     ):
         family = CounterMetricFamily(f"lazyc_{name}", text, labels=labels)

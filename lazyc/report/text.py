@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lazyc.config import Config
 from lazyc.report import events as E
@@ -23,6 +23,7 @@ _LEVELS: dict[type[E.Event], int] = {
     E.CacheDisabled: 1,
     E.CompileStarted: 2,
     E.PassFinished: 2,
+    E.Decided: 2,
     E.CacheHit: 2,
     E.CacheMiss: 2,
     E.CacheEvicted: 2,
@@ -54,6 +55,12 @@ def format_event(event: E.Event, level: int) -> str:
                 f"{event.before} -> {event.after} nodes"
             )
             return f"{line}\n{event.text}" if event.text and level >= 3 else line
+        case E.Decided():
+            at = f" at {event.line}" if event.line else ""
+            effects = ", ".join(_effects(event))
+            return f"{event.by}{at}: {event.what}: {event.why}" + (
+                f" ({effects})" if effects else ""
+            )
         case E.CacheHit():
             return f"cache hit ({event.level}): {event.kind} {event.key[:16]}"
         case E.CacheMiss():
@@ -116,6 +123,25 @@ def format_event(event: E.Event, level: int) -> str:
             )
         case _:
             raise TypeError(f"no text for {type(event).__name__}")
+
+
+def _effects(event: E.Decided) -> Iterator[str]:
+    for verb, count, when in (
+        ("copies", event.bytes_copied, "a call"),
+        ("keeps", event.bytes_kept, ""),
+        ("saves", event.bytes_saved, "of traffic a call"),
+    ):
+        if count != 0:
+            size = "bytes that depend on sizes" if count is None else _size(count)
+            yield f"{verb} {size} {when}".rstrip()
+    if event.seconds_saved:
+        yield f"estimated to save {1e6 * event.seconds_saved:.3g} us a call"
+
+
+def _size(count: int) -> str:
+    if count < 1 << 10:
+        return f"{count} B"
+    return f"{count / 2**10:.1f} KiB" if count < 1 << 20 else f"{count / 2**20:.1f} MiB"
 
 
 def printer(config: Config) -> E.Listener:

@@ -16,6 +16,7 @@ from typing import Any
 from lazyc.codegen.base import KernelRef, LaunchRef, Ref
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
+from lazyc.ir.decisions import Decision
 from lazyc.ir.loops import BufferParam, LoopNest
 from lazyc.ir.sparse import SparseProduct
 from lazyc.runtime import codec as C
@@ -141,6 +142,17 @@ def _decode_nest(data: Any) -> LoopNest:
 NEST = C.Codec(
     lambda nest: _INTERFACE.encode(((nest.buffers, nest.symbols), nest.comment)), _decode_nest
 )
+DECISION = C.record(
+    Decision,
+    what=C.STR,
+    why=C.STR,
+    line=C.STR,
+    bytes_copied=C.optional(C.INT),
+    bytes_kept=C.optional(C.INT),
+    bytes_saved=C.optional(C.INT),
+    seconds_saved=C.FLOAT,
+    by=C.STR,
+)
 # All fields of Program except nests (the used ones, by key) and constants (parts of their own).
 PROGRAM_FIELDS: Mapping[str, C.Codec] = {
     "inputs": C.sequence(C.INT),
@@ -151,6 +163,7 @@ PROGRAM_FIELDS: Mapping[str, C.Codec] = {
     "packed": C.sequence(STEP),
     "parameters": C.sequence(C.INT),
     "tiles": C.sequence(ROW_TILES),
+    "decisions": C.sequence(DECISION),
 }
 
 

@@ -27,9 +27,14 @@ from lazyc.ir.loops import (
 )  # fmt: skip
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.nest_verify import verify_nest
+from lazyc.ir.program import KernelStep
 from lazyc.ir.types import DType
+from lazyc.passes.attention import attention
+from lazyc.passes.products_as_loops import products_as_loops
+from lazyc.passes.schedule import schedule
 from tests.codegen.attention_graphs import Hide, Sizes, attention_nests, causal, window
 from tests.codegen.harness import run
+from tests.passes.build import Make
 
 F32, F16, BF16, I64, BOOL = DType.F32, DType.F16, DType.BF16, DType.I64, DType.BOOL
 
@@ -78,6 +83,24 @@ def test_backward(dtype: DType, hide: Hide | None) -> None:
     assert [len(Attention.find(n).sums) for n in nests] == [1, 2]  # type: ignore[union-attr]
     for nest in nests:
         check(nest, near(dtype))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_sums_over_other_scores_are_kernels_of_their_own(backward: bool) -> None:
+    """A kernel walks one block of scores. With the same keys and values, two queries have two."""
+    m = Make()
+    first, second, k, v = (m.input(2, 40, 16) for _ in range(4))
+    results = []
+    for q in (first, second):
+        scores = m.emit("matmul", q, m.transpose(k, -1, -2))
+        weights = m.exp(m.sub(scores, m.reduce("max", scores, 2, keepdim=True)))
+        if backward:
+            weights = m.transpose(m.exp(scores), -1, -2)
+        else:
+            weights = m.div(weights, m.reduce("sum", weights, 2, keepdim=True))
+        results.append(m.emit("matmul", weights, v))
+    program = schedule(products_as_loops(attention(m.outputs(*results), "flash")))
+    assert len([s for s in program.steps if isinstance(s, KernelStep)]) == 2
 
 
 LONG = pytest.mark.full

@@ -9,14 +9,21 @@ import lazyc
 from lazyc.backend import EVENTS
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.compile import Compiled, compile_kernel
+from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import ConfigError
+from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
+from lazyc.ir.program import Program
 from lazyc.ir.types import DType
+from lazyc.passes.manager import run_passes
+from lazyc.passes.pipeline import pipeline
+from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
+from tests.passes.build import Make, kernels
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -60,6 +67,83 @@ def test_attention_fits_registers_and_shared_memory(arch: int, width: int, backw
 def test_attention_in_single_precision_fits_registers(width: int, backward: bool) -> None:
     for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
         assert compiled(nest, 90).tensor_cores == set()
+
+
+def by_a_weight(
+    arch: int, columns: int, dtype: DType, disabled: tuple[str, ...]
+) -> tuple[Graph, Program]:
+    """``x @ w``, [1024, 768] @ [768, columns], for a GPU."""
+    b = Make()
+    x = b.input(1024, 768, dtype=dtype)
+    w = b.input(768, columns, dtype=dtype, parameter=True)
+    graph = b.outputs(b.emit("matmul", x, w))
+    costs = gpu_target(f"sm_{arch}").product_costs
+    made = run_passes(graph, pipeline(True, True, costs, disabled), verify=True)[-1].graph
+    return made, schedule(made)
+
+
+@pytest.mark.parametrize(
+    ("arch", "columns", "padded_to", "dtype"),
+    [
+        *((arch, 50257, 50304, DType.BF16) for arch in ARCHITECTURES),
+        (90, 4001, 4032, DType.F16),
+        (90, 131, 136, DType.BF16),
+    ],
+    ids=str,
+)
+def test_an_odd_vocabulary_is_loaded_in_vectors(
+    arch: int, columns: int, padded_to: int, dtype: DType
+) -> None:
+    """With padding all loads from memory are of 128 bits, without it those of the weight are of 16."""
+    graph, program = by_a_weight(arch, columns, dtype, ())
+    (decision,) = (d for d in graph.decisions if d.by == "padding")
+    assert f"n {columns} -> {padded_to}" in decision.what and decision.bytes_copied == 0
+    (step,) = kernels(program)
+    padded = compiled(program.nests[step.nest], arch)
+    assert {x for x in padded.loads if "group" not in x} == {"cp.async.cg.shared.global"}
+    assert padded.tensor_cores
+
+    graph, program = by_a_weight(arch, columns, dtype, ("padding",))
+    assert all(d.by != "padding" for d in graph.decisions) and not program.packed
+    (step,) = kernels(program)
+    assert "ld.global.b16" in compiled(program.nests[step.nest], arch).loads
+
+
+def test_a_backward_pass_over_an_odd_vocabulary_is_loaded_in_vectors() -> None:
+    """The gradient of the logits is written padded by its kernel, and both products load vectors."""
+
+    target = gpu_target("sm_90")
+
+    def loads(disabled: tuple[str, ...]) -> list[set[str]]:
+        b = Make()
+        logits = b.input(8192, 50257, dtype=DType.BF16)
+        w, x = (b.input(n, 768, dtype=DType.BF16) for n in (50257, 8192))
+        grad = b.emit("exp", b.emit("mul", b.emit("exp", logits), logits))
+        graph = b.outputs(b.emit("matmul", grad, w), b.emit("matmul", b.permute(grad, (1, 0)), x))
+        made = run_passes(graph, pipeline(True, True, target.product_costs, disabled), verify=True)[
+            -1
+        ].graph
+        program = schedule(made)
+        nests = [program.nests[s.nest] for s in kernels(program)]
+        products = [n for n in nests if Contraction.find(n) is not None]
+        assert len(products) == 2
+        found = (compile_kernel(generate(n, "kernel"), target) for n in products)
+        return [{x for x in f.loads if "group" not in x} for f in found]
+
+    assert loads(()) == [{"cp.async.cg.shared.global"}] * 2
+    assert loads(("padding",)) != [{"cp.async.cg.shared.global"}] * 2
+
+
+def test_a_computed_factor_goes_to_the_tensor_cores() -> None:
+    """It is stored in its own half type, not in the f32 that it is widened to."""
+    b = Make()
+    x, w = b.input(512, 256, dtype=DType.BF16), b.input(256, 512, dtype=DType.BF16)
+    wide = b.cast(x, DType.F32)
+    factor = b.cast(b.emit("exp", b.emit("mul", b.emit("exp", wide), wide)), DType.BF16)
+    program = schedule(run_passes(b.outputs(b.emit("matmul", factor, w)), pipeline(True, True), True)[-1].graph)  # fmt: skip
+    assert [x.dtype for x in program.buffers if x.kind == "temp"] == [DType.BF16]
+    first, second = (program.nests[s.nest] for s in kernels(program))
+    assert compiled(second, 90).tensor_cores == {"wgmma"} and Contraction.find(first) is None
 
 
 def test_single_precision_is_not_cut_to_half() -> None:

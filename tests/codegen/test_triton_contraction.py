@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import sympy
 import torch
@@ -163,6 +165,36 @@ def test_a_gathered_factor() -> None:
     torch.testing.assert_close(out, table[index] @ b)
     index[5] = 10
     assert run(nest, "triton", index, table.flatten(), b.flatten(), out.flatten()) != 0
+
+
+@pytest.mark.parametrize(
+    ("apart", "ends"),
+    [(70, ["x < 70"]), (71, ["x < 70"]), (72, ["x < 70", "x < 72"]), (128, ["x < 70"])],
+)
+def test_columns_that_lie_apart(apart: int, ends: list[str]) -> None:
+    """The mask of the loads of a factor ends where its rows do, after a whole vector, and not at all where
+    they go on to the end of the last tile; what is in there makes no difference."""
+    i, j, r = Axis("i", 32), Axis("j", 70), Axis("r", 64)
+    body = Body()
+    left = body.add(Load, F32, 0, axis_index(i) * 64 + axis_index(r))
+    right = body.add(Load, F32, 1, axis_index(r) * apart + axis_index(j))
+    total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
+    stages = [body.stage(r)]
+    body.store(2, axis_index(i) * 70 + axis_index(j), total)
+    buffers = (
+        BufferParam(F32, "in", 32 * 64), BufferParam(F32, "in", 64 * apart),
+        BufferParam(F32, "out", 32 * 70),
+    )  # fmt: skip
+    nest = LoopNest((i, j), (*stages, body.stage()), buffers, (), "inner")
+    verify_nest(nest)
+    text = generate(nest, "k").text
+    assert re.findall(r"x < \d+", text) == ends
+    (load,) = (x for x in text.splitlines() if "tl.load(b1" in x)
+    assert ("mask" in load) == (apart != 128)
+    a, b, out = torch.randn(32, 64), torch.randn(64, apart), torch.empty(32, 70)
+    b[:, 70:] = float("nan")
+    assert run(nest, "triton", a.flatten(), b.flatten(), out.view(-1)) == 0
+    torch.testing.assert_close(out, a @ b[:, :70])
 
 
 @pytest.mark.parametrize("size", [(1, 64, 64), (64, 8, 64), (64, 64, 8)], ids=str)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._dynamo import register_backend
 
-from lazyc.frontend.autograd import Boxed, GraphKind, Part, make_backend, run_in_eager
+from lazyc.frontend.autograd import AotBackend, Boxed, GraphKind, Part, run_in_eager
 from lazyc.frontend.fx_import import Unsupported
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph
@@ -55,4 +55,4 @@ def import_failed(error: Exception, gm: torch.fx.GraphModule, kind: GraphKind) -
     raise error
 
 
-lazyc_interp = register_backend(make_backend(compile_graph, import_failed), name="lazyc_interp")
+lazyc_interp = register_backend(AotBackend(compile_graph, import_failed), name="lazyc_interp")

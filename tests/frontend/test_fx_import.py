@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazyc.frontend.autograd import Part, make_backend, run_in_eager
+from lazyc.frontend.autograd import AotBackend, Part, run_in_eager
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.interp import run_graph
@@ -24,7 +24,7 @@ class Recorder:
     def __init__(self) -> None:
         self.graphs: list[tuple[str, Graph]] = []
         self.failures: list[str] = []
-        self.backend = make_backend(self._compile, self._failed)
+        self.backend = AotBackend(self._compile, self._failed)
 
     def _compile(self, graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Callable:
         verify_graph(graph)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lazyc.frontend.autograd import make_backend
+from lazyc.frontend.autograd import AotBackend
 from lazyc.ir.graph import Graph
 from lazyc.ir.interp import run_graph
 from lazyc.ir.specialize import specialize
@@ -37,7 +37,7 @@ def test_the_same_without_symbols() -> None:
         return lambda args: run_graph(graph, args)
 
     torch._dynamo.reset()
-    torch.compile(function, backend=make_backend(keep), dynamic=True)(
+    torch.compile(function, backend=AotBackend(keep), dynamic=True)(
         torch.randn(4, 5), torch.randn(4, 5)
     )
     (graph,) = graphs

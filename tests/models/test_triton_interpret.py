@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import lazyc
-from lazyc.backend import executables
+from lazyc.backend import EVENTS, executables
 from lazyc.codegen.base import LaunchedKernel
 from lazyc.ir.program import EagerStep, GemmStep, KernelStep
+from lazyc.report import events as E
 
 OPTIONS = {"target": "triton-interpret"}
 
@@ -127,6 +128,46 @@ def test_half_precision(nothing_left_to_eager: None) -> None:
         got, eager, want = compiled(x), model(x), exact.double()(x.double())
     assert got.dtype is torch.bfloat16
     assert (got.double() - want).abs().max() <= 3 * (eager.double() - want).abs().max()
+
+
+class Head(torch.nn.Module):
+    """Logits of an odd vocabulary, by a weight as GPT-2's Conv1D has it: (width, vocabulary)."""
+
+    def __init__(self, vocabulary: int = 131) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(64, vocabulary))
+        self.bias = torch.nn.Parameter(torch.randn(vocabulary))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ self.weight + self.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_odd_vocabulary_is_padded_once(dtype: torch.dtype, nothing_left_to_eager: None) -> None:
+    """Padded or not, the results are the same bits; an updated weight is padded again."""
+    model, x = Head().to(dtype), torch.randn(32, 64).to(dtype)
+    decided: list[E.Event] = []
+    stop = EVENTS.subscribe(decided.append)
+    try:
+        padded, plain = (
+            torch.compile(model, backend="lazyc", options={**OPTIONS, "disable_passes": passes})
+            for passes in ("", "padding")
+        )
+        with torch.no_grad():
+            first = padded(x)
+            (made,) = (e for e in decided if isinstance(e, E.Decided) and e.by == "padding")
+            size = 132 if dtype is torch.float32 else 136
+            assert f"n 131 -> {size}" in made.what and made.line.startswith(
+                "test_triton_interpret.py:"
+            )
+            assert (made.bytes_copied, made.bytes_kept) == (0, 64 * size * dtype.itemsize)
+            assert torch.equal(first, plain(x))
+            model.weight.mul_(-1)
+            torch.testing.assert_close(padded(x), model(x), rtol=2e-2, atol=2e-2)
+            assert torch.equal(padded(x), plain(x))
+    finally:
+        stop()
+    assert sum(isinstance(e, E.Decided) and e.by == "padding" for e in decided) == 1
 
 
 def test_sizes_that_change(nothing_left_to_eager: None) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lazyc.frontend.autograd import make_backend
+from lazyc.frontend.autograd import AotBackend
 from lazyc.ir.graph import Graph
 from lazyc.ir.interp import run_graph
 from lazyc.ir.types import DType, TensorType, free_symbols
@@ -155,7 +155,7 @@ def captured(function: Function, x: torch.Tensor) -> Graph:
 
     torch._dynamo.reset()
     torch._dynamo.mark_dynamic(x, 1)
-    torch.compile(function, backend=make_backend(keep))(x)
+    torch.compile(function, backend=AotBackend(keep))(x)
     (graph,) = graphs
     return graph
 

@@ -9,6 +9,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 import lazyc
 from lazyc.backend import EVENTS
 from lazyc.errors import CompilerBug, CompilerBugWarning
+from lazyc.recording import calls
 from lazyc.recording.tensor import LazyTensor
 from lazyc.report import events as E
 
@@ -328,6 +330,38 @@ def test_what_cannot_wait_is_reported() -> None:
     (event,) = seen
     assert event.line.startswith("test_mode.py:")
     assert event.reason.startswith("aten.index.Tensor: it cannot be traced: aten.nonzero")
+
+
+def test_an_operator_that_never_waits_is_reported_where_it_computes_something() -> None:
+    seen: list[E.NotLazy] = []
+    stop = EVENTS.subscribe(lambda event: isinstance(event, E.NotLazy) and seen.append(event))
+    with lazyc.lazy():
+        x = torch.randn(3, 11)  # takes nothing
+        for _ in range(2):
+            F.rrelu(x * 2, training=True)
+    stop()
+    (event,) = seen
+    assert event.line.startswith("test_mode.py:")
+    assert event.reason == "aten.rrelu_with_noise.default: it draws random numbers"
+
+
+def test_a_decomposition_that_fails_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken for an operator that torch cannot trace."""
+
+    def broken(*args: object) -> None:
+        raise AttributeError("broken")
+
+    broken.__code__ = broken.__code__.replace(
+        co_filename=str(Path(lazyc.__file__).parent / "decompositions.py")
+    )
+    table = {torch.ops.aten.sinc.default: broken}
+    monkeypatch.setattr(calls, "decomposition_table", lambda: table)
+    x = torch.randn(5, 7, 13)
+    with pytest.raises(CompilerBug, match="broken"), lazyc.lazy(strict=True):
+        torch.sinc(x * 2)
+    with lazyc.lazy(strict=False), pytest.warns(CompilerBugWarning, match="broken"):
+        y = torch.sinc(x * 3)
+    torch.testing.assert_close(+y, torch.sinc(x * 3))
 
 
 def test_random_numbers_are_those_of_eager() -> None:

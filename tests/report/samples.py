@@ -8,6 +8,9 @@ SAMPLES: list[E.Event] = [
     E.CompileStarted(1, 10, 2),
     E.CompileFinished(1, (("passes", 0.25), ("codegen", 0.5)), 3, 9, 1, 12),
     E.PassFinished("fuse", 0.01, 10, 4, "%0 = input"),
+    E.Decided(
+        1, "padding", "k = 33 -> 40", "rows are read whole", "model.py:4", 512, 0, None, 2e-6
+    ),
     E.CacheHit("memory", "programs", "ab" * 32),
     E.CacheHit("disk", "kernels", "ab" * 32),
     E.CacheMiss("disk", "programs", "cd" * 32, "shape of input 0"),
@@ -15,7 +18,7 @@ SAMPLES: list[E.Event] = [
     E.CacheEvicted(2, 4096),
     E.CacheDisabled("read-only"),
     E.KernelCompiled("ef" * 32, 0.02, "add model.py:3"),
-    E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "", 1, 0.5),
+    E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "mark it dynamic", 1, 0.5),
     E.Fallback("aten.sort.default", "no lowering", "model.py:7"),
     E.Flushed("value_read", "print", "model.py:11", 3, 12, 1, True, 0.25),
     E.NeverComputed("model.py:12", 5),

@@ -27,6 +27,21 @@ LINES: list[tuple[E.Event, str]] = [
         E.PassFinished("fold_norm", 0.0012, 10, 4, "%0 = input"),
         "pass fold_norm: 1.2 ms, 10 -> 4 nodes\n%0 = input",
     ),
+    (
+        E.Decided(1, "layout", "permute(1, 0) of f32[4, 8] moves nothing", "its readers index"),
+        "layout: permute(1, 0) of f32[4, 8] moves nothing: its readers index",
+    ),
+    (
+        E.Decided(1, "padding", "k = 33 -> 40", "rows", "model.py:4", 512, 3 << 19, 2048, 2.5e-6),
+        (
+            "padding at model.py:4: k = 33 -> 40: rows (copies 512 B a call, keeps 1.5 MiB, saves "
+            "2.0 KiB of traffic a call, estimated to save 2.5 us a call)"
+        ),
+    ),
+    (
+        E.Decided(1, "layout", "copied", "strides", bytes_copied=None),
+        "layout: copied: strides (copies bytes that depend on sizes a call)",
+    ),
     (E.CacheHit("disk", "kernels", KEY), "cache hit (disk): kernels 0123456789abcdef"),
     (E.CacheMiss("memory", "programs", KEY), "cache miss (memory): programs 0123456789abcdef"),
     (
@@ -164,6 +179,7 @@ REPORT = """\
    aten.sort.default: no lowering             │                     2
  compiled again                               │                     2
    model.py:9 x: size of dim 0, 2 -> 3        │                     2
+     to avoid it: mark it dynamic             │
  buckets compiled                             │                     2
  padding, of what was computed                │                21.9 %
  flushes of lazy regions                      │                     2
@@ -256,9 +272,6 @@ lazyc_padding_waste_percent 21.875
 # TYPE lazyc_compile_seconds_total counter
 lazyc_compile_seconds_total{stage="passes"} 0.5
 lazyc_compile_seconds_total{stage="codegen"} 1.0
-# HELP lazyc_recompiles_total Functions compiled again.
-# TYPE lazyc_recompiles_total counter
-lazyc_recompiles_total{reason="model.py:9 x: size of dim 0, 2 -> 3"} 2.0
 # HELP lazyc_flushes_total Runs of recorded work.
 # TYPE lazyc_flushes_total counter
 lazyc_flushes_total{cause="value_read"} 2.0
@@ -275,6 +288,9 @@ lazyc_cache_misses_total{kind="programs",level="disk"} 2.0
 # HELP lazyc_fallbacks_total Operators left to eager.
 # TYPE lazyc_fallbacks_total counter
 lazyc_fallbacks_total{op="aten.sort.default",reason="no lowering"} 2.0
+# HELP lazyc_recompiles_total Functions compiled again.
+# TYPE lazyc_recompiles_total counter
+lazyc_recompiles_total{changed="x: size of dim 0, 2 -> 3",line="model.py:9"} 2.0
 # HELP lazyc_regions_not_lazy_total Regions that run when they are called.
 # TYPE lazyc_regions_not_lazy_total counter
 lazyc_regions_not_lazy_total{line="model.py:13",reason="it needs gradients"} 2.0
@@ -291,7 +307,7 @@ EXPLANATION = Explanation(
     flushes=(E.Flushed("mark_step", "", "model.py:20", 2, 6, 1, False, 0.001),),
     not_lazy=(E.NotLazy("model.py:13", "it needs gradients"),),
     attention=(E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),),
-    row_tiles=(E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm model.py:15"),),
+    row_tiles=(E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm model.py:15"),) * 2,
     eager=(
         EagerOperator("aten.sort.default", "no lowering", ("model.py:7", "model.py:9"), 2, 0.25),
         EagerOperator("graph", "a complex input", (), 1, 0.0),
@@ -301,6 +317,11 @@ EXPLANATION = Explanation(
     kernel_calls=3,
     products=1,
     bytes_moved=3 << 19,
+    decisions=(
+        E.Decided(1, "layout", "copied", "strides", "model.py:4", 512),
+        E.Decided(2, "layout", "copied", "strides", "model.py:6", 512),
+        E.Decided(2, "layout", "stored", "strides"),
+    ),
     compile_seconds={"passes": 0.012, "llvm": 0.2},
     first_call=1.5,
     second_call=0.00125,
@@ -313,7 +334,9 @@ graph break at model.py:5: call to print
 not lazy: the region at model.py:13 runs at once: it needs gradients
 flush at model.py:20: mark_step: 2 regions, 6 operators, 1 results (1.0 ms)
 attention at model.py:14: flash: 64 x 64 scores are not stored
-rows from aten.bmm model.py:15: by blocks: 64 of 2048 rows at a time
+rows from aten.bmm model.py:15: by blocks: 64 of 2048 rows at a time [2 times]
+layout: copied: strides (copies 512 B a call) [2 times]
+layout: stored: strides
 eager: aten.sort.default at model.py:7, model.py:9: no lowering (2 calls, 0.25 ms)
 eager: graph: a complex input (1 calls, 0.00 ms)"""
 

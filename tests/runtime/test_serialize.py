@@ -13,6 +13,7 @@ from torch.utils._sympy import functions as dynamo
 
 from lazyc.errors import CacheCorrupt, NotCacheable
 from lazyc.ir import program as P
+from lazyc.ir.decisions import Decision
 from lazyc.ir.index import Axis
 from lazyc.ir.loops import BufferParam, LoopNest, Stage
 from lazyc.ir.types import DType
@@ -107,6 +108,10 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
         packed=(P.KernelStep("cd" * 32, (0,), ()),),
         parameters=(0, 2),
         tiles=(P.RowTiles(0, (P.RowStep(axes=1), P.RowStep("k")), 12 * s0, s0, ((2, s0 * 2),)),),
+        decisions=(
+            Decision("n 33 -> 40", "wider", "model.py:3", 1, None, 2, 0.1, "padding"),
+            Decision("stored", ""),
+        ),
     )
     kernels = {
         "ab" * 32: S.KernelRef("k_ab", n0 * 4, 2, 1),

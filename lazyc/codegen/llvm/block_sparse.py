@@ -7,9 +7,9 @@ element of each row of a.
 
 from __future__ import annotations
 
-from lazyc.codegen.base import KernelCode, KernelRef
+from lazyc.codegen.base import KernelCode
 from lazyc.codegen.llvm.emitter import Emitter, Int, integer, vector
-from lazyc.codegen.llvm.sparse_24 import SIGNATURE
+from lazyc.codegen.llvm.sparse_product import close_kernel, open_kernel
 from lazyc.codegen.target import Target
 from lazyc.ir.block_sparse import ALIGNMENT
 from lazyc.ir.sparse import SparseProduct
@@ -19,16 +19,12 @@ _VECTOR = vector("float", LANES)
 # Rows of a that share the loads of a block. Eight of them take half the ways of a cache set where their
 # distance is a power of two, and their sums fit the registers.
 _ROWS = {"avx512": 8, "avx2": 4, "baseline": 2}
-_GRAIN_CYCLES = 30_000  # about 10 us
 _DENSITY = 0.1  # of blocks, assumed in the estimate of an item's cost
 
 
 def generate_blocks(product: SparseProduct, symbol: str, target: Target) -> KernelCode:
     """The kernel of a product with a block-sparse f32 weight. Its buffers: a, the compressed weight, c."""
-    b, p = Emitter(target), product
-    for k, name in enumerate(("a", "w", "c")):
-        b.void(f"%{name}.at = getelementptr ptr, ptr %buffers, i64 {k}")
-        b.void(f"%{name} = load ptr, ptr %{name}.at")
+    b, p = open_kernel(target), product
     offset = b.emit("load i64, ptr %w")
     values = b.emit(f"getelementptr i8, ptr %w, i64 {offset}")
     rows = min(p.m, _ROWS[target.name])
@@ -38,20 +34,7 @@ def generate_blocks(product: SparseProduct, symbol: str, target: Target) -> Kern
             writer.rows(item, row, rows)
         if p.m % rows:
             writer.rows(item, integer(p.m // rows * rows), p.m % rows)
-    b.void("ret void")
-    lines = [
-        f'target triple = "{target.triple}"',
-        f"define void @{symbol}({SIGNATURE}) nounwind {{",
-        "entry:",
-        *b.allocas,
-        *b.scopes[0].lines,
-        "}",
-        *b.definitions.values(),
-        *b.declares.values(),
-    ]
-    cycles = p.m * p.k * p.tile * _DENSITY * 4 / target.vector_bytes
-    ref = KernelRef(symbol, p.items, max(1, int(_GRAIN_CYCLES / cycles)))
-    return KernelCode(ref, "\n".join(lines) + "\n")
+    return close_kernel(b, p, symbol, p.m * p.k * p.tile * _DENSITY * 4 / target.vector_bytes)
 
 
 class _Writer:

@@ -10,6 +10,7 @@ from lazyc.codegen.llvm.compile import compile_text
 from lazyc.codegen.llvm.kernel import generate
 from lazyc.codegen.llvm.loader import Loader
 from lazyc.codegen.llvm.sparse_24 import expanded_at_once, generate_24
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
@@ -27,6 +28,10 @@ class LlvmGenerator:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._loader = Loader(target)
+
+    @property
+    def product_costs(self) -> ProductCosts:
+        return self._target.product_costs
 
     @property
     def key(self) -> str:

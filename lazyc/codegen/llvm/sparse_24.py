@@ -11,9 +11,10 @@ more rows the tile, by then in the cache, is gone through again.
 
 from __future__ import annotations
 
-from lazyc.codegen.base import KernelCode, KernelRef
+from lazyc.codegen.base import KernelCode
 from lazyc.codegen.llvm.casts import float_to_half, half_to_float
 from lazyc.codegen.llvm.emitter import LLVM_TYPES, Emitter, Int, integer, suffix, vector
+from lazyc.codegen.llvm.sparse_product import close_kernel, open_kernel
 from lazyc.codegen.llvm.streaming import LINE
 from lazyc.codegen.target import Target
 from lazyc.ir.sparse import LANES, SparseProduct, Sparsity
@@ -21,12 +22,10 @@ from lazyc.ir.types import DType
 
 _VECTOR = vector("float", LANES)
 _MASK = vector("i1", LANES)
-SIGNATURE = "ptr %buffers, ptr %sizes, i64 %begin, i64 %end, ptr %error"
 _ACCUMULATORS = 24  # of 32 registers; the others hold operands
 # How far ahead to ask for memory: measured, for reading at the speed of memory on one core.
 _WORDS_AHEAD = 32
 _METADATA_AHEAD = 2048  # bytes
-_GRAIN_CYCLES = 30_000  # about 10 us
 _WORD_CYCLES = 4  # to expand 16 weights, or to read them from memory
 
 
@@ -42,30 +41,16 @@ def expanded_at_once(target: Target) -> frozenset[tuple[Sparsity, DType]]:
 
 def generate_24(product: SparseProduct, symbol: str, target: Target) -> KernelCode:
     """The kernel of a product with a 2:4 weight. Its buffers: a, the compressed weight, c."""
-    b = Emitter(target)
-    for k, name in enumerate(("a", "w", "c")):
-        b.void(f"%{name}.at = getelementptr ptr, ptr %buffers, i64 {k}")
-        b.void(f"%{name} = load ptr, ptr %{name}.at")
+    b = open_kernel(target)
     writer = _Writer(b, product)
     with b.loop(Int("%begin", 0), Int("%end", 0), 1, "tile") as tile:
         passes = -(-product.m // max(1, _ACCUMULATORS // product.tile))
         rows = -(-product.m // passes)
         for first in range(0, product.m, rows):
             writer.tile(tile, range(first, min(first + rows, product.m)))
-    b.void("ret void")
-    lines = [
-        f'target triple = "{target.triple}"',
-        f"define void @{symbol}({SIGNATURE}) nounwind {{",
-        "entry:",
-        *b.allocas,
-        *b.scopes[0].lines,
-        "}",
-        *b.definitions.values(),
-        *b.declares.values(),
-    ]
-    cycles = product.tile * product.words * (_WORD_CYCLES + product.m)
-    ref = KernelRef(symbol, product.items, max(1, _GRAIN_CYCLES // cycles))
-    return KernelCode(ref, "\n".join(lines) + "\n")
+    return close_kernel(
+        b, product, symbol, product.tile * product.words * (_WORD_CYCLES + product.m)
+    )
 
 
 class _Writer:

@@ -181,7 +181,7 @@ def _online(
         return None
     if first.axes != loop.axes:
         return None
-    everything = {i.id: i for s in nest.stages for i in s.body if not isinstance(i, L.Store)}
+    everything = values_of(nest)
     inside = {i.id for s in (first, loop) for i in s.body if not isinstance(i, L.Store)}
     for weight in loop.body:
         if not isinstance(weight, L.Compute) or weight.op != "exp":

@@ -21,12 +21,15 @@ from lazyc.ir.nest_values import operands
 from lazyc.ir.ops import OPS, Trait
 from lazyc.ir.types import Dim, DType, is_nonneg, numel
 
+_VECTOR_BYTES = 16  # of the widest load
 _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
 
 
 class Code:
     """The code of one nest while it is written. ``values``: of the nest's values, by id; ``sizes``: the
-    arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself."""
+    arguments of the kernel. ``rows``: the index of an outer point, for scratch that it has for itself.
+    ``reach``: for dims of blocks whose lanes outside may hold anything, the axis, its position as text,
+    and how far the last block goes."""
 
     def __init__(self, nest: L.LoopNest, w: Writer, rows: str) -> None:
         self.nest = nest
@@ -37,6 +40,7 @@ class Code:
         self.positions: dict[Axis, Value] = {}
         self.index_type = DType.I32 if _fits_32_bits(nest) else DType.I64
         self.short = _only_compared(nest) if self.index_type is DType.I32 else set[int]()
+        self.reach: dict[int, tuple[Axis, str, Dim]] = {}
         self.read_only = {k for k, b in enumerate(nest.buffers) if b.role == "in"}
 
     def text(self, symbol: str) -> str:
@@ -188,12 +192,38 @@ class Code:
             mask = self.values[instr.mask]
             varies |= mask.varies
             masks.append(mask.text)
-        pointer, inside = self._pointer(instr.buffer, place, varies), self.w.inside(varies, *masks)
+        pointer = self._pointer(instr.buffer, place, varies)
+        inside = self.w.inside(varies, *masks, ends=self._ends(instr))
         options = ""
         if inside:  # lanes outside of the block may hold anything
             options = f", mask={inside}, other={literal(instr.other, instr.dtype)}"
         shared = instr.buffer in self.read_only
         return self.w.value(f"tl.load({pointer}{options})", instr.dtype, varies, shared)
+
+    def _ends(self, load: L.Load) -> dict[int, str]:
+        """The masks of what a load may read: as far as its memory goes where lanes outside may hold
+        anything. (Vectors are loaded only where no mask ends within one.)"""
+        ends = dict(self.w.ends)
+        if not all(isinstance(atom, Axis) for atom, _ in load.index.terms):
+            return ends
+        high, size = bounds(load.index)[1], self.nest.buffers[load.buffer].numel
+        vector = _VECTOR_BYTES // load.dtype.itemsize
+        for bit, (axis, position, last) in self.reach.items():
+            step = load.index.coef(axis)
+            known = (high, size, step, axis.size, last)
+            if not all(isinstance(n, int) for n in known) or step <= 0 or not ends.get(bit):
+                continue
+            end = min(axis.size + (size - 1 - high) // step, last)
+            if end < last:
+                end = end // vector * vector
+            if end <= axis.size:
+                continue
+            high += (end - axis.size) * step
+            ends[bit] = "" if end == last else self._end(position, end, bit)
+        return ends
+
+    def _end(self, position: str, end: Dim, varies: int) -> str:
+        return self.w.value(f"{position} < {self.dim(end)}", DType.BOOL, varies).text
 
     def _store(self, instr: L.Store) -> None:
         place, value = self._place(instr.buffer, instr.index), self.values[instr.value]

@@ -161,6 +161,11 @@ class _Kernel:
         line(f"row = first + tile % ({_GROUP} * across) % height")
         line(f"column = tile % ({_GROUP} * across) // height")
         open_tile(code, c.batch, (c.rows, t.rows), (c.columns, t.columns))
+        # What comes of rows and columns beyond the end is not stored.
+        if len(c.rows) == 1:
+            code.reach[ROWS] = c.rows[0], "y", down * t.rows
+        if len(c.columns) == 1:
+            code.reach[COLUMNS] = c.columns[0], "x", across * t.columns
 
     def _run(self, stage: L.Stage) -> None:
         for instr in stage.body:

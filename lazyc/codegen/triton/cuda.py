@@ -8,6 +8,7 @@ import triton
 
 from lazyc.codegen.base import KernelCode, LaunchedKernel, Ref
 from lazyc.codegen.gpu_target import GpuTarget
+from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import CodeNotLoaded
@@ -27,6 +28,10 @@ class CudaGenerator:
 
     def __init__(self, target: GpuTarget) -> None:
         self._target = target
+
+    @property
+    def product_costs(self) -> ProductCosts:
+        return self._target.product_costs
 
     @property
     def key(self) -> str:

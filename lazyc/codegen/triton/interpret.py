@@ -23,6 +23,7 @@ from triton.runtime.interpreter import (
 from triton.runtime.interpreter import _get_np_dtype as _numpy_type
 
 from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
+from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.kernel import generate
 from lazyc.codegen.triton.source import load
 from lazyc.ir.loops import LoopNest
@@ -30,18 +31,20 @@ from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import DType
 
+_STANDS_FOR = "sm_90"
 # The interpreter replaces functions of the language while it runs.
 _one_at_a_time = threading.RLock()
 
 
 class InterpretedGenerator:
-    """A ``Generator`` whose kernels are those of a GPU, run on tensors of the CPU."""
+    """A ``Generator`` whose kernels are those of a GPU (``_STANDS_FOR``), run on tensors of the CPU."""
 
     keeps_code = False
     has_products = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
-    key = f"triton-interpret|{triton.__version__}"
+    product_costs = gpu_target(_STANDS_FOR).product_costs
+    key = f"triton-interpret|{_STANDS_FOR}|{triton.__version__}"
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         assert isinstance(source, LoopNest)

@@ -7,7 +7,7 @@ not computed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -81,7 +81,9 @@ class Writer:
     def full(self, number: str, dtype: DType, varies: int = 0) -> str:
         return f"tl.full({self.shape(varies)}, {number}, {TYPES[dtype]})"
 
-    def inside(self, varies: int, *masks: str) -> str:
-        """The mask of what is inside along these dims, and of ``masks``; "" where that is all."""
-        parts = [end for bit, end in self.ends.items() if varies & bit and end]
+    def inside(self, varies: int, *masks: str, ends: Mapping[int, str] | None = None) -> str:
+        """The mask of what is inside along these dims, and of ``masks``; "" where that is all. ``ends``
+        in place of those that hold everywhere."""
+        known = self.ends if ends is None else ends
+        parts = [end for bit, end in known.items() if varies & bit and end]
         return " & ".join([*parts, *masks])
