@@ -1,4 +1,4 @@
-"""Graph -> Program: realize, fuse, lay out, lower, put the steps in order, find blocks of rows.
+"""Graph -> Program: realize, fuse, lay out, lower, put the steps in order.
 
 before   %3 = add(%1, %2)   %4 = matmul(%3, %w)   %5 = reduce_max(%4)
 after    kernel k0 -> b3;  gemm b3, w -> b4;  kernel k1: b4 -> b5
@@ -13,7 +13,6 @@ from lazyc.passes.emit import emit_program
 from lazyc.passes.fusion import fuse
 from lazyc.passes.layout_decisions import layout_decisions
 from lazyc.passes.plan import make_plan
-from lazyc.passes.row_tiles import find_row_tiles
 from lazyc.passes.units import make_units
 
 
@@ -28,4 +27,4 @@ def schedule(graph: Graph, fusion: bool = True, layout: bool = True) -> Program:
     units = make_units(plan)
     if fusion:
         fuse(units)
-    return find_row_tiles(emit_program(plan, units))
+    return emit_program(plan, units)

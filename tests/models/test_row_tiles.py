@@ -187,6 +187,21 @@ def test_by_hand() -> None:
     check(repeated, *tensors(shared=2), steps=(2,))
 
 
+def test_with_weights_that_are_kept() -> None:
+    """Steps that make packed weights are another program, without blocks."""
+    table = torch.nn.Parameter(torch.randn(8, K))
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.softmax(q @ k.transpose(-1, -2) + table.exp().sum(0), dim=-1) @ v
+
+    q, k, v = tensors()
+    with torch.no_grad():
+        got = torch.compile(model, backend="lazyc")(q, k, v)
+        torch.testing.assert_close(got, model(q, k, v), rtol=1e-4, atol=1e-5)
+    (made,) = [x for x in executables() if x.program.packed and x.program.tiles]
+    assert [c.blocks is not None for c in choices(made)] == [True]
+
+
 @pytest.mark.usefixtures("threads")
 def test_by_hand_is_trained() -> None:
     """The forward pass stores the weights for the backward pass, as in eager; what lies between the other
@@ -218,6 +233,15 @@ def test_lengths_that_change() -> None:
         (made,) = [x for x in executables() if id(x) not in before]
         (choice,) = choices(made)
         assert choice.blocks is not None and choice.blocks.rows == length
+
+
+def test_without_the_pass_scores_are_stored() -> None:
+    q, k, v = tensors()
+    before = set(map(id, executables()))
+    compiled = torch.compile(nanogpt, backend="lazyc", options={"disable_passes": "row_tiles"})
+    torch.testing.assert_close(compiled(q, k, v), nanogpt(q, k, v), rtol=1e-4, atol=1e-5)
+    (made,) = [x for x in executables() if id(x) not in before]
+    assert made.program.tiles == () and arena_bytes(made) >= 6 * Q * K * 4
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from lazyc.ir.graph import Graph, Node
 from lazyc.ir.program_verify import verify_program
 from lazyc.passes.row_tiles import find_row_tiles
 from lazyc.passes.schedule import schedule
-from tests.passes.build import Make, check
+from tests.passes.build import Make, check, run_program
 
 BATCH, ROWS, KEYS, WIDTH = 3, 5, 7, 4
 
@@ -41,8 +41,11 @@ def verified(graph: Graph, seed: int = 0) -> P.Program:
     torch.manual_seed(seed)
     args = [torch.randn(*map(int, n.type.shape)) for n in graph.inputs]
     program = check(graph, *args)
-    verify_program(program)
-    return program
+    found = find_row_tiles(program)
+    verify_program(found)
+    for got, want in zip(run_program(found, args), run_program(program, args), strict=True):
+        assert torch.equal(got, want)
+    return found
 
 
 def widths(program: P.Program) -> list[list[int]]:
