@@ -20,7 +20,10 @@ from lazyc.runtime.sizes import Sizes
 # as long with 512 KiB to 2 MiB.
 LEAST_BYTES = 4 << 20
 BLOCK_BYTES = 1 << 20
-_ROWS_MULTIPLE = 16
+# A block has a multiple of these rows, and as many at least: BLAS is slow with fewer. It packs what it
+# reads for every block anew, which must not be more than so many times the block's own bytes.
+LEAST_ROWS = 32
+_MOST_READ = 4
 _ALIGNMENT = 64
 
 
@@ -131,8 +134,8 @@ def _plan_blocks(
     total = sum(row_bytes.values())
     if batch * rows * total < max(LEAST_BYTES, 1):
         raise _OneAfterAnother("the caches hold them")
-    fitting = BLOCK_BYTES // total // _ROWS_MULTIPLE * _ROWS_MULTIPLE
-    block = min(max(fitting, _ROWS_MULTIPLE), rows)
+    fitting = BLOCK_BYTES // total // LEAST_ROWS * LEAST_ROWS
+    block = min(max(fitting, LEAST_ROWS), rows)
     if (batch if in_order else batch * -(-rows // block)) < threads:
         raise _OneAfterAnother(f"there is not a block for each of {threads} threads")
     steps: list[BlockKernel | BlockProduct] = []
@@ -204,7 +207,7 @@ def _product(
     if call is None or min(m, n, k) < 1:
         raise _OneAfterAnother(f"no BLAS routine for a product of {step.dtype.value}")
     fixed = {"m": n * k, "n": m * k, "k": 0}[dim] * step.dtype.itemsize  # what every block reads
-    if fixed > block * row_bytes:
+    if fixed > _MOST_READ * block * row_bytes:
         raise _OneAfterAnother(f"each block would read {_mib(fixed)}")
     row_strides = {
         "m": (0, step.a.row_stride, step.c.row_stride),

@@ -41,6 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 rows wherever there are rows."""
     monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
 
 
 def matrices(buffer: int, batch: int, rows: int, cols: int, by_columns: bool = False) -> Operand:
@@ -182,13 +183,17 @@ def test_what_the_caches_hold_is_stored() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_cannot_run_by_blocks_is_stored() -> None:
+def test_what_cannot_run_by_blocks_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "in order" in choice(executable(program(2, 40), ordered=1)).reason
     without = choice(executable(program(2, 40), host=toy.host_without_blas()))
     assert "no BLAS routine for a product of f32" in without.reason
-    assert "each block would read" in choice(check(program(40, 1))).reason
     assert choice(executable(program(0, 40))).blocks is None
     assert choice(executable(program(2, 0))).blocks is None
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)  # 2 * 24 elements in a row, and 4 * 24 of z
+    monkeypatch.setattr(blocks, "_MOST_READ", 4)
+    assert choice(check(program(2, 40))).blocks is not None
+    monkeypatch.setattr(blocks, "_MOST_READ", 3)
+    assert "each block would read" in choice(check(program(2, 40))).reason
 
 
 @pytest.mark.usefixtures("small")
