@@ -153,6 +153,25 @@ def sparse(
     raise typer.Exit(0 if all(x.passed for x in lines) else 1)
 
 
+@app.command("nanogpt-ladder")
+def nanogpt_ladder(
+    length: Annotated[int, typer.Option("--length", min=16, help="Positions of a step.")] = 512,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Blocks of the model.")] = 4,
+    longest: Annotated[
+        int, typer.Option("--longest", min=512, help="Most positions of attention alone.")
+    ] = 4096,
+) -> None:
+    """Training steps of nanoGPT with one kernel of attention after another, and attention's memory."""
+    from bench import nanogpt_ladder as ladder
+
+    console = _console()
+    lengths = [n for n in ladder.LENGTHS if n <= longest]
+    with console.status("starting") as status:
+        steps, attention = ladder.measure_all(length, layers, lengths, status.update)
+    title = f"nanoGPT, {layers} blocks, {length} positions: a training step"
+    console.print(ladder.step_table(steps, title), ladder.memory_table(attention, lengths))
+
+
 @app.command()
 def padding(rounds: Rounds = 20) -> None:
     """What rows at other distances are worth to matrix products of the CPU."""
