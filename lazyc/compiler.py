@@ -28,6 +28,7 @@ from lazyc.kernels import KernelStore, Timings, source_text
 from lazyc.passes.attention import Choice, Mode
 from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
+from lazyc.passes.row_tiles import find_row_tiles
 from lazyc.passes.schedule import schedule
 from lazyc.passes.sparse_products import choose_sparse_kernels
 from lazyc.report import events as E
@@ -277,6 +278,8 @@ class Compiler:
         program = schedule(graph, self._config.fusion, layout, self._device, self._keeps)
         if self._config.pack_weights and self._keeps:
             program = choose_sparse_kernels(program, graph, self._generator.sparse_products)
+        if "row_tiles" not in self._config.disabled_passes and not self._generator.has_products:
+            program = find_row_tiles(program)
         if self._config.verify:
             try:
                 for nest in program.nests.values():

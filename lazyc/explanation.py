@@ -41,15 +41,17 @@ class Explanation:
 
     ``breaks`` pairs Dynamo's reason for a graph break with the user's line. ``flushes`` and
     ``not_lazy`` are filled with the option ``lazy``. ``bytes_moved`` adds up the buffers that each
-    step of the programs reads or writes. ``decisions`` are those about layout and padding; equal ones are
-    printed once. ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's
-    are the rest of ``first_call``.
+    step of the programs reads or writes. ``attention`` and ``row_tiles`` tell how chains of products
+    run, ``decisions`` are those about layout and padding; equal ones are printed once.
+    ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's are the rest of ``first_call``.
     """
 
     graphs: int
     breaks: tuple[tuple[str, str], ...]
     flushes: tuple[E.Flushed, ...]
     not_lazy: tuple[E.NotLazy, ...]
+    attention: tuple[E.AttentionChosen, ...]
+    row_tiles: tuple[E.RowTilesChosen, ...]
     eager: tuple[EagerOperator, ...]
     kernels_made: int
     kernels_reused: int
@@ -96,6 +98,8 @@ def explain(
         breaks=tuple(_breaks(graph_break_reasons[breaks:])),
         flushes=tuple(e for e in events[second_events:] if isinstance(e, E.Flushed)),
         not_lazy=tuple(e for e in events if isinstance(e, E.NotLazy)),
+        attention=tuple(e for e in events if isinstance(e, E.AttentionChosen)),
+        row_tiles=tuple(e for e in events if isinstance(e, E.RowTilesChosen)),
         eager=tuple(_with_lines(eager, [e for e in events if isinstance(e, E.Fallback)])),
         kernels_made=sum(e.kernels_made for e in finished),
         kernels_reused=sum(e.kernels_reused for e in finished),
@@ -213,6 +217,8 @@ def _lines(x: Explanation) -> Iterator[str]:
         yield f"graph break at {line}: {reason}"
     for event in (*x.not_lazy, *x.flushes):
         yield format_event(event, 1)
+    for event, count in Counter((*x.attention, *x.row_tiles)).items():
+        yield format_event(event, 1) + _times(count)
     yield from _decision_lines(x.decisions)
     for e in x.eager:
         at = f" at {', '.join(e.lines)}" if e.lines else ""
@@ -223,4 +229,8 @@ def _decision_lines(decisions: Sequence[E.Decided]) -> Iterator[str]:
     """One line for those that differ in graph and line alone, with how many there were."""
     counts = Counter(replace(d, graph=0, line="") for d in decisions)
     for decision, count in counts.items():
-        yield format_event(decision, 2) + (f" [{count} times]" if count > 1 else "")
+        yield format_event(decision, 2) + _times(count)
+
+
+def _times(count: int) -> str:
+    return f" [{count} times]" if count > 1 else ""

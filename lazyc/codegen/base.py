@@ -25,13 +25,15 @@ class KernelRef:
 
     ``items``, an expression over the nest's symbols, is into how many work items the kernel is cut.
     They are independent: they may run in any order and on any thread. How the outer axes are cut into
-    items is the generator's affair. ``grain`` is the least number of items worth a thread of its own, by
-    a cost estimate.
+    items is the generator's affair, but for the first ``ordered`` of them: items go along these point by
+    point, the last of them fastest, with as many items at each point. ``grain`` is the least number of
+    items worth a thread of its own, by a cost estimate.
     """
 
     symbol: str
     items: Dim
     grain: int
+    ordered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,12 @@ class KernelCode:
 
 @dataclass(frozen=True, slots=True)
 class LoadedKernel:
-    """Compiled code in this process: its address, and how its work splits."""
+    """Compiled code in this process: its address, and how its work splits (see ``KernelRef``)."""
 
     address: int
     items: Dim
     grain: int
+    ordered: int = 0
 
 
 # (programs, what the pointers point to, sizes, error word)

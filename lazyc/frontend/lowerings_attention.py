@@ -1,9 +1,10 @@
 """Lowering of scaled dot product attention, forward and backward, into products and a softmax.
 
-ATen's flash kernel for the CPU never stores the scores. Here they are stored, which is faster while
-they stay near the caches and lets the mask, the scale and the softmax fuse; long sequences keep the
-library's kernel, except where kernels of the target hold products (``passes/attention.py``). Scores and softmax compute in f32 (f64 for f64); probabilities are rounded to the
-inputs' type for the second product, as the library does.
+ATen's flash kernel for the CPU never stores the scores. Here they are values of the Graph, which lets the
+mask, the scale and the softmax fuse; where they are many, a block of rows at a time is computed and used
+(``passes/row_tiles.py``). Long sequences keep the library's kernel, except where kernels of the target
+hold products (``passes/attention.py``). Scores and softmax compute in f32 (f64 for f64); probabilities
+are rounded to the inputs' type for the second product, as the library does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim
 
-# Above this many bytes of f32 scores the library's flash attention, which keeps none, is used.
+# Above this many bytes of f32 scores the library's flash attention is used. It is faster there, though
+# blocks of rows need no more memory: it skips blocks that a causal mask hides (4 heads of 64, 2048
+# positions, one thread: 24 against 45 ms, trained 79 against 164), and is so by 15 % without one (2 heads,
+# 4096 positions: 74 against 85 ms).
 MAX_SCORE_BYTES = 64 << 20
 
 

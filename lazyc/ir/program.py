@@ -7,6 +7,7 @@ written to the disk cache. Kernels are named by the key of their LoopNest. Dims 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -111,6 +112,15 @@ class BufferRef:
     offset: Dim = 0
 
 
+def references(template: Any) -> Iterator[BufferRef]:
+    """The buffers in an argument template."""
+    if isinstance(template, BufferRef):
+        yield template
+    elif isinstance(template, tuple | list):
+        for part in template:
+            yield from references(part)
+
+
 @dataclass(frozen=True, slots=True)
 class EagerStep:
     """Calls operator ``target`` ("aten.sort.default") in eager torch.
@@ -142,6 +152,40 @@ KernelSource: TypeAlias = LoopNest | SparseProduct  # what a code generator make
 
 
 @dataclass(frozen=True, slots=True)
+class RowStep:
+    """How a step of RowTiles goes along the rows.
+
+    A product: ``dim`` of m, n and k runs over the rows of one matrix. A kernel: its first ``axes``
+    outer axes run over all rows of all matrices.
+    """
+
+    dim: Literal["m", "n", "k", ""] = ""
+    axes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiles:
+    """Steps from ``first`` on, one for each of ``steps``, that may run a block of rows at a time.
+
+    The rows are those of ``batch`` matrices of ``rows`` rows each. ``private`` pairs temporaries that
+    these steps alone touch with the elements of one of their rows; they lie row after row, a step
+    touches at each row that row of them only, and so a block of rows is all that needs memory at one
+    time. Blocks are independent, except that a product along k adds those of one matrix up, in order.
+    """
+
+    first: int
+    steps: tuple[RowStep, ...]
+    batch: Dim
+    rows: Dim
+    private: tuple[tuple[int, Dim], ...]
+
+    @property
+    def span(self) -> range:
+        """The positions of its steps in the Program."""
+        return range(self.first, self.first + len(self.steps))
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramOutput:
     """One result: buffer ``buffer`` seen as ``shape``/``strides`` at element ``offset``; or, where
     buffer is -1, the plain value ``value`` (None or a Dim)."""
@@ -155,7 +199,10 @@ class ProgramOutput:
 
 @dataclass
 class Program:
-    """``inputs`` are the buffer ids of the arguments, in order (-1 for an argument not used)."""
+    """``inputs`` are the buffer ids of the arguments, in order (-1 for an argument not used).
+
+    ``tiles`` says which steps may run a block of rows at a time; that changes no result.
+    """
 
     inputs: tuple[int, ...]
     buffers: tuple[Buffer, ...]
@@ -166,6 +213,7 @@ class Program:
     symbols: tuple[SymbolSource, ...] = ()
     packed: tuple[Step, ...] = ()  # steps that fill "packed" buffers, run when a guard fails
     parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
+    tiles: tuple[RowTiles, ...] = ()  # in order, no two with a step in common
     decisions: tuple[Decision, ...] = ()  # how it came to be so, for reports
 
     def kernel_sources(self) -> dict[str, KernelSource]:

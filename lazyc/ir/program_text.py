@@ -5,12 +5,16 @@
     b1 = temp : f32[s0, 8]
     b2 = output : f32[s0, 4] strides=(1, s0)
     kernel k0(b0, b1) sizes=(s0*8)  # aten.exp.default model.py:12
+    by rows of 4 x [s0], with b1[8]:
+      gemm b1{8, 1} = ...
     gemm b2{4, 1} = b1{8, 1} @ b0{1, 8}: f32 [s0, 4, 8]  packed b
     eager b3 = aten.sort.default(b2, -1)  # fallback: no lowering
     return b2{(s0, 4); (4, 1)}
 
 A matrix is shown with its strides (batch dims, rows, columns; before them its offset, if any), a
-buffer only where they are not contiguous ones. The text is deterministic.
+buffer only where they are not contiguous ones. Steps that may run a block of rows at a time
+(``RowTiles``) stand indented, under the number of matrices, their rows and the private buffers with
+the elements of a row. The text is deterministic.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ def print_program(program: Program) -> str:
     if program.packed:
         lines.append(f"packed from arguments {_dims(program.parameters)}:")
         lines += ("  " + _step(s) for s in program.packed)
-    lines += map(_step, program.steps)
+    lines += _steps(program)
     lines.append("return " + ", ".join(map(_output, program.outputs)))
     return "\n".join(lines) + "\n"
 
@@ -64,6 +68,19 @@ def _buffer(buffer: Buffer) -> str:
     if buffer.strides != contiguous_strides(buffer.shape):
         text += f" strides={_dims(buffer.strides)}"
     return text
+
+
+def _steps(program: Program) -> list[str]:
+    lines: list[str] = []
+    inside = {position: tiles for tiles in program.tiles for position in tiles.span}
+    for position, step in enumerate(program.steps):
+        tiles = inside.get(position)
+        if tiles is not None and position == tiles.first:
+            private = ", ".join(f"b{b}[{dim_text(width)}]" for b, width in tiles.private)
+            rows = f"{dim_text(tiles.batch)} x [{dim_text(tiles.rows)}]"
+            lines.append(f"by rows of {rows}, with {private}:")
+        lines.append(("" if tiles is None else "  ") + _step(step))
+    return lines
 
 
 def _step(step: Step) -> str:

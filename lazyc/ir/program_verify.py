@@ -6,7 +6,7 @@ no step reaches beyond its buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast
 
 import sympy
@@ -15,17 +15,19 @@ from lazyc.ir.loops import Load, LoopNest, Store
 from lazyc.ir.ops import IRError
 from lazyc.ir.program import (
     Buffer,
-    BufferRef,
     EagerStep,
     GemmStep,
     KernelStep,
     Operand,
     Program,
     ProgramOutput,
+    RowStep,
+    RowTiles,
     SeedStep,
     Step,
+    references,
 )
-from lazyc.ir.types import Dim, DType, Shape, free_symbols, storage_extent
+from lazyc.ir.types import Dim, DType, Shape, free_symbols, numel, storage_extent
 
 _DENSE = ("temp", "output")  # memory that the runtime allocates
 _GIVEN = ("input", "constant")  # defined from the start
@@ -55,6 +57,7 @@ class _Verifier:
             self._in(f"step {place}, {_name(step)}", self._step, step, False)
         for place, output in enumerate(self.program.outputs):
             self._in(f"output {place}", self._output, output)
+        self._tiles()
 
     def _in(self, where: str, check: Any, *args: Any) -> None:
         try:
@@ -188,20 +191,65 @@ class _Verifier:
 
     def _eager(self, step: EagerStep) -> tuple[set[int], set[int]]:
         reads: set[int] = set()
-        for ref in _references((step.args, tuple(v for _, v in step.kwargs))):
+        for ref in references((step.args, tuple(v for _, v in step.kwargs))):
             buffer = self._get(ref.id)
             reads.add(ref.id)
             if ref.shape is not None:
                 self._bound((*ref.shape, *ref.strides, ref.offset))
                 self._reaches(buffer, _extent(ref.shape, ref.strides, ref.offset))
         out = dict(step.kwargs).get("out")
-        written = {ref.id for ref in _references(out)}
+        written = {ref.id for ref in references(out)}
         for number in step.outputs:
             if self._get(number).kind not in ("eager", "opaque", "packed"):
                 raise IRError(f"b{number} cannot hold the result of an eager call")
         if not step.is_tuple and len(step.outputs) > 1:
             raise IRError("has several results but returns no tuple")
         return reads - written, {*step.outputs, *written}
+
+    # --- blocks of rows
+
+    def _tiles(self) -> None:
+        free = 0
+        for tiles in self.program.tiles:
+            if tiles.first < free or tiles.span.stop > len(self.program.steps):
+                raise IRError(f"row tiles: steps {tiles.span} overlap others or do not exist")
+            free = tiles.span.stop
+            self._in(f"row tiles at step {tiles.first}", self._row_tiles, tiles)
+
+    def _row_tiles(self, tiles: RowTiles) -> None:
+        self._bound((tiles.batch, tiles.rows, *(width for _, width in tiles.private)))
+        steps = [self.program.steps[position] for position in tiles.span]
+        for step, how in zip(steps, tiles.steps, strict=True):
+            self._row_step(step, how, tiles)
+        private = dict(tiles.private)
+        for number in private:
+            if self._get(number).kind != "temp":
+                raise IRError(f"b{number} is private and no temporary")
+        accesses = [self._accesses(step) for step in steps]
+        for number in {b for _, writes in accesses for b in writes} - private.keys():
+            if sum(number in reads | writes for reads, writes in accesses) > 1:
+                raise IRError(f"b{number} is written, touched by another step, and not private")
+        others = [s for p, s in enumerate(self.program.steps) if p not in tiles.span]
+        touched = {o.buffer for o in self.program.outputs}
+        for step in (*others, *self.program.packed):
+            touched |= set[int]().union(*self._accesses(step))
+        if not touched.isdisjoint(private):
+            raise IRError(f"b{min(touched & private.keys())} is private and used elsewhere")
+
+    def _row_step(self, step: Step, how: RowStep, tiles: RowTiles) -> None:
+        if isinstance(step, KernelStep):
+            nest = self.program.nests[step.nest]
+            if how.dim or not 0 < how.axes <= len(nest.axes):
+                raise IRError(f"kernel {step.nest} has no {how.axes} axes to run over rows")
+            points = _in_sizes(numel(a.size for a in nest.axes[: how.axes]), nest, step.sizes)
+            if points != tiles.batch * tiles.rows:
+                raise IRError(f"kernel {step.nest}: {points} points are not the rows")
+        elif isinstance(step, GemmStep) and how.dim and not _is_special(step):
+            dim = {"m": step.m, "n": step.n, "k": step.k}[how.dim]
+            if dim != tiles.rows or numel(step.batch) != tiles.batch:
+                raise IRError(f"gemm into b{step.c.buffer}: {how.dim} is not the rows")
+        else:
+            raise IRError(f"{_name(step)} does not run by rows")
 
     # --- results
 
@@ -250,12 +298,9 @@ def _in_sizes(numel: Dim, nest: LoopNest, sizes: tuple[Dim, ...]) -> Dim:
     return int(value) if isinstance(value, sympy.Integer) else cast(sympy.Expr, value)
 
 
-def _references(template: Any) -> Iterator[BufferRef]:
-    if isinstance(template, BufferRef):
-        yield template
-    elif isinstance(template, tuple | list):
-        for part in template:
-            yield from _references(part)
+def _is_special(step: GemmStep) -> bool:
+    """Whether a product adds to its result, or reads b in another form: those run as a whole only."""
+    return step.accumulate or step.pack_b or step.sparse is not None
 
 
 def _name(step: Step) -> str:

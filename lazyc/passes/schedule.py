@@ -1,4 +1,4 @@
-"""Graph -> Program: realize, fuse, lay out, lower, and put the steps in order.
+"""Graph -> Program: realize, fuse, lay out, lower, put the steps in order.
 
 before   %3 = add(%1, %2)   %4 = matmul(%3, %w)   %5 = reduce_max(%4)
 after    kernel k0 -> b3;  gemm b3, w -> b4;  kernel k1: b4 -> b5

@@ -143,6 +143,17 @@ class AttentionChosen(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RowTilesChosen(Event):
+    """Products and the kernels between them, from the product that ``comment`` names (operator and the
+    user's line) on, run a block of rows at a time, or (not ``is_tiled``) one after another, at the sizes
+    of a call, because of ``reason``. Attention on the CPU is one of them."""
+
+    is_tiled: bool
+    reason: str
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Recompiled(Event):
     """A function was compiled again, ``count`` times by now, because of what ``changed`` since.
 

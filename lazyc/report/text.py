@@ -17,6 +17,7 @@ _LEVELS: dict[type[E.Event], int] = {
     E.NeverComputed: 2,
     E.Padded: 1,
     E.AttentionChosen: 1,
+    E.RowTilesChosen: 1,
     E.CompilerBugFound: 1,
     E.CacheRejected: 1,
     E.CacheDisabled: 1,
@@ -101,6 +102,9 @@ def format_event(event: E.Event, level: int) -> str:
         case E.AttentionChosen():
             at = f" at {event.line}" if event.line else ""
             return f"attention{at}: {event.kernel}: {event.reason}"
+        case E.RowTilesChosen():
+            at = f" from {event.comment}" if event.comment else ""
+            return f"rows{at}: {'by blocks' if event.is_tiled else 'all at once'}: {event.reason}"
         case E.CompilerBugFound():
             return f"compiler bug in {event.stage}: {event.message}"
         case E.WeightsPacked():

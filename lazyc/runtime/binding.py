@@ -8,6 +8,7 @@ a slot of the driver's ``env`` (see ``driver.py``) that is filled in at each cal
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,15 @@ from lazyc.ir.program import (
     Step,
 )
 from lazyc.ir.types import DType, storage_extent
-from lazyc.runtime.driver import ENV_SLOTS, LITERAL, TableWriter
+from lazyc.runtime.blocks import (
+    LEAST_BYTES,
+    BlockKernel,
+    BlockProduct,
+    Blocks,
+    TileChoice,
+    choose_blocks,
+)
+from lazyc.runtime.driver import ENV_SLOTS, LITERAL, OWN_SLOT, BlockSlice, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.memory import Interval, plan_arena
@@ -49,12 +58,12 @@ class Layout:
 
 @dataclass(slots=True)
 class NativeStep:
-    """A step that the driver runs; ``gemm`` is the BLAS call of a GemmStep, or ``sparse`` the number of
-    the step whose sparse kernel runs in its place. Its record is the words from ``start`` to ``end`` of
-    the table: none where there is nothing to compute. ``scratch``: offsets in the arena of the scratch
-    params of a kernel of a GPU."""
+    """A step that the driver runs, or several by blocks of rows; ``gemm`` is the BLAS call of a
+    GemmStep, or ``sparse`` the number of the step whose sparse kernel runs in its place. Its record is
+    the words from ``start`` to ``end`` of the table: none where there is nothing to compute.
+    ``scratch``: offsets in the arena of the scratch params of a kernel of a GPU."""
 
-    step: KernelStep | GemmStep
+    step: KernelStep | GemmStep | Blocks
     gemm: GemmCall | None = None
     sparse: int | None = None
     scratch: tuple[int, ...] = ()
@@ -83,7 +92,7 @@ class Segment:
     dead: list[int] = field(default_factory=list)
 
     def used(self) -> set[int]:
-        steps: list[Step] = [*self.python, *(n.step for n in self.native)]
+        steps: list[Step | Blocks] = [*self.python, *(n.step for n in self.native)]
         return {b for step in steps for b in touched(step)}
 
 
@@ -112,6 +121,7 @@ class Plan:
     env_words: int
     scratch: int  # index of the env word where the scratch array starts
     mutated: list[int]  # arguments that native steps write to
+    choices: list[TileChoice]  # one for each of the Program's tiles
     stream_slot: int = -1  # where kernels of a GPU find their stream
 
     @property
@@ -134,8 +144,10 @@ class Plan:
         return ctypes.addressof(self.table) + 8 * segment.start if segment.start >= 0 else 0
 
 
-def touched(step: Step) -> set[int]:
-    """The buffers that a step reads or writes."""
+def touched(step: Step | Blocks) -> set[int]:
+    """The buffers that a step reads or writes; of blocks, those that exist as a whole."""
+    if isinstance(step, Blocks):
+        return {b for part in step.steps for b in touched(part.step)} - step.private.keys()
     if isinstance(step, KernelStep):
         return set(step.buffers)
     if isinstance(step, GemmStep):
@@ -145,7 +157,7 @@ def touched(step: Step) -> set[int]:
     return step_buffers(step) | set(step.outputs)
 
 
-def traffic(step: Step, layouts: Sequence[Layout | None]) -> int:
+def traffic(step: Step | Blocks, layouts: Sequence[Layout | None]) -> int:
     """Bytes of the buffers that a step reads or writes."""
     found = (layouts[b] for b in touched(step))
     return sum(layout.nbytes for layout in found if layout is not None)
@@ -165,10 +177,17 @@ def _cut(
     sizes: Sizes,
     blas: Blas,
     sparse: frozenset[int],
+    by_blocks: Mapping[int, Blocks],
 ) -> list[Segment]:
-    """The steps as segments. A seed moves to the start of its segment: it depends on nothing."""
+    """The steps as segments. A seed moves to the start of its segment: it depends on nothing.
+    ``by_blocks``: the numbers of steps that run by blocks of rows."""
     segments = [Segment()]
     for number, step in enumerate(program.steps):
+        blocks = by_blocks.get(number)
+        if blocks is not None:
+            if by_blocks.get(number - 1) is not blocks:
+                segments[-1].native.append(NativeStep(blocks))
+            continue
         if number in sparse:
             assert isinstance(step, GemmStep)
             segments[-1].native.append(NativeStep(step, sparse=number))
@@ -205,36 +224,43 @@ def _place_temporaries(
     temps: Iterable[int],
     layouts: Sequence[Layout | None],
     segments: Sequence[Segment],
-    scratch: Callable[[Step], list[int]],
-) -> tuple[dict[int, int], int]:
-    """Arena offset of each temporary, and the arena's size. Steps count one by one. ``scratch``: bytes of
-    the memory that a step needs for itself."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    scratch: Callable[[Step | Blocks], list[int]],
+) -> tuple[dict[int, int], dict[Blocks, int], int]:
+    """Arena offset of each temporary and of the memory that threads have for blocks, and the arena's
+    size. Steps count one by one. ``scratch``: bytes of the memory that a step needs for itself."""
+    first: dict[int | Blocks, int] = {}
+    last: dict[int | Blocks, int] = {}
     position = 0
     own: list[tuple[NativeStep, list[Interval]]] = []
     for segment in segments:
         for step in [*segment.python, *(n.step for n in segment.native)]:
-            for buffer in touched(step):
-                first.setdefault(buffer, position)
-                last[buffer] = position
+            for user in (*touched(step), *([step] if isinstance(step, Blocks) else ())):
+                first.setdefault(user, position)
+                last[user] = position
             position += 1
         before = position - len(segment.native)
         for at, native in enumerate(segment.native, before):
             sizes = scratch(native.step)
             if sizes:
                 own.append((native, [Interval(nbytes, at, at) for nbytes in sizes]))
-    used = [t for t in temps if t in first]
+    used: list[int | Blocks] = [t for t in temps if t in first]
+    used += [user for user in first if isinstance(user, Blocks)]
     intervals = []
-    for temp in used:
-        layout = layouts[temp]
-        assert layout is not None, temp
-        intervals.append(Interval(layout.nbytes, first[temp], last[temp]))
+    for user in used:
+        if isinstance(user, Blocks):
+            nbytes = user.threads * user.thread_bytes
+        else:
+            layout = layouts[user]
+            assert layout is not None, user
+            nbytes = layout.nbytes
+        intervals.append(Interval(nbytes, first[user], last[user]))
     offsets, total = plan_arena([*intervals, *(i for _, found in own for i in found)])
     rest = iter(offsets[len(used) :])
     for native, found in own:
         native.scratch = tuple(next(rest) for _ in found)
-    return dict(zip(used, offsets, strict=False)), total
+    placed = list(zip(used, offsets, strict=False))
+    buffers = {user: offset for user, offset in placed if not isinstance(user, Blocks)}
+    return buffers, {u: offset for u, offset in placed if isinstance(u, Blocks)}, total
 
 
 def _mark_uses(segments: Sequence[Segment], fresh: set[int], keep: set[int]) -> None:
@@ -256,7 +282,11 @@ def written(program: Program, segments: Sequence[Segment]) -> set[int]:
     """The buffers that steps of these segments write to, eager results aside."""
     found: set[int] = set()
     for segment in segments:
-        for step in (*(n.step for n in segment.native), *segment.python):
+        native = (n.step for n in segment.native)
+        parts = (
+            [p.step for p in step.steps] if isinstance(step, Blocks) else [step] for step in native
+        )
+        for step in (*itertools.chain.from_iterable(parts), *segment.python):
             if isinstance(step, GemmStep):
                 found.add(step.c.buffer)
             elif isinstance(step, KernelStep):
@@ -305,17 +335,23 @@ def bind(
     sizes: Sizes,
     use_packs: bool,
     sparse: frozenset[int] = frozenset(),
+    threads: int = 1,
 ) -> Plan:
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
     packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
-    compressed form."""
+    compressed form. ``threads``: how many are likely to run."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    segments = _cut(program, kernels, sizes, blas, sparse)
+    choices = [choose_blocks(t, program, kernels, blas, sizes, threads) for t in program.tiles]
+    by_blocks: dict[int, Blocks] = {}
+    for tiles, choice in zip(program.tiles, choices, strict=True):
+        if choice.blocks is not None:
+            by_blocks |= dict.fromkeys(tiles.span, choice.blocks)
+    segments = _cut(program, kernels, sizes, blas, sparse, by_blocks)
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
     scratch = partial(_scratch_bytes, program, kernels, sizes)
-    offsets, arena_bytes = _place_temporaries(temps, layouts, segments, scratch)
+    offsets, memory, arena_bytes = _place_temporaries(temps, layouts, segments, scratch)
 
     packable: list[GemmCall] = []
     if use_packs:
@@ -340,7 +376,7 @@ def bind(
     changed = written(program, segments)
     _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
     writer = _Writer(
-        program, kernels, blas, sizes, layouts, slots.of, offsets, packs, compressed, stream
+        program, kernels, blas, sizes, layouts, slots.of, offsets, memory, packs, compressed, stream
     )
     table = writer.write(segments)
     return Plan(
@@ -360,11 +396,12 @@ def bind(
         scratch=slots.next,
         mutated=[p for p, b in enumerate(program.inputs) if b in changed],
         stream_slot=stream,
+        choices=choices,
     )
 
 
 def _scratch_bytes(
-    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, step: Step
+    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, step: Step | Blocks
 ) -> list[int]:
     """Bytes of each scratch param of a kernel of a GPU, for all of its programs."""
     kernel = kernels[step.nest] if isinstance(step, KernelStep) else None
@@ -388,6 +425,7 @@ class _Writer:
     layouts: list[Layout | None]
     slots: dict[int, int]
     offsets: dict[int, int]
+    memory: dict[Blocks, int]  # arena offset of the memory that threads have for blocks
     packs: list[PackRequest]
     compressed: dict[int, int]  # slots by the numbers of steps
     stream: int
@@ -404,6 +442,9 @@ class _Writer:
                 if native.gemm is not None:
                     self._gemm(table, native.gemm)
                     work += native.gemm.flops // 16
+                elif isinstance(native.step, Blocks):
+                    self._blocks(table, native.step)
+                    work += LEAST_BYTES
                 elif native.sparse is not None:
                     self._sparse(table, native.step, self.compressed[native.sparse])
                 else:
@@ -453,6 +494,58 @@ class _Writer:
             kernel.launcher, kernel.function, known(kernel.programs), kernel.threads,
             kernel.shared_bytes, self.stream, arguments,
         )  # fmt: skip
+
+    def _blocks(self, table: TableWriter, blocks: Blocks) -> None:
+        def write() -> None:
+            for part in blocks.steps:
+                if isinstance(part, BlockKernel):
+                    self._block_kernel(table, blocks, part)
+                else:
+                    self._block_product(table, blocks, part)
+
+        table.blocks(
+            blocks.batch,
+            blocks.count,
+            blocks.rows,
+            blocks.block,
+            blocks.in_order,
+            blocks.threads,
+            (ARENA_SLOT, self.memory[blocks]),
+            blocks.thread_bytes,
+            write,
+        )
+
+    def _block_kernel(self, table: TableWriter, blocks: Blocks, part: BlockKernel) -> None:
+        kernel = self.kernels[part.step.nest]
+        assert isinstance(kernel, LoadedKernel)
+        places = [
+            (OWN_SLOT, *blocks.private[b]) if b in blocks.private else (*self._place(b), 0)
+            for b in part.step.buffers
+        ]
+        table.block_kernel(kernel.address, part.per_row, places, self.sizes.all(part.step.sizes))
+
+    def _block_product(self, table: TableWriter, blocks: Blocks, part: BlockProduct) -> None:
+        call, size = part.call, part.call.dtype.itemsize
+        p = call.product
+        places: list[BlockSlice] = []
+        for matrix, move in zip((p.b, p.a, p.c), part.moves, strict=True):
+            if matrix.buffer in blocks.private:
+                places.append((OWN_SLOT, blocks.private[matrix.buffer][0], 0))
+            else:
+                places.append((*self._place(matrix.buffer, matrix.offset * size), move[0] * size))
+        batch = self.sizes.all(part.step.batch)
+        strides = (move[1:] for move in part.moves)
+        table.block_gemm(
+            call.function,
+            part.dim,
+            places,
+            ("T" if call.transpose_b else "N", "T" if call.transpose_a else "N"),
+            (p.n, p.m, p.k),
+            (call.ldb, call.lda, call.ldc),
+            (0.0, 1.0 if part.sums else 0.0),
+            call.dtype is DType.F64,
+            [(n, b * size, a * size, c * size) for n, b, a, c in zip(batch, *strides, strict=True)],
+        )
 
     def _sparse(self, table: TableWriter, step: Step, slot: int) -> None:
         """The kernel of a product that reads b in compressed form from ``slot``."""

@@ -17,8 +17,8 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 @dataclass(frozen=True, slots=True)
 class Host:
     """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them; ``events``:
-    who is told of weights that are packed. ``device``: where tensors are, None for the CPU.
-    ``cuda_graphs``: calls that can be are replayed from CUDA graphs."""
+    who is told of weights that are packed, and of what runs by blocks of rows. ``device``: where tensors
+    are, None for the CPU. ``cuda_graphs``: calls that can be are replayed from CUDA graphs."""
 
     driver: Driver
     blas: Blas

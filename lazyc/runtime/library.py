@@ -97,6 +97,9 @@ class GemmCall:
     ldc: int
     beta: float
     packable: bool  # b may be replaced by a packed copy
+    swapped: (
+        bool  # the step's c is stored by columns: this is the product of the transposed operands
+    )
 
     @property
     def flops(self) -> int:
@@ -182,6 +185,7 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
             and m >= _LEAST_PACKED_ROWS
             and min(n, k) > 0
         ),
+        swapped=swapped,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from lazyc.codegen.base import Kernel
 from lazyc.ir.program import GemmStep, Program
+from lazyc.report.events import RowTilesChosen
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
 from lazyc.runtime.cuda_graph import Replayer, can_replay
@@ -136,8 +137,13 @@ class Executable:
                 self._host.blas,
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
+                threads=self._host.threads.get(),
                 sparse=sparse,
             )
+            for choice in plan.choices:
+                self._host.events.emit(
+                    RowTilesChosen(choice.blocks is not None, choice.reason, choice.comment)
+                )
             if plan.is_native:
                 runner: Runner = NativeRunner(self.program, plan, self._host, sizes)
             else:

@@ -23,7 +23,7 @@ from lazyc.runtime import codec as C
 from lazyc.runtime.dims import decode_symbol, encode_dim
 from lazyc.runtime.tensors import dump_tensor, load_tensor
 
-CPU_KERNEL = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT)
+CPU_KERNEL = C.record(KernelRef, symbol=C.STR, items=C.DIM, grain=C.INT, ordered=C.INT)
 LAUNCHED_KERNEL = C.record(
     LaunchRef,
     symbol=C.STR,
@@ -112,6 +112,15 @@ OUTPUT = C.record(
     offset=C.DIM,
     value=C.optional(C.DIM),
 )
+ROW_STEP = C.record(P.RowStep, dim=C.one_of("m", "n", "k", ""), axes=C.INT)
+ROW_TILES = C.record(
+    P.RowTiles,
+    first=C.INT,
+    steps=C.sequence(ROW_STEP),
+    batch=C.DIM,
+    rows=C.DIM,
+    private=C.sequence(C.pair(C.INT, C.DIM)),
+)
 SYMBOL = C.Codec(encode_dim, decode_symbol)
 SYMBOL_SOURCE = C.record(
     P.SymbolSource,
@@ -153,6 +162,7 @@ PROGRAM_FIELDS: Mapping[str, C.Codec] = {
     "symbols": C.sequence(SYMBOL_SOURCE),
     "packed": C.sequence(STEP),
     "parameters": C.sequence(C.INT),
+    "tiles": C.sequence(ROW_TILES),
     "decisions": C.sequence(DECISION),
 }
 

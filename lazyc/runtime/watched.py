@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from lazyc.ir.program import GemmStep, KernelStep, SeedStep, Step
 from lazyc.report.spans import Category, Span, Spans
 from lazyc.runtime.binding import Plan, Segment, traffic
+from lazyc.runtime.blocks import Blocks
 from lazyc.runtime.driver import END
 from lazyc.runtime.sizes import Sizes
 
@@ -29,10 +30,14 @@ class _Label:
     args: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(step: Step, plan: Plan, sizes: Sizes, is_sparse: bool = False) -> _Label:
+    def of(step: Step | Blocks, plan: Plan, sizes: Sizes, is_sparse: bool = False) -> _Label:
         if isinstance(step, SeedStep):
             return _Label("library", "random seed")
         args: dict[str, Any] = {"bytes": traffic(step, plan.layouts)}
+        if isinstance(step, Blocks):
+            args |= {"matrices": step.batch, "rows": step.rows, "rows of a block": step.block}
+            comments = dict.fromkeys(part.step.comment for part in step.steps)
+            return _Label("kernel", ", ".join(filter(None, comments)) or "blocks of rows", args)
         if isinstance(step, KernelStep):
             return _Label(
                 "kernel", step.comment or step.nest[:16], {"kernel": step.nest[:16], **args}

@@ -74,7 +74,9 @@ def packed_program(program: Program) -> Program | None:
     )
     kept = [b for b in program.buffers if b.kind == "packed"]
     outputs = tuple(ProgramOutput(b.id, b.shape, b.strides) for b in kept)
-    return replace(program, buffers=buffers, steps=program.packed, outputs=outputs, packed=())
+    return replace(
+        program, buffers=buffers, steps=program.packed, outputs=outputs, packed=(), tiles=()
+    )
 
 
 @dataclass(slots=True)

@@ -20,6 +20,8 @@ from lazyc.ir.program import (
     Operand,
     Program,
     ProgramOutput,
+    RowStep,
+    RowTiles,
     SeedStep,
 )
 from lazyc.ir.program_text import print_program
@@ -205,3 +207,101 @@ def test_a_kernel_may_load_what_it_has_stored(stored_first):
     else:
         with pytest.raises(IRError, match="read before it is written"):
             verify_program(program)
+
+
+# --- blocks of rows -------------------------------------------------------------------------------
+
+
+def by_rows() -> Program:
+    """x @ y.T, a kernel over its rows, and a product with y, for 2 matrices of s0 rows."""
+    outer, inner = (Axis("i", 2), Axis("j", N0)), Axis("k", 6)
+    index = axis_index(outer[0]) * (N0 * 6) + axis_index(outer[1]) * 6 + axis_index(inner)
+    body = (Load(0, DType.F32, 0, index), Store(1, index, 0))
+    params = tuple(BufferParam(DType.F32, role, N0 * 12) for role in ("in", "out"))
+    rows = LoopNest(outer, (Stage((inner,), body),), params, (N0,))
+    shapes = {"input": (2, S0, 8), "temp": (2, S0, 6), "output": (2, S0, 8)}
+    buffers = (
+        buffer(0, "input", shapes["input"], 0),
+        buffer(1, "input", (2, 6, 8), 1),
+        buffer(2, "temp", shapes["temp"]),
+        buffer(3, "temp", shapes["temp"]),
+        buffer(4, "output", shapes["output"]),
+    )
+    wide = (S0 * 8,)
+    narrow = (S0 * 6,)
+    steps = (
+        GemmStep(DType.F32, (2,), S0, 6, 8, Operand(0, 0, 8, 1, wide), Operand(1, 0, 1, 8, (48,)),
+                 Operand(2, 0, 6, 1, narrow)),
+        KernelStep("rows", (2, 3), (S0,)),
+        GemmStep(DType.F32, (2,), S0, 8, 6, Operand(3, 0, 6, 1, narrow), Operand(1, 0, 8, 1, (48,)),
+                 Operand(4, 0, 8, 1, wide)),
+    )  # fmt: skip
+    how = (RowStep("m"), RowStep(axes=2), RowStep("m"))
+    return Program(
+        inputs=(0, 1),
+        buffers=buffers,
+        steps=steps,
+        outputs=(ProgramOutput(4, (2, S0, 8), (S0 * 8, 8, 1)),),
+        nests={"rows": rows},
+        symbols=(SymbolSource(S0, 0, 1),),
+        tiles=(RowTiles(0, how, 2, S0, ((2, 6), (3, 6))),),
+    )
+
+
+BY_ROWS = """\
+by rows of 2 x [s0], with b2[6], b3[6]:
+  gemm b2{6*s0, 6, 1} = b0{8*s0, 8, 1} @ b1{48, 1, 8}: f32 [2, s0, 6, 8]
+  kernel rows(b2, b3) sizes=(s0)
+  gemm b4{8*s0, 8, 1} = b3{6*s0, 6, 1} @ b1{48, 8, 1}: f32 [2, s0, 8, 6]
+"""
+
+
+def test_text_of_blocks_of_rows():
+    verify_program(by_rows())
+    assert BY_ROWS in print_program(by_rows())
+
+
+def edit_tiles(program: Program, **change) -> None:
+    program.tiles = (replace(program.tiles[0], **change),)
+
+
+def as_output(program: Program) -> None:
+    program.outputs += (ProgramOutput(3, (6,), (1,)),)
+
+
+def read_later(program: Program) -> None:
+    edit_buffer(program, 1, shape=(2, S0, 6), strides=(S0 * 6, 6, 1))
+    program.steps += (KernelStep("rows", (3, 2), (S0,)),)
+
+
+ROW_BREAKS = {
+    "twice": (lambda p: put(tiles=p.tiles * 2)(p), "overlap others"),
+    "too many": (lambda p: edit_tiles(p, first=1), "do not exist"),
+    "free symbol": (lambda p: edit_tiles(p, rows=N0), "symbols without a source"),
+    "no temporary": (lambda p: edit_tiles(p, private=((0, 8), (2, 6), (3, 6))), "b0 is private and no"),
+    "not private": (lambda p: edit_tiles(p, private=((2, 6),)), "b3 is written, touched by another"),
+    "result": (as_output, "b3 is private and used elsewhere"),
+    "other reader": (read_later, "b2 is private and used elsewhere|b3 is private and used"),
+    "axes": (
+        lambda p: edit_tiles(p, steps=(RowStep("m"), RowStep(axes=1), RowStep("m"))),
+        "2 points are not the rows"),
+    "no axes": (
+        lambda p: edit_tiles(p, steps=(RowStep("m"), RowStep(axes=3), RowStep("m"))), "no 3 axes"),
+    "dim": (
+        lambda p: edit_tiles(p, steps=(RowStep("n"), RowStep(axes=2), RowStep("m"))),
+        "n is not the rows"),
+    "no dim": (
+        lambda p: edit_tiles(p, steps=(RowStep(), RowStep(axes=2), RowStep("m"))),
+        "does not run by rows"),
+    "accumulates": (lambda p: edit_step(p, 0, accumulate=True), "does not run by rows|read before"),
+    "packed b": (lambda p: edit_step(p, 2, pack_b=True), "does not run by rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROW_BREAKS)
+def test_rules_of_blocks_of_rows(name):
+    apply, message = ROW_BREAKS[name]
+    program = by_rows()
+    apply(program)
+    with pytest.raises(IRError, match=message):
+        verify_program(program)

@@ -23,13 +23,13 @@ NEEDED = {"canonicalize", "products_as_loops", "copy_matrix_operands", "attentio
 
 
 def test_every_pass_is_optional_or_needed() -> None:
-    """``layout`` is a part of the schedule, and no pass over the Graph."""
+    """``layout`` is a part of the schedule, and ``row_tiles`` a pass over the Program."""
     names = {
         p.name
         for has_products in (False, True)
         for p in pipeline(True, has_products, gpu_target("sm_90").product_costs)
     }
-    assert names == {*OPTIONAL_PASSES, *NEEDED} - {"layout"}
+    assert names == {*OPTIONAL_PASSES, *NEEDED} - {"layout", "row_tiles"}
     for name in OPTIONAL_PASSES:
         costs = gpu_target("sm_90").product_costs
         left = {

@@ -25,6 +25,7 @@ SAMPLES: list[E.Event] = [
     E.NotLazy("model.py:13", "it needs gradients"),
     E.Padded("s0 = 100 -> 128"),
     E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),
+    E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm.default model.py:14"),
     E.CompilerBugFound("fuse", "matmul", "model.py:8", "IRError: boom"),
     E.WeightsPacked(4, 1 << 20, True),
     E.SparseProduct("2:4", ("1", "64", "32"), True, "reads 1.1 of 2.0 MiB", "aten.mm model.py:3"),

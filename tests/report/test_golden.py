@@ -97,6 +97,14 @@ LINES: list[tuple[E.Event, str]] = [
         "attention: stored: the scores are read by add",
     ),
     (
+        E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm.default model.py:14"),
+        "rows from aten.bmm.default model.py:14: by blocks: 64 of 2048 rows at a time",
+    ),
+    (
+        E.RowTilesChosen(False, "1.0 MiB stored: the caches hold them"),
+        "rows: all at once: 1.0 MiB stored: the caches hold them",
+    ),
+    (
         E.CompilerBugFound("pass fuse", "matmul", "model.py:8", "IRError: boom"),
         "compiler bug in pass fuse: IRError: boom",
     ),
@@ -298,6 +306,8 @@ EXPLANATION = Explanation(
     breaks=(("call to print", "model.py:5"),),
     flushes=(E.Flushed("mark_step", "", "model.py:20", 2, 6, 1, False, 0.001),),
     not_lazy=(E.NotLazy("model.py:13", "it needs gradients"),),
+    attention=(E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),),
+    row_tiles=(E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm model.py:15"),) * 2,
     eager=(
         EagerOperator("aten.sort.default", "no lowering", ("model.py:7", "model.py:9"), 2, 0.25),
         EagerOperator("graph", "a complex input", (), 1, 0.0),
@@ -323,6 +333,8 @@ first call 1500 ms (passes 12, llvm 200); second call 1.25 ms
 graph break at model.py:5: call to print
 not lazy: the region at model.py:13 runs at once: it needs gradients
 flush at model.py:20: mark_step: 2 regions, 6 operators, 1 results (1.0 ms)
+attention at model.py:14: flash: 64 x 64 scores are not stored
+rows from aten.bmm model.py:15: by blocks: 64 of 2048 rows at a time [2 times]
 layout: copied: strides (copies 512 B a call) [2 times]
 layout: stored: strides
 eager: aten.sort.default at model.py:7, model.py:9: no lowering (2 calls, 0.25 ms)

@@ -115,8 +115,8 @@ def test_debug_levels() -> None:
     assert shown[0] == []
     assert [type(e).__name__ for e in shown[1]] == [
         "CompileFinished", "CacheRejected", "CacheDisabled", "Recompiled", "Fallback",
-        "Flushed", "NotLazy", "Padded", "AttentionChosen", "CompilerBugFound", "SparseProduct",
-        "WeightNotSparse",
+        "Flushed", "NotLazy", "Padded", "AttentionChosen", "RowTilesChosen", "CompilerBugFound",
+        "SparseProduct", "WeightNotSparse",
     ]  # fmt: skip
     printed = [e for e in SAMPLES if not isinstance(e, E.Artifact)]
     assert shown[2] == shown[3] == printed

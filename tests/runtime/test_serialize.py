@@ -107,13 +107,14 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
         symbols=(P.SymbolSource(s0, 0, 0), P.SymbolSource(s1, 1)),
         packed=(P.KernelStep("cd" * 32, (0,), ()),),
         parameters=(0, 2),
+        tiles=(P.RowTiles(0, (P.RowStep(axes=1), P.RowStep("k")), 12 * s0, s0, ((2, s0 * 2),)),),
         decisions=(
             Decision("n 33 -> 40", "wider", "model.py:3", 1, None, 2, 0.1, "padding"),
             Decision("stored", ""),
         ),
     )
     kernels = {
-        "ab" * 32: S.KernelRef("k_ab", n0 * 4, 2),
+        "ab" * 32: S.KernelRef("k_ab", n0 * 4, 2, 1),
         "cd" * 32: S.KernelRef("k_cd", 1, 1),
     }
     return program, kernels

@@ -59,4 +59,4 @@ class LlvmGenerator:
 
     def _loaded(self, ref: Ref) -> LoadedKernel:
         assert isinstance(ref, KernelRef)
-        return LoadedKernel(self._loader.address(ref.symbol), ref.items, ref.grain)
+        return LoadedKernel(self._loader.address(ref.symbol), ref.items, ref.grain, ref.ordered)

@@ -7,6 +7,8 @@ positions by division, then counts them up; consecutive items of one row share a
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import sympy
 
 from lazyc.codegen.base import CodegenError, KernelCode, KernelRef
@@ -27,7 +29,7 @@ _MOST_SCRATCH = 1 << 20  # bytes on a thread's stack
 
 def generate(nest: LoopNest, symbol: str, target: Target) -> KernelCode:
     """The kernel of a LoopNest. Raises CodegenError for what it has no code for."""
-    nest = tiled(nest)
+    whole, nest = nest, tiled(nest)
     widths = _outer_widths(nest, target)
     rows = nest.axes if widths is None else nest.axes[:-1]
     vectors: Dim = 1 if widths is None else _ceil_div(nest.axes[-1].size, widths.main)
@@ -37,7 +39,11 @@ def generate(nest: LoopNest, symbol: str, target: Target) -> KernelCode:
     if past_cache:
         frames.append(_emit_body(nest, target, widths, rows, past_cache))
     text = _module(frames, symbol)
-    ref = KernelRef(symbol, items, grain(nest, target, widths.main if widths else 1))
+    pairs = zip(
+        rows, whole.axes, strict=False
+    )  # what is tiled, or the last axis of vectors, is not
+    ordered = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    ref = KernelRef(symbol, items, grain(nest, target, widths.main if widths else 1), ordered)
     return KernelCode(ref, text)
 
 

@@ -1,0 +1,228 @@
+"""Whether steps that may run a block of rows at a time (``ir.program.RowTiles``) do so, and how.
+
+Blocks save memory, and the time that it takes to write and read it, where what lies between the steps
+is too large for the caches of the cores. What a product reads for every block, the keys of an attention
+for example, is packed anew by the BLAS each time. That must stay small beside the work on the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lazyc.codegen.base import Kernel, LoadedKernel
+from lazyc.ir.program import GemmStep, KernelStep, Operand, Program, RowTiles
+from lazyc.runtime.library import Blas, GemmCall, plan_gemm
+from lazyc.runtime.sizes import Sizes
+
+# Bytes between the steps from which blocks are used, and bytes of them that one block takes: half of a
+# core's second cache. On 2 cores with 2 MiB each, attention of 4 heads of 64 over 2048 positions takes
+# as long with 512 KiB to 2 MiB.
+LEAST_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
+# A block has a multiple of these rows, and as many at least: BLAS is slow with fewer. It packs what it
+# reads for every block anew, which must not be more than so many times the block's own bytes.
+LEAST_ROWS = 32
+_MOST_READ = 4
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKernel:
+    """A kernel, which runs ``per_row`` work items for each row."""
+
+    step: KernelStep
+    per_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProduct:
+    """A product for one block. ``call`` has no batch dims and the rows of a whole block; ``dim`` is
+    the place of that size among (n, m, k), the sizes that Fortran's ?gemm takes. ``moves`` are for b, a
+    and c: elements from one row to the next, then the stride of each batch dim; zeros for a
+    private buffer, of which there is one block only."""
+
+    step: GemmStep
+    call: GemmCall
+    dim: int
+    moves: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def sums(self) -> bool:
+        """Whether the blocks of a matrix add up."""
+        return self.dim == 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Steps that run ``block`` rows of one of ``batch`` matrices at a time, each thread with
+    ``thread_bytes`` of memory of its own: at first room for ``longest`` addresses, then the private
+    buffers, each at (byte offset, bytes of a row). ``in_order``: the blocks of a matrix depend on
+    each other, in order."""
+
+    steps: tuple[BlockKernel | BlockProduct, ...]
+    batch: int
+    rows: int
+    block: int
+    in_order: bool
+    private: Mapping[int, tuple[int, int]]
+    longest: int
+    thread_bytes: int
+    threads: int
+
+    @property
+    def count(self) -> int:
+        """Blocks of one matrix."""
+        return -(-self.rows // self.block)
+
+
+@dataclass(frozen=True, slots=True)
+class TileChoice:
+    """Whether the steps of a RowTiles run by ``blocks``, and why; ``comment`` is of its first step."""
+
+    comment: str
+    blocks: Blocks | None
+    reason: str
+
+
+class _OneAfterAnother(Exception):
+    """The steps better run one after another: why."""
+
+
+def choose_blocks(
+    tiles: RowTiles,
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    blas: Blas,
+    sizes: Sizes,
+    threads: int,
+) -> TileChoice:
+    """How the steps of ``tiles`` run. ``threads``: how many are likely to."""
+    first = program.steps[tiles.first]
+    assert isinstance(first, GemmStep | KernelStep)
+    whole = sizes(tiles.batch) * sizes(tiles.rows) * sum(_row_bytes(tiles, program, sizes).values())
+    try:
+        blocks = _plan_blocks(tiles, program, kernels, blas, sizes, threads)
+    except _OneAfterAnother as reason:
+        return TileChoice(first.comment, None, f"{_mib(whole)} stored: {reason}")
+    own = f"{_mib(blocks.thread_bytes)} for each thread in place of {_mib(whole)}"
+    return TileChoice(
+        first.comment, blocks, f"{blocks.block} of {blocks.rows} rows at a time, {own}"
+    )
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def _row_bytes(tiles: RowTiles, program: Program, sizes: Sizes) -> dict[int, int]:
+    """Bytes of a row of each private buffer."""
+    return {b: sizes(width) * _itemsize(program, b) for b, width in tiles.private}
+
+
+def _plan_blocks(
+    tiles: RowTiles,
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    blas: Blas,
+    sizes: Sizes,
+    threads: int,
+) -> Blocks:
+    batch, rows = sizes(tiles.batch), sizes(tiles.rows)
+    in_order = any(how.dim == "k" for how in tiles.steps)
+    row_bytes = _row_bytes(tiles, program, sizes)
+    total = sum(row_bytes.values())
+    if batch * rows * total < max(LEAST_BYTES, 1):
+        raise _OneAfterAnother("the caches hold them")
+    fitting = BLOCK_BYTES // total // LEAST_ROWS * LEAST_ROWS
+    block = min(max(fitting, LEAST_ROWS), rows)
+    if (batch if in_order else batch * -(-rows // block)) < threads:
+        raise _OneAfterAnother(f"there is not a block for each of {threads} threads")
+    steps: list[BlockKernel | BlockProduct] = []
+    for position, how in zip(tiles.span, tiles.steps, strict=True):
+        step = program.steps[position]
+        if isinstance(step, KernelStep):
+            steps.append(_kernel(step, how.axes, program, kernels, sizes, batch * rows))
+        else:
+            assert isinstance(step, GemmStep)
+            steps.append(_product(step, how.dim, frozenset(row_bytes), blas, sizes, block, total))
+    longest = max((len(s.step.buffers) for s in steps if isinstance(s, BlockKernel)), default=0)
+    offset = _aligned(8 * longest)
+    private: dict[int, tuple[int, int]] = {}
+    for buffer, size in row_bytes.items():
+        private[buffer] = offset, size
+        offset += _aligned(block * size)
+    return Blocks(
+        tuple(steps), batch, rows, block, in_order, private, longest, offset, max(threads, 1)
+    )
+
+
+def _itemsize(program: Program, buffer: int) -> int:
+    dtype = program.buffers[buffer].dtype
+    assert dtype is not None
+    return dtype.itemsize
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _kernel(
+    step: KernelStep,
+    axes: int,
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    sizes: Sizes,
+    rows: int,
+) -> BlockKernel:
+    kernel = kernels[step.nest]
+    if not isinstance(kernel, LoadedKernel) or kernel.ordered < axes:
+        raise _OneAfterAnother("a kernel does not take its rows in order")
+    symbols = program.nests[step.nest].symbols
+    values = Sizes(dict(zip(symbols, sizes.all(step.sizes), strict=True)))
+    return BlockKernel(step, values(kernel.items) // rows)
+
+
+def _product(
+    step: GemmStep,
+    dim: str,
+    private: frozenset[int],
+    blas: Blas,
+    sizes: Sizes,
+    block: int,
+    row_bytes: int,
+) -> BlockProduct:
+    """The product for one block, whose private rows have ``row_bytes`` each."""
+    m, n, k = (
+        block if dim == d else sizes(s)
+        for d, s in zip("mnk", (step.m, step.n, step.k), strict=True)
+    )
+    one = replace(
+        step, batch=(), m=m, n=n, k=k,
+        a=replace(step.a, batch_strides=()),
+        b=replace(step.b, batch_strides=()),
+        c=replace(step.c, batch_strides=()),
+    )  # fmt: skip
+    call = plan_gemm(one, sizes, blas)
+    if call is None or min(m, n, k) < 1:
+        raise _OneAfterAnother(f"no BLAS routine for a product of {step.dtype.value}")
+    fixed = {"m": n * k, "n": m * k, "k": 0}[dim] * step.dtype.itemsize  # what every block reads
+    if fixed > _MOST_READ * block * row_bytes:
+        raise _OneAfterAnother(f"each block would read {_mib(fixed)}")
+    row_strides = {
+        "m": (0, step.a.row_stride, step.c.row_stride),
+        "n": (step.b.col_stride, 0, step.c.col_stride),
+        "k": (step.b.row_stride, step.a.col_stride, 0),
+    }[dim]
+    batch = sizes.all(step.batch)
+
+    def moves(operand: Operand, stride: int) -> tuple[int, ...]:
+        if operand.buffer in private:
+            return (0,) * (1 + len(batch))
+        return (stride, *sizes.all(operand.batch_strides))
+
+    b, a, c = map(moves, (step.b, step.a, step.c), sizes.all(row_strides))
+    places = {"n": 0, "m": 1, "k": 2}
+    if call.swapped:  # the call computes the transposed product: a and b, m and n change places
+        b, a, places = a, b, {"m": 0, "n": 1, "k": 2}
+    return BlockProduct(step, call, places[dim], (b, a, c))

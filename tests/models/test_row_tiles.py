@@ -1,0 +1,294 @@
+"""Attention on the CPU by blocks of rows, as models write it, against double precision."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lazyc
+from lazyc.backend import executables
+from lazyc.runtime import blocks
+from lazyc.runtime.program import Executable
+
+Tensor = torch.Tensor
+Q, K = 37, 41  # two whole blocks of 16 queries and one of 5
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 rows wherever there are rows."""
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def run(function: Callable[..., Tensor], args: list[Tensor], grad: Tensor | None) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_(grad is not None) for x in args]
+    out = function(*leaves)
+    if grad is None:
+        return [out.detach()]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def arena_bytes(found: Executable) -> int:
+    """Bytes of temporaries in the arena."""
+    assert found.last_runner is not None
+    return found.last_runner.plan.arena_bytes
+
+
+def choices(found: Executable) -> list[blocks.TileChoice]:
+    assert found.last_runner is not None
+    return found.last_runner.plan.choices
+
+
+def check(
+    function: Callable[..., Tensor],
+    *args: Tensor,
+    train: bool = False,
+    steps: tuple[int, ...],
+) -> None:
+    """Results and gradients are as near to double precision as eager's, and nothing runs in eager. ``steps``:
+    the products that run by blocks in each program, in order of their number."""
+    lazyc.metrics.reset()
+    before = set(map(id, executables()))
+    compiled = torch.compile(function, backend="lazyc")
+    grad = torch.randn(function(*args).shape) if train else None
+    got = run(compiled, list(args), grad)
+    eager = run(function, list(args), grad)
+    want = run(function, [x.double() for x in args], grad)
+    for mine, theirs, exact in zip(got, eager, want, strict=True):
+        assert mine.dtype is theirs.dtype and mine.shape == theirs.shape
+        assert torch.equal(mine.isnan(), theirs.isnan())
+        error, limit = (torch.nan_to_num((x.double() - exact).abs()).max() for x in (mine, theirs))
+        rounding = 2 * torch.finfo(mine.dtype).eps * float(torch.nan_to_num(exact.abs()).max())
+        assert error <= 2 * max(float(limit), rounding), (error, limit)
+    assert not lazyc.metrics.snapshot()["fallbacks"]
+    found = []
+    for executable in executables():
+        if id(executable) not in before:
+            tiled = [c.blocks for c in choices(executable)]
+            assert None not in tiled, choices(executable)
+            parts = [p for b in tiled if b is not None for p in b.steps]
+            found.append(sum(isinstance(p, blocks.BlockProduct) for p in parts))
+    assert tuple(sorted(found)) == steps
+
+
+def tensors(
+    q: int = Q, k: int = K, heads: int = 3, shared: int = 1, width: int = 8, batch: int = 2
+) -> list[Tensor]:
+    """q, k and v as projections give them: (B, S, H, D), turned."""
+    sizes = ((heads * shared, q), (heads, k), (heads, k))
+    return [torch.randn(batch, s, n, width).transpose(1, 2) for n, s in sizes]
+
+
+# --- torch's attention ----------------------------------------------------------------------------
+
+
+def masked(mask: Tensor) -> Callable[..., Tensor]:
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        given = mask if mask.dtype is torch.bool else mask.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=given, scale=0.3)
+
+    return model
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("train", [False, True])
+def test_causal(train: bool) -> None:
+    check(causal, *tensors(), train=train, steps=(2, 5) if train else (2,))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("train", [False, True])
+def test_grouped_queries(train: bool) -> None:
+    check(grouped, *tensors(shared=2), train=train, steps=(2, 5) if train else (2,))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("shape", [(Q, K), (2, 1, 1, K), (1, 3, Q, 1)], ids=str)
+def test_masks(shape: tuple[int, ...], train: bool) -> None:
+    steps = (2, 5) if train else (2,)
+    check(masked(torch.randn(shape)), *tensors(), train=train, steps=steps)
+    torch._dynamo.reset()
+    seen = torch.rand(shape) < 0.7
+    seen[..., 3:5, :] = False  # queries that see no key
+    check(masked(seen), *tensors(), train=train, steps=steps)
+
+
+@pytest.mark.parametrize(("q", "k"), [(16, 16), (15, 33), (33, 15), (64, 1)])
+def test_lengths(q: int, k: int) -> None:
+    width = 1 if k == 1 else 8
+    check(causal, *tensors(q=q, k=k, width=width), train=True, steps=(2, 5))
+
+
+def test_one_query() -> None:
+    check(causal, *tensors(q=1), steps=(2,))
+
+
+# --- attention by hand ----------------------------------------------------------------------------
+
+
+def nanogpt(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``CausalSelfAttention`` of nanoGPT without its dropout; a mask of all positions, cut to size."""
+    bias = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
+    att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
+    att = att.masked_fill(bias[:, :, : q.size(2), : k.size(2)] == 0, float("-inf"))
+    return F.softmax(att, dim=-1) @ v
+
+
+def t5(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Unscaled, with a bias by relative position."""
+    scores = torch.matmul(q, k.transpose(3, 2)) + bias
+    return torch.matmul(F.softmax(scores, dim=-1).type_as(scores), v)
+
+
+def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Key heads shared by repetition, as in Llama."""
+    k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+    return F.softmax(q @ k.transpose(-1, -2) * 0.25, dim=-1) @ v
+
+
+@pytest.mark.usefixtures("threads")
+def test_by_hand() -> None:
+    check(nanogpt, *tensors(), steps=(2,))
+    check(t5, *tensors(), torch.randn(1, 3, Q, K), steps=(2,))
+    check(repeated, *tensors(shared=2), steps=(2,))
+
+
+def test_with_weights_that_are_kept() -> None:
+    """Steps that make packed weights are another program, without blocks."""
+    table = torch.nn.Parameter(torch.randn(8, K))
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.softmax(q @ k.transpose(-1, -2) + table.exp().sum(0), dim=-1) @ v
+
+    q, k, v = tensors()
+    with torch.no_grad():
+        got = torch.compile(model, backend="lazyc")(q, k, v)
+        torch.testing.assert_close(got, model(q, k, v), rtol=1e-4, atol=1e-5)
+    (made,) = [x for x in executables() if x.program.packed and x.program.tiles]
+    assert [c.blocks is not None for c in choices(made)] == [True]
+
+
+@pytest.mark.usefixtures("threads")
+def test_by_hand_is_trained() -> None:
+    """The forward pass stores the weights for the backward pass, as in eager; what lies between the other
+    products is in blocks."""
+    check(nanogpt, *tensors(), train=True, steps=(1, 3))
+    check(t5, *tensors(), torch.randn(1, 3, Q, K), train=True, steps=(1, 1))
+
+
+def test_hidden_values_that_are_not_finite_reach_results_as_in_eager() -> None:
+    q, k, v = tensors()
+    v[0, 0, K - 1] = math.inf  # hidden from most queries, and 0 * inf is nan
+    k[1, 1, 3] = math.nan
+    got = torch.compile(nanogpt, backend="lazyc")(q, k, v)
+    assert torch.equal(got.isnan(), nanogpt(q, k, v).isnan())
+
+
+def test_lengths_that_change() -> None:
+    """One program for all, cut into blocks at each length."""
+
+    def model(x: Tensor) -> Tensor:
+        return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
+
+    compiled = torch.compile(model, backend="lazyc")
+    before = set(map(id, executables()))
+    for length in (20, 33, 57):
+        x = tensors(q=length)[0].contiguous()
+        torch._dynamo.mark_dynamic(x, 2)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        (made,) = [x for x in executables() if id(x) not in before]
+        (choice,) = choices(made)
+        assert choice.blocks is not None and choice.blocks.rows == length
+
+
+def test_without_the_pass_scores_are_stored() -> None:
+    q, k, v = tensors()
+    before = set(map(id, executables()))
+    compiled = torch.compile(nanogpt, backend="lazyc", options={"disable_passes": "row_tiles"})
+    torch.testing.assert_close(compiled(q, k, v), nanogpt(q, k, v), rtol=1e-4, atol=1e-5)
+    (made,) = [x for x in executables() if id(x) not in before]
+    assert made.program.tiles == () and arena_bytes(made) >= 6 * Q * K * 4
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "train"), [(causal, False), (causal, True), (nanogpt, False)])
+def test_memory_grows_with_the_length_not_with_its_square(
+    model: Callable[..., Tensor], train: bool
+) -> None:
+    arenas: list[list[int]] = []
+    lengths = (64, 128, 256) if model is causal else (16, 32, 64)
+    for length in lengths:
+        torch._dynamo.reset()
+        before = set(map(id, executables()))
+        args = [x.requires_grad_(train) for x in tensors(q=length, k=length)]
+        out = torch.compile(model, backend="lazyc")(*args)
+        if train:
+            out.sum().backward()
+        arenas.append(sorted(arena_bytes(x) for x in executables() if id(x) not in before))
+    for short, long in pairwise(arenas):
+        assert all(1 < b < 2.2 * a for a, b in zip(short, long, strict=True)), arenas
+
+
+# --- the disk cache -------------------------------------------------------------------------------
+
+SCRIPT = """
+import json
+import torch
+import torch.nn.functional as F
+import lazyc
+from lazyc.backend import executables
+from lazyc.runtime import blocks
+
+blocks.LEAST_BYTES, blocks.BLOCK_BYTES, blocks.LEAST_ROWS = 0, 0, 16
+q = torch.randn(2, 37, 3, 8).transpose(1, 2).requires_grad_()
+model = lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True)
+got = torch.compile(model, backend="lazyc")(q)
+want = model(q)
+torch.testing.assert_close(got, want)
+torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), q)[0] for x in (got, want)), rtol=1e-3, atol=1e-3)
+tiled = [c.blocks is not None for x in executables() for c in x.last_runner.plan.choices]
+print(json.dumps([lazyc.metrics.snapshot()["kernels_made"], tiled]))
+"""
+
+
+def test_a_later_process_runs_by_blocks_too(tmp_path: Path) -> None:
+    environ = {**os.environ, "LAZYC_CACHE_DIR": str(tmp_path / "cache")}
+    found = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environ, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    (cold, tiled), warm = found
+    assert cold > 0 and tiled == [True, True] and warm == [0, tiled]
