@@ -71,11 +71,16 @@ class KernelCode:
       memory of its ``numel`` elements for each of ``points * programs`` outer points;
     * the ``sizes``, as 64-bit integers;
     * a pointer to the error word (i32), OR-ed as above.
+
+    ``is_cuda``: the text is CUDA C++, whose kernel of the same arguments wants ``shared_bytes`` of dynamic
+    shared memory for a block.
     """
 
     ref: Ref
     text: str
     params: tuple[DType, ...] = ()
+    is_cuda: bool = False
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
