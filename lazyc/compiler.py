@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,26 @@ from typing import cast
 
 from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
-from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
+from lazyc.errors import (
+    CacheCorrupt,
+    CodeNotLoaded,
+    CompilerBug,
+    MissingPackage,
+    MissingPackageWarning,
+    NotCacheable,
+)
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.printer import print_graph
-from lazyc.ir.program import EagerStep, GemmStep, KernelSource, KernelStep, Program
+from lazyc.ir.program import (
+    EagerStep,
+    GemmStep,
+    KernelSource,
+    KernelStep,
+    Program,
+    SparseFactor,
+)
 from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.verify import verify_graph
@@ -28,6 +43,10 @@ from lazyc.passes.attention import Choice, Mode
 from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
+from lazyc.passes.sparse_contractions import (
+    choose_sparse_contractions,
+    without_sparse_contractions,
+)
 from lazyc.passes.sparse_products import choose_sparse_kernels
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
@@ -216,8 +235,17 @@ class Compiler:
             for name, source in program.kernel_sources().items():
                 self._trace_kernel(number, name, source)
         try:
-            kernels, refs = self._kernels.make(program.kernel_sources(), timings)
+            try:
+                kernels, refs = self._kernels.make(program.kernel_sources(), timings)
+            except MissingPackage as missing:
+                text = f"{missing} Products with such weights are dense meanwhile."
+                warnings.warn(text, MissingPackageWarning, stacklevel=2)
+                program = without_sparse_contractions(program, f"{missing.what} is not installed")
+                kernels, refs = self._kernels.make(program.kernel_sources(), timings)
+        except MissingPackageWarning:  # where warnings are errors
+            raise
         except CodeNotLoaded:
+            self._report_sparse(program)
             raise
         except Exception as error:
             raise CompilerBug("code generation", error) from error
@@ -231,7 +259,8 @@ class Compiler:
         stem = f"kernel-{name[:16]}"
         self._events.emit(E.Artifact(number, f"{stem}.nest", source_text(source)))
         code = self._kernels.generate(source, stem.replace("-", "_"))
-        self._events.emit(E.Artifact(number, f"{stem}.{self._generator.suffix}", code.text))
+        suffix = "cu" if code.is_cuda else self._generator.suffix
+        self._events.emit(E.Artifact(number, f"{stem}.{suffix}", code.text))
 
     def _run_passes(self, number: int, graph: Graph) -> Graph:
         if self._config.trace:
@@ -265,7 +294,10 @@ class Compiler:
     def _schedule(self, graph: Graph) -> Program:
         program = schedule(graph, self._config.fusion)
         if self._config.pack_weights:
-            program = choose_sparse_kernels(program, graph, self._generator.sparse_products)
+            kernels = self._generator.sparse_products
+            in_nests = self._generator.has_products
+            choose = choose_sparse_contractions if in_nests else choose_sparse_kernels
+            program = choose(program, graph, kernels)
         if self._config.verify:
             try:
                 for nest in program.nests.values():
@@ -286,14 +318,18 @@ class Compiler:
 
     def _report_sparse(self, program: Program) -> None:
         for step in program.steps:
-            if isinstance(step, GemmStep) and step.sparse is not None:
-                is_used, shape = step.sparse.kernel is not None, (step.m, step.n, step.k)
-                sizes = tuple(map(str, shape))
-                self._events.emit(
-                    E.SparseProduct(
-                        step.sparse.sparsity, sizes, is_used, step.sparse.reason, step.comment
-                    )
-                )
+            if not isinstance(step, GemmStep | KernelStep) or step.sparse is None:
+                continue
+            found = step.sparse
+            if isinstance(found, SparseFactor):
+                is_used, shape = found.is_used, found.sizes
+            else:
+                assert isinstance(step, GemmStep)
+                is_used, shape = found.kernel is not None, (step.m, step.n, step.k)
+            sizes = tuple(map(str, shape))
+            self._events.emit(
+                E.SparseProduct(found.sparsity, sizes, is_used, found.reason, step.comment)
+            )
 
 
 def may_report_errors(graph: Graph) -> bool:

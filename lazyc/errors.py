@@ -98,5 +98,9 @@ class CompilerBugWarning(LazycWarning):
     """A CompilerBug was met outside strict mode: the graph runs in eager."""
 
 
+class MissingPackageWarning(LazycWarning):
+    """An optional package is not installed, and lazyc does without it."""
+
+
 class CacheWarning(LazycWarning):
     """The disk cache cannot be used (and why); compilation goes on without it."""

@@ -92,21 +92,14 @@ class Factors:
 def find_factors(nest: L.LoopNest, weight: int) -> Factors | str:
     """The parts of a nest as a product with the weight [rows, depth] in its param ``weight``; or why there
     is no kernel for it."""
-    loops = [s for s in nest.stages if s.axes]
-    if len(loops) != 1 or any(b.role == "scratch" for b in nest.buffers):
+    if not is_contraction(nest):
         return "it is no contraction"
-    (loop,) = loops
+    (loop,) = (s for s in nest.stages if s.axes)
     instrs = {i.id: i for s in nest.stages for i in s.body if not isinstance(i, L.Store)}
     last = loop.body[-1]
-    product = instrs.get(last.value) if isinstance(last, L.Reduce) else None
-    if (
-        not isinstance(last, L.Reduce)
-        or (last.kind, last.dtype) != ("sum", DType.F32)
-        or not isinstance(product, L.Compute)
-        or product.op != "mul"
-        or len(cone(loop.body, (last.id,))) != len(loop.body)
-    ):
-        return "it is no contraction"
+    assert isinstance(last, L.Reduce)
+    product = instrs[last.value]
+    assert isinstance(product, L.Compute)
     reads = [i for i in instrs.values() if isinstance(i, L.Load) and i.buffer == weight]
     dtype = nest.buffers[weight].dtype
     if dtype not in _HALVES or len(reads) != 1:
@@ -131,6 +124,20 @@ def find_factors(nest: L.LoopNest, weight: int) -> Factors | str:
     if found.depth % GROUP:
         return f"[{found.row_count}, {found.depth}] weights are no whole groups of {GROUP}"
     return _without_code(nest, found) or found
+
+
+def is_contraction(nest: L.LoopNest) -> bool:
+    """Whether all that a nest loops for is one sum of products, in single precision."""
+    loops = [s for s in nest.stages if s.axes]
+    if len(loops) != 1 or any(b.role == "scratch" for b in nest.buffers):
+        return False
+    body = loops[0].body
+    last = body[-1]
+    if not isinstance(last, L.Reduce) or (last.kind, last.dtype) != ("sum", DType.F32):
+        return False
+    product = next((i for i in body if not isinstance(i, L.Store) and i.id == last.value), None)
+    is_product = isinstance(product, L.Compute) and product.op == "mul"
+    return is_product and len(cone(body, (last.id,))) == len(body)
 
 
 def row_major(axes: Sequence[Axis]) -> Index:

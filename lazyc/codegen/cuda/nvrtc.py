@@ -43,7 +43,7 @@ def compile_cuda(code: KernelCode, target: GpuTarget) -> CompiledCuda:
     """The machine code of a kernel in CUDA C++. Raises MissingPackage without NVRTC, and CodegenError with its
     messages where it refuses the text."""
     if version() is None:
-        raise MissingPackage("kernels in CUDA C++ (2:4 weights)", "NVRTC", "cuda")
+        raise MissingPackage("2:4 weights on GPUs", "NVRTC", "cuda")
     from cuda.bindings import nvrtc
 
     def call(function: Any, *args: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import triton
 
 from lazyc.codegen.base import KernelCode, LaunchedKernel, Ref
+from lazyc.codegen.cuda import nvrtc
+from lazyc.codegen.cuda.sparse_24 import generate as generate_24
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.kernel import generate
@@ -14,6 +16,7 @@ from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 
 
@@ -22,7 +25,9 @@ class CudaGenerator:
 
     keeps_code = True
     has_products = True
-    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
+    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset(
+        {("2:4", DType.F16), ("2:4", DType.BF16)}
+    )
     suffix = "py"
 
     def __init__(self, target: GpuTarget) -> None:
@@ -30,14 +35,19 @@ class CudaGenerator:
 
     @property
     def key(self) -> str:
-        return f"{self._target.key()}|triton {triton.__version__}"
+        major, minor = nvrtc.version() or ("none", "")
+        return f"{self._target.key()}|triton {triton.__version__}|nvrtc {major}.{minor}"
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        if isinstance(source, SparseContraction):
+            return generate_24(source, symbol, self._target)
         assert isinstance(source, LoopNest)
         return generate(source, symbol)
 
     def compile(self, code: KernelCode) -> bytes:
-        """A cubin."""
+        """A cubin. Raises MissingPackage for CUDA C++ without its compiler."""
+        if code.is_cuda:
+            return nvrtc.compile_cuda(code, self._target).cubin
         return compile_kernel(code, self._target).cubin
 
     def load(self, objects: Mapping[Ref, bytes]) -> dict[str, LaunchedKernel]:
