@@ -184,9 +184,9 @@ class Program:
     parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
 
     def kernel_sources(self) -> dict[str, KernelSource]:
-        """What its kernels are made of, by key: the nests, and products with sparse weights."""
+        """What its kernels are made of, by key: products with sparse weights, and the nests."""
         products = (p for _, p in (*self.sparse_products(), *self.sparse_contractions()))
-        return {**self.nests, **{p.key: p for p in products}}
+        return {**{p.key: p for p in products}, **self.nests}
 
     def sparse_products(self) -> list[tuple[int, SparseProduct]]:
         """The kernels that may take the place of matrix products, with the numbers of their steps."""

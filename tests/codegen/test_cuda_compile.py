@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
+import pytest
+import torch
+from torch import nn
+
+import lazyc
+from lazyc.backend import EVENTS
 from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.cuda.nvrtc import CompiledCuda, compile_cuda
 from lazyc.codegen.cuda.sparse_24 import TILES, Tiles, generate
 from lazyc.codegen.gpu_target import gpu_target
-from lazyc.errors import MissingPackage
+from lazyc.errors import MissingPackage, MissingPackageWarning
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
+from lazyc.report import events as E
 from tests.codegen.test_triton_contraction import product
 
 ARCHITECTURES = (80, 90, 100)
@@ -91,3 +98,55 @@ def test_without_nvrtc_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     code = generate(SparseContraction(nest, "", 1), "kernel", target)
     with pytest.raises(MissingPackage, match=r'pip install "lazyc\[cuda\]"'):
         compile_cuda(code, target)
+
+
+# --- whole models
+
+
+@pytest.fixture
+def heard() -> Iterator[list[E.Event]]:
+    events: list[E.Event] = []
+    stop = EVENTS.subscribe(events.append)
+    yield events
+    stop()
+
+
+def run_sparse_linear(target: str) -> None:
+    """Compiles a linear layer with a 2:4 weight, and runs it where that is possible."""
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU()).half().eval()
+    lazyc.sparse.prune_24(model)
+    options = {"target": target, "disk_cache": False}
+    compiled = torch.compile(model, backend="lazyc", dynamic=False, options=options)
+    x = torch.randn(32, 64).half()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=2e-3, atol=2e-3)
+
+
+def choices(heard: list[E.Event]) -> list[E.SparseProduct]:
+    return [e for e in heard if isinstance(e, E.SparseProduct)]
+
+
+@needs_nvrtc
+def test_a_model_gets_a_sparse_kernel_beside_the_dense_one(heard: list[E.Event]) -> None:
+    run_sparse_linear("cuda:sm_90")
+    (choice,) = choices(heard)
+    assert choice.is_used and choice.sizes == ("32", "48", "64")
+    assert sum(isinstance(e, E.KernelCompiled) for e in heard) == 2
+
+
+def test_triton_s_interpreter_has_none(heard: list[E.Event]) -> None:
+    run_sparse_linear("triton-interpret")
+    (choice,) = choices(heard)
+    assert not choice.is_used and choice.reason == "no kernel for f16 weights on this target"
+
+
+def test_without_nvrtc_products_are_dense_and_say_so(
+    heard: list[E.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "version", lambda: None)
+    with pytest.warns(MissingPackageWarning, match=r'pip install "lazyc\[cuda\]"'):
+        run_sparse_linear("cuda:sm_80")
+    (choice,) = choices(heard)
+    assert not choice.is_used and choice.reason == "NVRTC is not installed"
+    assert sum(isinstance(e, E.KernelCompiled) for e in heard) == 1
