@@ -121,6 +121,8 @@ def find_factors(nest: L.LoopNest, weight: int) -> Factors | str:
     whole = row_major(rows) * found.depth + row_major(loop.axes)
     if reads[0].mask is not None or reads[0].index != whole:
         return "the weight is not a whole [n, k] matrix with contiguous rows"
+    if 0 in (found.row_count, found.column_count, found.depth):
+        return "it has no elements"
     if found.depth % GROUP:
         return f"[{found.row_count}, {found.depth}] weights are no whole groups of {GROUP}"
     return _without_code(nest, found) or found

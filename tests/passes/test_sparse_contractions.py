@@ -133,6 +133,7 @@ DENSE = {
     "something is computed from the weight": one_factor(F16, mask=True),
     "contiguous rows": product(M, N, K, F16),
     "no whole groups of 4": product(M, N, 66, F16, transposed=True),
+    "it has no elements": product(0, N, K, F16, transposed=True),
     "fewer than 32 weights": product(M, N, 16, F16, transposed=True),
     "varies along the rows": product(M, N, K, F16, batch=2, transposed=True),
     "no code for floor_div": beside("floor_div", DType.I32),
