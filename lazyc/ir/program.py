@@ -199,7 +199,12 @@ class Program:
     def sparse_contractions(self) -> list[tuple[int, SparseContraction]]:
         """The kernels that may take the place of those of nests, with the numbers of their steps."""
         return [
-            (number, SparseContraction(self.nests[step.nest], step.nest, step.sparse.weight))
+            (
+                number,
+                SparseContraction(
+                    self.nests[step.nest], step.nest, step.sparse.weight, step.sparse.sparsity
+                ),
+            )
             for number, step in enumerate(self.steps)
             if isinstance(step, KernelStep) and step.sparse is not None and step.sparse.is_used
         ]

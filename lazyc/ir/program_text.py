@@ -85,7 +85,9 @@ def _sparse_factor(step: KernelStep) -> str:
     factor = step.sparse
     if factor is None:
         return ""
-    kernel = f"kernel {sparse_key(step.nest, factor.weight)}" if factor.is_used else "dense"
+    kernel = "dense"
+    if factor.is_used:
+        kernel = f"kernel {sparse_key(step.nest, factor.weight, factor.sparsity)}"
     return f"  b{step.buffers[factor.weight]} {factor.sparsity}: {kernel}"
 
 

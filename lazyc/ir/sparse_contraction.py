@@ -1,11 +1,12 @@
-"""A contraction one factor of which is a 2:4 weight: what a GPU's kernel for such weights is made of.
+"""A contraction one factor of which is a sparse weight: what a GPU's kernel for such weights is made of.
 
     nest [p0: M, p1: N]                           b0: the other factor, b1: the weight [N, K]
       loop [r0: K]   %2 = load b0[p0*K + r0]   %3 = load b1[p1*K + r0]   %4 = mul %2, %3   %5 = reduce_sum %4
       once           ... %5 ...
 
 Such a nest has a dense kernel as any other has. The kernel here does the same, and reads the weight in
-compressed form (``ir.sparse_mma``) from where the nest reads the weight itself.
+compressed form (2:4: ``ir.sparse_mma``, blocks: ``ir.block_sparse``) from where the nest reads the weight
+itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, Index, axis_index
 from lazyc.ir.nest_text import print_nest
 from lazyc.ir.nest_values import axes_of_values, cone
-from lazyc.ir.sparse import GROUP
+from lazyc.ir.sparse import BLOCKS, GROUP, Sparsity
 from lazyc.ir.types import Dim, DType, numel
 
 _HALVES = (DType.F16, DType.BF16)
@@ -34,36 +35,38 @@ PLAIN_OPS = frozenset((
 
 @dataclass(frozen=True)
 class SparseContraction:
-    """``nest`` with the 2:4 weight of its param ``weight`` in compressed form. ``nest_key``: by which the
+    """``nest`` with the sparse weight of its param ``weight`` in compressed form. ``nest_key``: by which the
     Program knows the nest."""
 
     nest: L.LoopNest
     nest_key: str
     weight: int
+    sparsity: Sparsity = "2:4"
 
     @property
     def text(self) -> str:
         """The canonical text, by which equal kernels are found."""
-        return f"2:4 weight b{self.weight}\n{print_nest(self.nest)}"
+        return f"{self.sparsity} weight b{self.weight}\n{print_nest(self.nest)}"
 
     @property
     def key(self) -> str:
-        return sparse_key(self.nest_key, self.weight)
+        return sparse_key(self.nest_key, self.weight, self.sparsity)
 
     @property
     def comment(self) -> str:
         return self.nest.comment
 
 
-def sparse_key(nest_key: str, weight: int) -> str:
+def sparse_key(nest_key: str, weight: int, sparsity: Sparsity) -> str:
     """The key of a SparseContraction."""
-    return hashlib.sha256(f"2:4 weight b{weight} of {nest_key}".encode()).hexdigest()
+    return hashlib.sha256(f"{sparsity} weight b{weight} of {nest_key}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Factors:
     """The parts of such a nest. ``rows`` are the axes of the weight's rows, ``columns`` the other outer
-    axes; ``other`` is the id of the other factor, in the weight's ``dtype`` before it was widened."""
+    axes; ``other`` is the id of the other factor, in the weight's ``dtype`` (of a half type, before it was
+    widened)."""
 
     dtype: DType
     loop: L.Stage
@@ -89,7 +92,7 @@ class Factors:
         return found
 
 
-def find_factors(nest: L.LoopNest, weight: int) -> Factors | str:
+def find_factors(nest: L.LoopNest, weight: int, sparsity: Sparsity = "2:4") -> Factors | str:
     """The parts of a nest as a product with the weight [rows, depth] in its param ``weight``; or why there
     is no kernel for it."""
     if not is_contraction(nest):
@@ -102,13 +105,15 @@ def find_factors(nest: L.LoopNest, weight: int) -> Factors | str:
     assert isinstance(product, L.Compute)
     reads = [i for i in instrs.values() if isinstance(i, L.Load) and i.buffer == weight]
     dtype = nest.buffers[weight].dtype
-    if dtype not in _HALVES or len(reads) != 1:
-        return "the weight is not of a half type, or is read besides"
+    if dtype.compute is not DType.F32 or len(reads) != 1:
+        return "the weight is of a type that is not multiplied in f32, or is read besides"
     sources = [_before_casts(instrs, value, dtype) for value in product.args]
     places = [k for k, source in enumerate(sources) if source == reads[0].id]
     if len(places) != 1:
         return "something is computed from the weight before the product"
-    other = _before_widening(instrs, product.args[1 - places[0]])
+    other = product.args[1 - places[0]]
+    if dtype in _HALVES:
+        other = _before_widening(instrs, other)
     if other is None or instrs[other].dtype is not dtype:
         return f"the other factor is not {dtype.value}"
     rows = tuple(a for a in nest.axes if a in reads[0].index.axes())
@@ -123,8 +128,10 @@ def find_factors(nest: L.LoopNest, weight: int) -> Factors | str:
         return "the weight is not a whole [n, k] matrix with contiguous rows"
     if 0 in (found.row_count, found.column_count, found.depth):
         return "it has no elements"
-    if found.depth % GROUP:
-        return f"[{found.row_count}, {found.depth}] weights are no whole groups of {GROUP}"
+    block = BLOCKS.get(sparsity)
+    if found.depth % (block or GROUP) or found.row_count % (block or 1):
+        shape = f"[{found.row_count}, {found.depth}]"
+        return f"{shape} weights are no whole groups of {block or GROUP}"
     return _without_code(nest, found) or found
 
 

@@ -1,6 +1,6 @@
-"""Gives contractions whose weight is declared 2:4 a kernel that reads it in compressed form.
+"""Gives contractions whose weight is declared sparse a kernel that reads it in compressed form.
 
-before   kernel k(b0, b1, b2)        b1: a parameter that the user declared 2:4
+before   kernel k(b0, b1, b2)        b1: a parameter that the user declared 2:4, say
 after    kernel k(b0, b1, b2)        b1 2:4: kernel <key>, or the reason for none
 
 For targets that have matrix products in their nests (``products_as_loops``); on others, products are steps of
@@ -95,7 +95,7 @@ def _choice(
     if (sparsity, dtype) not in kernels:
         reason = f"no kernel for {dtype.value} weights on this target"
         return SparseFactor(sparsity, weight, shape, False, reason)
-    factors = find_factors(nest, weight)
+    factors = find_factors(nest, weight, sparsity)
     if isinstance(factors, str):
         return SparseFactor(sparsity, weight, shape, False, factors)
     columns = factors.column_count
@@ -103,6 +103,8 @@ def _choice(
         columns = columns.subs(dict(zip(nest.symbols, step.sizes, strict=True)), simultaneous=True)
         columns = cast(sympy.Expr, columns)
     sizes = (columns, factors.row_count, factors.depth)
+    if sparsity != "2:4":
+        return SparseFactor(sparsity, weight, sizes, True, "skips blocks of zeros")
     if factors.depth < _LEAST_DEPTH:
         reason = f"fewer than {_LEAST_DEPTH} weights in a row"
         return SparseFactor(sparsity, weight, sizes, False, reason)

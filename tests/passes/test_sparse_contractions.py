@@ -27,7 +27,7 @@ from tests.codegen.harness import Body
 from tests.codegen.test_triton_contraction import product
 
 F32, F16 = DType.F32, DType.F16
-KERNELS: frozenset[tuple[Sparsity, DType]] = frozenset({("2:4", F16)})
+KERNELS: frozenset[tuple[Sparsity, DType]] = frozenset({("2:4", F16), ("block 16", F32)})
 M, N, K = 8, 24, 64
 
 
@@ -66,7 +66,7 @@ def test_a_kernel() -> None:
     ((number, source),) = program.sparse_contractions()
     assert (number, source.weight) == (0, 1)
     assert program.kernel_sources() == {"nest": program.nests["nest"], source.key: source}
-    assert f"b1 2:4: kernel {sparse_key('nest', 1)}" in print_program(program)
+    assert f"b1 2:4: kernel {sparse_key('nest', 1, '2:4')}" in print_program(program)
     with pytest.raises(IRError, match="b1, a sparse weight, is no parameter"):
         verify_program(replace(program, parameters=()))
 
@@ -74,6 +74,15 @@ def test_a_kernel() -> None:
 def test_a_left_factor() -> None:
     _, factor = chosen(product(N, M, K, F16), weight=0)
     assert factor is not None and factor.is_used and factor.sizes == (M, N, K)
+
+
+def test_blocks() -> None:
+    program, factor = chosen(product(M, 32, K, F32, transposed=True), declared="block 16")
+    assert factor is not None and factor.is_used and factor.sizes == (M, 32, K)
+    ((_, source),) = program.sparse_contractions()
+    assert source.sparsity == "block 16" and source.key != sparse_key("nest", 1, "2:4")
+    _, factor = chosen(product(M, N, K, F32, transposed=True), declared="block 16")
+    assert factor is not None and "no whole groups of 16" in factor.reason
 
 
 def test_any_number_of_rows() -> None:

@@ -117,7 +117,7 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
     kernels = {
         "ab" * 32: S.KernelRef("k_ab", n0 * 4, 2),
         "cd" * 32: S.KernelRef("k_cd", 1, 1),
-        sparse_key("ab" * 32, 0): S.LaunchRef("k_24", 12, 1, (s0,), 4),
+        sparse_key("ab" * 32, 0, "2:4"): S.LaunchRef("k_24", 12, 1, (s0,), 4),
     }
     return program, kernels
 

@@ -10,12 +10,13 @@ from lazyc.codegen.base import KernelCode, LaunchedKernel, Ref
 from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.cuda.sparse_24 import generate as generate_24
 from lazyc.codegen.gpu_target import GpuTarget
+from lazyc.codegen.triton.block_sparse import block_sparse_kernel
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
-from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse import BLOCKS, Sparsity
 from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 
@@ -26,7 +27,10 @@ class CudaGenerator:
     keeps_code = True
     has_products = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset(
-        {("2:4", DType.F16), ("2:4", DType.BF16)}
+        {
+            *(("2:4", dtype) for dtype in (DType.F16, DType.BF16)),
+            *((block, dtype) for block in BLOCKS for dtype in (DType.F16, DType.BF16, DType.F32)),
+        }
     )
     suffix = "py"
 
@@ -40,7 +44,9 @@ class CudaGenerator:
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         if isinstance(source, SparseContraction):
-            return generate_24(source, symbol, self._target)
+            if source.sparsity == "2:4":
+                return generate_24(source, symbol, self._target)
+            return block_sparse_kernel(source, symbol)
         assert isinstance(source, LoopNest)
         return generate(source, symbol)
 
