@@ -210,16 +210,21 @@ def test_a_factor_that_is_rounded_on_the_way() -> None:
     Case(linear(18, 40, 72, F16, first=F32), 0).check()
 
 
-TILES = [(128, 128, 2, 4), (128, 64, 2, 2), (64, 64, 1, 2), (128, 32, 4, 1), (64, 32, 2, 1)]
+full = pytest.mark.full
+TILES = [
+    (128, 128, 2, 4),
+    (64, 32, 2, 1),
+    *(pytest.param(t, marks=full) for t in ((128, 64, 2, 2), (64, 64, 1, 2), (128, 32, 4, 1))),
+]
 
 
-@pytest.mark.parametrize("sizes", TILES)
+@pytest.mark.parametrize("sizes", TILES, ids=str)
 def test_tiles(sizes: tuple[int, int, int, int]) -> None:
     """Of all sizes, with edges, through all stages of the pipeline and round again."""
     Case(linear(sizes[1] + 5, sizes[0] + 7, 264, BF16), 0, Tiles(*sizes, 3)).check()
 
 
-@pytest.mark.parametrize("columns", [16, 32, 128])
+@pytest.mark.parametrize("columns", [32, *(pytest.param(n, marks=full) for n in (16, 128))])
 def test_tiles_with_contiguous_columns(columns: int) -> None:
     tiles = Tiles(64, columns, 1, 2, 4)
     Case(product(70, columns + 8, 136, F16), 0, tiles).check()
