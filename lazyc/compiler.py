@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -14,12 +15,26 @@ from typing import cast
 
 from lazyc.codegen.base import Generator, Kernel, Ref
 from lazyc.config import Config
-from lazyc.errors import CacheCorrupt, CodeNotLoaded, CompilerBug, NotCacheable
+from lazyc.errors import (
+    CacheCorrupt,
+    CodeNotLoaded,
+    CompilerBug,
+    MissingPackage,
+    MissingPackageWarning,
+    NotCacheable,
+)
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.printer import print_graph
-from lazyc.ir.program import EagerStep, GemmStep, KernelSource, KernelStep, Program
+from lazyc.ir.program import (
+    EagerStep,
+    GemmStep,
+    KernelSource,
+    KernelStep,
+    Program,
+    SparseFactor,
+)
 from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.types import TensorType
@@ -30,6 +45,10 @@ from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.row_tiles import find_row_tiles
 from lazyc.passes.schedule import schedule
+from lazyc.passes.sparse_contractions import (
+    choose_sparse_contractions,
+    without_sparse_contractions,
+)
 from lazyc.passes.sparse_products import choose_sparse_kernels
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
@@ -221,8 +240,17 @@ class Compiler:
             for name, source in program.kernel_sources().items():
                 self._trace_kernel(number, name, source)
         try:
-            kernels, refs = self._kernels.make(program.kernel_sources(), timings)
+            try:
+                kernels, refs = self._kernels.make(program.kernel_sources(), timings)
+            except MissingPackage as missing:
+                text = f"{missing} Products with such weights are dense meanwhile."
+                warnings.warn(text, MissingPackageWarning, stacklevel=2)
+                program = without_sparse_contractions(program, f"{missing.what} is not installed")
+                kernels, refs = self._kernels.make(program.kernel_sources(), timings)
+        except MissingPackageWarning:  # where warnings are errors
+            raise
         except CodeNotLoaded:
+            self._report_sparse(program)
             raise
         except Exception as error:
             raise CompilerBug("code generation", error) from error
@@ -236,7 +264,8 @@ class Compiler:
         stem = f"kernel-{name[:16]}"
         self._events.emit(E.Artifact(number, f"{stem}.nest", source_text(source)))
         code = self._kernels.generate(source, stem.replace("-", "_"))
-        self._events.emit(E.Artifact(number, f"{stem}.{self._generator.suffix}", code.text))
+        suffix = "cu" if code.is_cuda else self._generator.suffix
+        self._events.emit(E.Artifact(number, f"{stem}.{suffix}", code.text))
 
     def _run_passes(self, number: int, graph: Graph) -> Graph:
         if self._config.trace:
@@ -276,8 +305,11 @@ class Compiler:
     def _schedule(self, graph: Graph) -> Program:
         layout = "layout" not in self._config.disabled_passes
         program = schedule(graph, self._config.fusion, layout, self._device, self._keeps)
-        if self._config.pack_weights and self._keeps:
-            program = choose_sparse_kernels(program, graph, self._generator.sparse_products)
+        kernels = self._generator.sparse_products
+        if self._config.pack_weights and self._generator.has_products:
+            program = choose_sparse_contractions(program, graph, kernels)
+        elif self._config.pack_weights:
+            program = choose_sparse_kernels(program, graph, kernels)
         if "row_tiles" not in self._config.disabled_passes and not self._generator.has_products:
             program = find_row_tiles(program)
         if self._config.verify:
@@ -300,14 +332,18 @@ class Compiler:
 
     def _report_sparse(self, program: Program) -> None:
         for step in program.steps:
-            if isinstance(step, GemmStep) and step.sparse is not None:
-                is_used, shape = step.sparse.kernel is not None, (step.m, step.n, step.k)
-                sizes = tuple(map(str, shape))
-                self._events.emit(
-                    E.SparseProduct(
-                        step.sparse.sparsity, sizes, is_used, step.sparse.reason, step.comment
-                    )
-                )
+            if not isinstance(step, GemmStep | KernelStep) or step.sparse is None:
+                continue
+            found = step.sparse
+            if isinstance(found, SparseFactor):
+                is_used, shape = found.is_used, found.sizes
+            else:
+                assert isinstance(step, GemmStep)
+                is_used, shape = found.kernel is not None, (step.m, step.n, step.k)
+            sizes = tuple(map(str, shape))
+            self._events.emit(
+                E.SparseProduct(found.sparsity, sizes, is_used, found.reason, step.comment)
+            )
 
     def _report_decisions(self, number: int, program: Program) -> None:
         if not self._events.listening:

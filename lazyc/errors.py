@@ -31,6 +31,17 @@ class UnsupportedVersion(LazycError):
         )
 
 
+class MissingPackage(LazycError):
+    """An optional package is not installed that ``purpose`` needs: ``what``, which the extra ``extra`` of
+    lazyc brings."""
+
+    def __init__(self, purpose: str, what: str, extra: str) -> None:
+        self.what, self.extra = what, extra
+        super().__init__(
+            f'{purpose} need {what}, which is not installed. Install it with `pip install "lazyc[{extra}]"`.'
+        )
+
+
 class CompilerBug(LazycError):
     """A bug inside lazyc, with all that a report of it needs.
 
@@ -85,6 +96,10 @@ class LazycWarning(UserWarning):
 
 class CompilerBugWarning(LazycWarning):
     """A CompilerBug was met outside strict mode: the graph runs in eager."""
+
+
+class MissingPackageWarning(LazycWarning):
+    """An optional package is not installed, and lazyc does without it."""
 
 
 class CacheWarning(LazycWarning):

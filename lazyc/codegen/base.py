@@ -94,13 +94,16 @@ class KernelCode:
     * a pointer to the error word (i32), OR-ed as above. On a GPU it is null: a kernel that has an error
       to report faults, and CUDA tells of it as of an assertion of eager's kernels that fails.
 
-    ``products``: what it multiplies on tiles, if anything.
+    ``products``: what it multiplies on tiles, if anything. ``is_cuda``: the text is CUDA C++,
+    whose kernel of the same arguments wants ``shared_bytes`` of dynamic shared memory for a block.
     """
 
     ref: Ref
     text: str
     params: tuple[DType, ...] = ()
     products: Products | None = None
+    is_cuda: bool = False
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lazyc.ir import loops as L
-from lazyc.ir.index import Axis, Index
+from lazyc.ir.index import Axis, Index, bounds
+from lazyc.ir.types import Dim, numel
 
 
 def indices_of(instr: L.Instr) -> tuple[Index, ...]:
@@ -87,3 +88,18 @@ def cone(body: Iterable[L.Instr], values: Iterable[int], into_dots: bool = True)
             if into_dots or not isinstance(instr, L.Dot):
                 todo += operands(instr)
     return found
+
+
+def fits_32_bits(nest: L.LoopNest) -> bool:
+    """Whether every index and position is certainly a 32-bit number."""
+    sizes: list[Dim] = [b.numel for b in nest.buffers]
+    sizes += [numel(a.size for a in axes) for axes in (nest.axes, *(s.axes for s in nest.stages))]
+    for stage in nest.stages:
+        for instr in stage.body:
+            if isinstance(instr, L.Load | L.Store | L.IndexValue):
+                sizes += bounds(instr.index)
+            elif isinstance(instr, L.Random):
+                sizes += bounds(instr.counter)
+            elif isinstance(instr, L.CheckIndex):
+                sizes.append(instr.size)
+    return all(isinstance(n, int) and abs(n) < 1 << 30 for n in sizes)

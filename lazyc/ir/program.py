@@ -16,6 +16,7 @@ import torch
 from lazyc.ir.decisions import Decision
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse import SparseProduct, Sparsity
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import Dim, DType, Shape, SymbolSource
 
 
@@ -42,14 +43,29 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseFactor:
+    """How a contraction is computed one factor of which is a weight that is declared sparse, in param
+    ``weight`` of the nest: by a SparseContraction as long as the weight's values are that sparse, or (not
+    ``is_used``) as any other. ``sizes``: m, n, k of the product; ``reason`` says why."""
+
+    sparsity: Sparsity
+    weight: int
+    sizes: Shape
+    is_used: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class KernelStep:
     """Runs kernel ``nest`` (key into Program.nests) on buffers, in the order of its params
-    (scratch params are left out). ``sizes`` are the values of the nest's symbols."""
+    (scratch params are left out). ``sizes`` are the values of the nest's symbols. ``sparse``: what may take
+    the place of the kernel."""
 
     nest: str
     buffers: tuple[int, ...]
     sizes: tuple[Dim, ...]
     comment: str = ""  # provenance: ops and user lines, for reports
+    sparse: SparseFactor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +164,8 @@ class SeedStep:
 
 
 Step: TypeAlias = KernelStep | GemmStep | EagerStep | SeedStep
-KernelSource: TypeAlias = LoopNest | SparseProduct  # what a code generator makes a kernel of
+# What a code generator makes a kernel of.
+KernelSource: TypeAlias = LoopNest | SparseProduct | SparseContraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +234,9 @@ class Program:
     decisions: tuple[Decision, ...] = ()  # how it came to be so, for reports
 
     def kernel_sources(self) -> dict[str, KernelSource]:
-        """What its kernels are made of, by key: the nests, and products with sparse weights."""
-        return {**self.nests, **{p.key: p for _, p in self.sparse_products()}}
+        """What its kernels are made of, by key: products with sparse weights, and the nests."""
+        products = (p for _, p in (*self.sparse_products(), *self.sparse_contractions()))
+        return {**{p.key: p for p in products}, **self.nests}
 
     def sparse_products(self) -> list[tuple[int, SparseProduct]]:
         """The kernels that may take the place of matrix products, with the numbers of their steps."""
@@ -226,4 +244,17 @@ class Program:
             (number, step.sparse.kernel)
             for number, step in enumerate(self.steps)
             if isinstance(step, GemmStep) and step.sparse is not None and step.sparse.kernel
+        ]
+
+    def sparse_contractions(self) -> list[tuple[int, SparseContraction]]:
+        """The kernels that may take the place of those of nests, with the numbers of their steps."""
+        return [
+            (
+                number,
+                SparseContraction(
+                    self.nests[step.nest], step.nest, step.sparse.weight, step.sparse.sparsity
+                ),
+            )
+            for number, step in enumerate(self.steps)
+            if isinstance(step, KernelStep) and step.sparse is not None and step.sparse.is_used
         ]

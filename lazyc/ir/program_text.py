@@ -36,6 +36,7 @@ from lazyc.ir.program import (
     SeedStep,
     Step,
 )
+from lazyc.ir.sparse_contraction import sparse_key
 from lazyc.ir.types import Shape, contiguous_strides
 
 
@@ -87,6 +88,7 @@ def _step(step: Step) -> str:
     if isinstance(step, KernelStep):
         text = f"kernel {step.nest}({', '.join(f'b{b}' for b in step.buffers)})"
         text += f" sizes={_dims(step.sizes)}" if step.sizes else ""
+        text += _sparse_factor(step)
     elif isinstance(step, GemmStep):
         text = _gemm(step)
     elif isinstance(step, SeedStep):
@@ -94,6 +96,16 @@ def _step(step: Step) -> str:
     else:
         return _eager(step)
     return text + (f"  # {step.comment}" if step.comment else "")
+
+
+def _sparse_factor(step: KernelStep) -> str:
+    factor = step.sparse
+    if factor is None:
+        return ""
+    kernel = "dense"
+    if factor.is_used:
+        kernel = f"kernel {sparse_key(step.nest, factor.weight, factor.sparsity)}"
+    return f"  b{step.buffers[factor.weight]} {factor.sparsity}: {kernel}"
 
 
 def _gemm(step: GemmStep) -> str:

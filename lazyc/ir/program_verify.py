@@ -24,6 +24,7 @@ from lazyc.ir.program import (
     RowStep,
     RowTiles,
     SeedStep,
+    SparseFactor,
     Step,
     references,
 )
@@ -168,7 +169,16 @@ class _Verifier:
                 reads.add(number)
             if param.role != "in":
                 writes.add(number)
+        if step.sparse is not None:
+            self._sparse_factor(step, step.sparse)
         return reads, writes
+
+    def _sparse_factor(self, step: KernelStep, factor: SparseFactor) -> None:
+        if not 0 <= factor.weight < len(step.buffers):
+            raise IRError(f"has no param {factor.weight} for a sparse weight")
+        number = step.buffers[factor.weight]
+        if factor.is_used and number not in self.parameters:
+            raise IRError(f"b{number}, a sparse weight, is no parameter")
 
     def _gemm(self, step: GemmStep) -> tuple[set[int], set[int]]:
         a, b, c = step.a, step.b, step.c

@@ -116,15 +116,9 @@ def compress_24(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | 
         return None
     p = product
     groups = weight.detach().reshape(-1, GROUP)
-    patterns, places = _patterns()
-    bits = (groups != 0).to(torch.uint8)
-    codes = (
-        (bits * torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device="cpu"))
-        .sum(1, dtype=torch.uint8)
-        .int()
-    )
-    values = groups.gather(1, places.index_select(0, codes))
-    masks = patterns.index_select(0, codes)
+    places = kept_places(groups)
+    values = groups.gather(1, places)
+    masks = (1 << places).sum(1)
 
     rows, width = p.items * p.tile, p.words * LANES // GROUP  # with what they are filled up by
     fill = (0, width - p.k // GROUP, 0, rows - p.n)
@@ -154,15 +148,21 @@ def decompress_24(product: SparseProduct, compressed: torch.Tensor) -> torch.Ten
     return weight.reshape(p.items * p.tile, -1)[: p.n, : p.k]
 
 
+def kept_places(groups: torch.Tensor) -> torch.Tensor:
+    """The places [n, 2] of the two weights that are kept of each group [n, 4], in ascending order. Where
+    fewer are not zero, the first zeros are kept too."""
+    bits = (groups != 0).to(torch.uint8)
+    weights = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=groups.device)
+    codes = (bits * weights).sum(1, dtype=torch.uint8).int()
+    return _places().to(groups.device).index_select(0, codes)
+
+
 @cache
-def _patterns() -> tuple[torch.Tensor, torch.Tensor]:
-    """For each set of nonzero weights in a group, as four bits: the two weights that are kept, as bits
-    and as positions in ascending order. Where there are fewer, the first zeros are kept too."""
-    patterns, places = [], []
+def _places() -> torch.Tensor:
+    """For each set of nonzero weights in a group, as four bits, the two places that are kept."""
+    places = []
     for code in range(1 << GROUP):
         present = [i for i in range(GROUP) if code >> i & 1]
         absent = [i for i in range(GROUP) if i not in present]
-        kept = sorted((present + absent)[:2])
-        patterns.append(sum(1 << i for i in kept))
-        places.append(kept)
-    return torch.tensor(patterns, device="cpu"), torch.tensor(places, device="cpu")
+        places.append(sorted((present + absent)[:2]))
+    return torch.tensor(places, device="cpu")

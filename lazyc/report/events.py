@@ -240,8 +240,9 @@ class WeightsPacked(Event):
 
 @dataclass(frozen=True, slots=True)
 class SparseProduct(Event):
-    """A product [m, n, k] (``sizes``) whose weight is declared sparse: ``is_used`` tells whether it has
-    a kernel for such weights, ``reason`` why, ``comment`` the operator and the user's line."""
+    """A product [m, n, k] (``sizes``; of a GPU's kernel that is no such product, the weight's) whose weight is
+    declared sparse: ``is_used`` tells whether it has a kernel for such weights, ``reason`` why, ``comment``
+    the operator and the user's line."""
 
     sparsity: str
     sizes: tuple[str, ...]

@@ -53,10 +53,18 @@ OPERAND = C.record(
     col_stride=C.DIM,
     batch_strides=C.SHAPE,
 )
-KERNEL_STEP = C.record(
-    P.KernelStep, nest=C.STR, buffers=C.sequence(C.INT), sizes=C.SHAPE, comment=C.STR
-)
 SPARSITY = C.one_of("2:4", "block 16", "block 32")
+SPARSE_FACTOR = C.record(
+    P.SparseFactor, sparsity=SPARSITY, weight=C.INT, sizes=C.SHAPE, is_used=C.BOOL, reason=C.STR
+)
+KERNEL_STEP = C.record(
+    P.KernelStep,
+    nest=C.STR,
+    buffers=C.sequence(C.INT),
+    sizes=C.SHAPE,
+    comment=C.STR,
+    sparse=C.optional(SPARSE_FACTOR),
+)
 SPARSE_PRODUCT = C.record(
     SparseProduct,
     sparsity=SPARSITY,
@@ -176,7 +184,8 @@ def dump_program(program: P.Program, kernels: Mapping[str, Ref]) -> dict[str, by
     used = {s.nest for s in (*program.steps, *program.packed) if isinstance(s, P.KernelStep)}
     constants = [dump_tensor(t) for t in program.constants]
     tree = {name: codec.encode(getattr(program, name)) for name, codec in PROGRAM_FIELDS.items()}
-    sparse = {product.key for _, product in program.sparse_products()}
+    products = (*program.sparse_products(), *program.sparse_contractions())
+    sparse = {product.key for _, product in products}
     tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in sorted(used | sparse)}
     tree["nests"] = {key: NEST.encode(program.nests[key]) for key in sorted(used)}
     tree["constants"] = [header for header, _ in constants]
@@ -210,9 +219,9 @@ def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Ref]]:
     kernels = {key: KERNEL_REF.decode(data) for key, data in refs.items()}
     nests = {key: NEST.decode(data) for key, data in interfaces.items()}
     program = P.Program(nests=nests, constants=constants, **fields)
-    if program.kernel_sources().keys() != kernels.keys():
-        raise CacheCorrupt("program: bad table of nests")
     for step in (*program.steps, *program.packed):
         if isinstance(step, P.KernelStep) and step.nest not in nests:
             raise CacheCorrupt(f"program: no kernel {step.nest}")
+    if program.kernel_sources().keys() != kernels.keys():
+        raise CacheCorrupt("program: bad table of nests")
     return program, kernels

@@ -16,6 +16,7 @@ from lazyc.ir import program as P
 from lazyc.ir.decisions import Decision
 from lazyc.ir.index import Axis
 from lazyc.ir.loops import BufferParam, LoopNest, Stage
+from lazyc.ir.sparse_contraction import sparse_key
 from lazyc.ir.types import DType
 from lazyc.runtime import serialize as S
 from lazyc.runtime.codec import TORCH_DTYPE
@@ -83,7 +84,13 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
             P.Buffer(3, "constant", DType.I64, (), (), source=1),
         ),
         steps=(
-            P.KernelStep("ab" * 32, (0, 2), (s0, s0 * 2), "add model.py:3"),
+            P.KernelStep(
+                "ab" * 32,
+                (0, 2),
+                (s0, s0 * 2),
+                "add model.py:3",
+                P.SparseFactor("2:4", 0, (s0, 8, 64), True, "reads half"),
+            ),
             P.GemmStep(DType.F32, (12, s0), s0, 64, 768, operand, operand, operand, True, True),
             P.EagerStep("aten.x.y", ARGUMENTS, (("a", ARGUMENTS), ("b", 1.5)), (2,), True, True),
             P.SeedStep(3),
@@ -116,6 +123,7 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
     kernels = {
         "ab" * 32: S.KernelRef("k_ab", n0 * 4, 2, 1),
         "cd" * 32: S.KernelRef("k_cd", 1, 1),
+        sparse_key("ab" * 32, 0, "2:4"): S.LaunchRef("k_24", 12, 1, (s0,), 4),
     }
     return program, kernels
 

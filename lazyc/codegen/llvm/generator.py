@@ -14,7 +14,7 @@ from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
-from lazyc.ir.sparse import BLOCKS, Sparsity
+from lazyc.ir.sparse import BLOCKS, SparseProduct, Sparsity
 from lazyc.ir.types import DType
 
 
@@ -46,6 +46,7 @@ class LlvmGenerator:
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         if isinstance(source, LoopNest):
             return generate(source, symbol, self._target)
+        assert isinstance(source, SparseProduct)
         if source.sparsity == "2:4":
             return generate_24(source, symbol, self._target)
         return generate_blocks(source, symbol, self._target)

@@ -17,9 +17,9 @@ from lazyc.codegen.triton.random import draw
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef, bounds
-from lazyc.ir.nest_values import operands
+from lazyc.ir.nest_values import fits_32_bits, operands
 from lazyc.ir.ops import OPS, Trait
-from lazyc.ir.types import Dim, DType, is_nonneg, numel
+from lazyc.ir.types import Dim, DType, is_nonneg
 
 VECTOR_BYTES = 16  # of the widest load of a thread
 _DIVISIONS = ("floor_div", "trunc_div", "rem", "mod")
@@ -42,7 +42,7 @@ class Code:
         self.sizes: list[Dim] = []
         self.values: dict[int, Value] = {}
         self.positions: dict[Axis, Value] = {}
-        self.index_type = DType.I32 if _fits_32_bits(nest) else DType.I64
+        self.index_type = DType.I32 if fits_32_bits(nest) else DType.I64
         self.short = _only_compared(nest) if self.index_type is DType.I32 else set[int]()
         self.reach: dict[int, tuple[Axis, str, Dim]] = {}
         self.read_only = {k for k, b in enumerate(nest.buffers) if b.role == "in"}
@@ -287,18 +287,3 @@ def _only_compared(nest: L.LoopNest) -> set[int]:
         if not lost:
             return found
         found -= lost
-
-
-def _fits_32_bits(nest: L.LoopNest) -> bool:
-    """Whether every index and position is certainly a 32-bit number."""
-    sizes: list[Dim] = [b.numel for b in nest.buffers]
-    sizes += [numel(a.size for a in axes) for axes in (nest.axes, *(s.axes for s in nest.stages))]
-    for stage in nest.stages:
-        for instr in stage.body:
-            if isinstance(instr, L.Load | L.Store | L.IndexValue):
-                sizes += bounds(instr.index)
-            elif isinstance(instr, L.Random):
-                sizes += bounds(instr.counter)
-            elif isinstance(instr, L.CheckIndex):
-                sizes.append(instr.size)
-    return all(isinstance(n, int) and abs(n) < 1 << 30 for n in sizes)

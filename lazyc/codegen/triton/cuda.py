@@ -7,8 +7,11 @@ from collections.abc import Mapping
 import triton
 
 from lazyc.codegen.base import CodegenError, DeviceKernel, KernelCode, LaunchRef, Ref
+from lazyc.codegen.cuda import nvrtc
+from lazyc.codegen.cuda.sparse_24 import generate as generate_24
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.product_costs import ProductCosts
+from lazyc.codegen.triton.block_sparse import block_sparse_kernel
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.cubin import DeviceCode
 from lazyc.codegen.triton.kernel import generate
@@ -16,13 +19,23 @@ from lazyc.codegen.triton.libcuda import CudaDevice
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
-from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse import BLOCKS, Sparsity
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 
 
 def generator_key(target: GpuTarget) -> str:
     """All that machine code depends on besides its source."""
-    return f"{target.key()}|triton {triton.__version__}"
+    major, minor = nvrtc.version() or ("none", "")
+    return f"{target.key()}|triton {triton.__version__}|nvrtc {major}.{minor}"
+
+
+_SPARSE_PRODUCTS: frozenset[tuple[Sparsity, DType]] = frozenset(
+    {
+        *(("2:4", dtype) for dtype in (DType.F16, DType.BF16)),
+        *((block, dtype) for block in BLOCKS for dtype in (DType.F16, DType.BF16, DType.F32)),
+    }
+)
 
 
 class CudaGenerator:
@@ -32,12 +45,16 @@ class CudaGenerator:
     keeps_code = True
     has_products = True
     keeps_weights = False  # it would have to wait for the stream that it was computed on
-    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     suffix = "py"
 
     def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:
         self._target = target
         self._device = device
+
+    @property
+    def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]:
+        """None where kernels are launched: the runtime of a GPU keeps nothing of weights."""
+        return _SPARSE_PRODUCTS if self._device is None else frozenset()
 
     @property
     def product_costs(self) -> ProductCosts:
@@ -48,12 +65,20 @@ class CudaGenerator:
         return generator_key(self._target)
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        if isinstance(source, SparseContraction):
+            if source.sparsity == "2:4":
+                return generate_24(source, symbol, self._target)
+            return block_sparse_kernel(source, symbol)
         assert isinstance(source, LoopNest)
         # As in eager, a division of integers by zero is no error on a GPU.
         return generate(source, symbol, reports_division=False)
 
     def compile(self, code: KernelCode) -> bytes:
-        """A ``DeviceCode``."""
+        """A ``DeviceCode``. Raises MissingPackage for CUDA C++ without its compiler."""
+        if code.is_cuda:
+            assert isinstance(code.ref, LaunchRef)
+            cubin = nvrtc.compile_cuda(code, self._target).cubin
+            return DeviceCode(self._target.arch, code.ref.warps, code.shared_bytes, cubin).dump()
         made = compile_kernel(code, self._target)
         if made.scratch_bytes:
             raise CodegenError("Triton wants memory of its own for a kernel")
