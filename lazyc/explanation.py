@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch._dynamo.utils import graph_break_reasons
@@ -35,14 +35,17 @@ class EagerOperator:
     milliseconds: float
 
 
+Choice: TypeAlias = E.AttentionChosen | E.RowTilesChosen | E.SparseProduct | E.WeightNotSparse
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What ``explain`` found. Times in seconds; all but the first call's are of the second call.
 
     ``breaks`` pairs Dynamo's reason for a graph break with the user's line. ``flushes`` and
     ``not_lazy`` are filled with the option ``lazy``. ``bytes_moved`` adds up the buffers that each
-    step of the programs reads or writes. ``attention`` and ``row_tiles`` tell how chains of products
-    run, ``decisions`` are those about layout and padding; equal ones are printed once.
+    step of the programs reads or writes. ``choices`` tell how attention, chains of products and products
+    with sparse weights run, ``decisions`` are those about layout and padding; equal ones are printed once.
     ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's are the rest of ``first_call``.
     """
 
@@ -50,8 +53,7 @@ class Explanation:
     breaks: tuple[tuple[str, str], ...]
     flushes: tuple[E.Flushed, ...]
     not_lazy: tuple[E.NotLazy, ...]
-    attention: tuple[E.AttentionChosen, ...]
-    row_tiles: tuple[E.RowTilesChosen, ...]
+    choices: tuple[Choice, ...]
     eager: tuple[EagerOperator, ...]
     kernels_made: int
     kernels_reused: int
@@ -98,8 +100,7 @@ def explain(
         breaks=tuple(_breaks(graph_break_reasons[breaks:])),
         flushes=tuple(e for e in events[second_events:] if isinstance(e, E.Flushed)),
         not_lazy=tuple(e for e in events if isinstance(e, E.NotLazy)),
-        attention=tuple(e for e in events if isinstance(e, E.AttentionChosen)),
-        row_tiles=tuple(e for e in events if isinstance(e, E.RowTilesChosen)),
+        choices=tuple(e for e in events if isinstance(e, Choice)),
         eager=tuple(_with_lines(eager, [e for e in events if isinstance(e, E.Fallback)])),
         kernels_made=sum(e.kernels_made for e in finished),
         kernels_reused=sum(e.kernels_reused for e in finished),
@@ -217,7 +218,7 @@ def _lines(x: Explanation) -> Iterator[str]:
         yield f"graph break at {line}: {reason}"
     for event in (*x.not_lazy, *x.flushes):
         yield format_event(event, 1)
-    for event, count in Counter((*x.attention, *x.row_tiles)).items():
+    for event, count in Counter(x.choices).items():
         yield format_event(event, 1) + _times(count)
     yield from _decision_lines(x.decisions)
     for e in x.eager:

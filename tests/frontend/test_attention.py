@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lazyc.frontend.lowering import NotLowered
-from lazyc.frontend.lowerings_attention import MAX_SCORE_BYTES
+from lazyc.frontend.lowerings_attention import MAX_CAUSAL_ROWS, MAX_SCORE_BYTES
 from tests.frontend.lowering_harness import check, lower, run
 
 FORWARD = "aten._scaled_dot_product_flash_attention_for_cpu.default"
@@ -111,10 +111,11 @@ def test_what_stays_with_the_library() -> None:
     with pytest.raises(NotLowered, match="empty"):
         lower(FORWARD, q, k[:, :, :0], v[:, :, :0])
     length = int((MAX_SCORE_BYTES / 4 / 8) ** 0.5)
-    for extra, lowered in ((0, True), (1, False)):
-        long = torch.empty(2, 4, length + extra, 8)
-        if lowered:
-            lower(FORWARD, long, long, long)
-        else:
-            with pytest.raises(NotLowered, match="long sequence"):
-                lower(FORWARD, long, long, long)
+    for is_causal, most in ((False, length), (True, MAX_CAUSAL_ROWS)):
+        for extra, lowered in ((0, True), (1, False)):
+            long = torch.empty(2, 4, most + extra, 8)
+            if lowered:
+                lower(FORWARD, long, long, long, 0.0, is_causal)
+            else:
+                with pytest.raises(NotLowered, match="long sequence"):
+                    lower(FORWARD, long, long, long, 0.0, is_causal)

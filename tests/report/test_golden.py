@@ -306,8 +306,12 @@ EXPLANATION = Explanation(
     breaks=(("call to print", "model.py:5"),),
     flushes=(E.Flushed("mark_step", "", "model.py:20", 2, 6, 1, False, 0.001),),
     not_lazy=(E.NotLazy("model.py:13", "it needs gradients"),),
-    attention=(E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),),
-    row_tiles=(E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm model.py:15"),) * 2,
+    choices=(
+        E.AttentionChosen("flash", "64 x 64 scores are not stored", "model.py:14"),
+        *(E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm model.py:15"),) * 2,
+        E.SparseProduct("2:4", ("1", "8", "8"), True, "fewer bytes", "aten.mm model.py:16"),
+        E.WeightNotSparse("2:4", (8, 8), "aten.mm model.py:17"),
+    ),
     eager=(
         EagerOperator("aten.sort.default", "no lowering", ("model.py:7", "model.py:9"), 2, 0.25),
         EagerOperator("graph", "a complex input", (), 1, 0.0),
@@ -335,6 +339,8 @@ not lazy: the region at model.py:13 runs at once: it needs gradients
 flush at model.py:20: mark_step: 2 regions, 6 operators, 1 results (1.0 ms)
 attention at model.py:14: flash: 64 x 64 scores are not stored
 rows from aten.bmm model.py:15: by blocks: 64 of 2048 rows at a time [2 times]
+2:4 product [1, 8, 8] of aten.mm model.py:16: compressed weight: fewer bytes
+weight [8, 8] of aten.mm model.py:17 is declared 2:4 and is not: dense product
 layout: copied: strides (copies 512 B a call) [2 times]
 layout: stored: strides
 eager: aten.sort.default at model.py:7, model.py:9: no lowering (2 calls, 0.25 ms)

@@ -3,7 +3,7 @@
 NVRTC comes with the packages cuda-bindings and nvidia-cuda-nvrtc, which ``pip install "lazyc[cuda]"`` brings.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from dataclasses import dataclass
