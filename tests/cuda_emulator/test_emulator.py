@@ -21,7 +21,7 @@ def kernel(body: str) -> Emulated:
     lines = "const int thread = threadIdx.x; float* shared = (float*)dynamic_shared();"
     text = f"{primitives}\n{head} {{ {lines} {body} }}"
     ref = LaunchRef("kernel", 1, 1, (), 2)
-    return Emulated(KernelCode(ref, text, (DType.F32, DType.F32), True, 512))
+    return Emulated(KernelCode(ref, text, (DType.F32, DType.F32), is_cuda=True, shared_bytes=512))
 
 
 def test_warps_and_barriers() -> None:
