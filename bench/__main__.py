@@ -53,7 +53,10 @@ def quick(
     from bench import quick as q
 
     names = _names(backends)
-    chosen = [models.workload(n) for n in model] if model else list(models.WORKLOADS)
+    try:
+        chosen = [models.workload(n) for n in model] if model else list(models.WORKLOADS)
+    except KeyError as error:
+        raise typer.BadParameter(error.args[0]) from None
     lines = q.run_workloads([(w.name, w.title, w.target) for w in chosen], names, rounds)
     first = first_call.measure_all(names, 1) if calls else []
     times = q.run_overhead(names, rounds) if calls else {}
