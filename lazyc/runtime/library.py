@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from lazyc.ir.program import GemmStep
+from lazyc.ir.tiled_product import Tile
 from lazyc.ir.types import DType
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.threads import symbol_address
@@ -85,6 +86,7 @@ class GemmCall:
     """A product ready for the driver: ``c = a @ b + beta * c``, c row-major.
 
     ``transpose_a``: a is stored column by column. ``lda``...: distance of rows (columns) in elements.
+    ``packable``: b may be replaced by a packed copy, for generated kernels where there is a ``tile``.
     """
 
     product: Product
@@ -96,10 +98,11 @@ class GemmCall:
     ldb: int
     ldc: int
     beta: float
-    packable: bool  # b may be replaced by a packed copy
+    packable: bool
     swapped: (
         bool  # the step's c is stored by columns: this is the product of the transposed operands
     )
+    tile: Tile | None = None
 
     @property
     def flops(self) -> int:
@@ -179,13 +182,14 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
         packable=(
             step.pack_b
             and not swapped
-            and blas.can_pack
+            and (blas.can_pack or step.tile is not None)
             and step.dtype is DType.F32
             and not product.batch
             and m >= _LEAST_PACKED_ROWS
             and min(n, k) > 0
         ),
         swapped=swapped,
+        tile=step.tile,
     )
 
 

@@ -45,6 +45,8 @@ class CudaGenerator:
     keeps_code = True
     has_products = True
     keeps_weights = False  # it would have to wait for the stream that it was computed on
+    product_tile = None
+    prefers_library = True
     suffix = "py"
 
     def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:

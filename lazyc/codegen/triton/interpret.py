@@ -43,6 +43,8 @@ class InterpretedGenerator:
     has_products = True
     keeps_weights = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
+    product_tile = None
+    prefers_library = True
     suffix = "py"
     product_costs = gpu_target(_STANDS_FOR).product_costs
     key = f"triton-interpret|{_STANDS_FOR}|{triton.__version__}"
