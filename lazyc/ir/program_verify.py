@@ -189,6 +189,8 @@ class _Verifier:
             if len(operand.batch_strides) != len(step.batch):
                 raise IRError(f"b{operand.buffer} has no stride for each batch dim")
             self._operand(buffer, operand, (*step.batch, rows, cols))
+        if step.tile is not None and not (step.pack_b and step.dtype is DType.F32):
+            raise IRError("tiles of a product that packs no f32 weight")
         if c.buffer in (a.buffer, b.buffer):
             raise IRError(f"b{c.buffer} is read and written")
         reads = {a.buffer, b.buffer}

@@ -14,6 +14,7 @@ of two do not meet in one set of the cache when they are read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -53,11 +54,29 @@ class Tile:
         """Panels of columns."""
         return -(-n // self.columns)
 
+    def group_of(self, m: int, n: int, threads: int) -> int:
+        """How many blocks of rows go together (at most ``group``), so that threads have equal work."""
+        blocks, panels = self.blocks(m), self.panels(n)
+        least = -(-blocks // self.group)
+        sizes = [-(-blocks // count) for count in range(least, least + threads)]
+        return min(sizes, key=lambda size: _longest(blocks, panels, size, threads))
+
     def packed_a_bytes(self, m: int, k: int) -> int:
         return self.blocks(m) * self.rows * self.padded_depth(k) * DType.F32.itemsize
 
     def packed_b_bytes(self, n: int, k: int) -> int:
         return self.panels(n) * self.columns * self.padded_depth(k) * DType.F32.itemsize
+
+
+def _longest(blocks: int, panels: int, group: int, threads: int) -> int:
+    """Blocks of the thread that has most, where items are dealt out in order."""
+    items = -(-blocks // group) * panels
+    done = [0]
+    for item in range(items):
+        first = item // panels * group
+        done.append(done[-1] + min(group, blocks - first))
+    ends = [done[items * t // threads] for t in range(threads + 1)]
+    return max(end - start for start, end in itertools.pairwise(ends))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +87,8 @@ class TiledKernel:
               work items: blocks of rows
     pack b    buffers b, packed b; sizes n, k, the distances of rows and of columns of b
               work items: panels of columns
-    multiply  buffers packed a, packed b, c; sizes m, n, k, the distance of rows of c, the ``step``, 1 to
-              add to c or 0
+    multiply  buffers packed a, packed b, c; sizes m, n, k, the distance of rows of c, the ``step``, the
+              ``group``, 1 to add to c or 0
               work items: panels of columns, for each group of blocks of rows
     """
 

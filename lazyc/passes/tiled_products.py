@@ -28,15 +28,17 @@ def choose_tiled_products(
         return program
     steps, decisions = [], []
     for step in program.steps:
-        if (
-            isinstance(step, GemmStep)
-            and step.pack_b
-            and step.dtype is DType.F32
-            and not step.batch
-        ):
+        if isinstance(step, GemmStep) and _is_served(step):
             step = replace(step, tile=tile)
             what = f"product [{step.m}, {step.k}] @ [{step.k}, {step.n}] by generated kernels"
             why = "the library has none made for this CPU" if gemm == "auto" else "option gemm"
             decisions.append(Decision(what, why, step.comment, by="tiled_products"))
         steps.append(step)
     return replace(program, steps=tuple(steps), decisions=(*program.decisions, *decisions))
+
+
+def _is_served(step: GemmStep) -> bool:
+    """A product with a weight that is kept packed. Where there is a sparse kernel, the weight is dense for a
+    few calls only, if at all: not worth to be packed."""
+    is_dense = step.sparse is None or step.sparse.kernel is None
+    return step.pack_b and step.dtype is DType.F32 and not step.batch and is_dense

@@ -377,7 +377,18 @@ def bind(
     changed = written(program, segments)
     _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
     writer = _Writer(
-        program, kernels, blas, sizes, layouts, slots.of, offsets, memory, packs, compressed, stream
+        program,
+        kernels,
+        blas,
+        sizes,
+        layouts,
+        slots.of,
+        offsets,
+        memory,
+        packs,
+        compressed,
+        stream,
+        threads,
     )
     table = writer.write(segments)
     return Plan(
@@ -438,6 +449,7 @@ class _Writer:
     packs: list[PackRequest]
     compressed: dict[int, int]  # slots by the numbers of steps
     stream: int
+    threads: int
 
     def write(self, segments: Sequence[Segment]) -> TableWriter:
         table = TableWriter()
@@ -579,4 +591,4 @@ class _Writer:
             packed_product(table, self.blas, call, (a, (slot, 0), c))
         else:
             packed_a = ARENA_SLOT, native.scratch[0]
-            tiled_product(table, self.kernels, call, (a, (slot, 0), c), packed_a)
+            tiled_product(table, self.kernels, call, (a, (slot, 0), c), packed_a, self.threads)

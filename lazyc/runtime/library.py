@@ -20,7 +20,7 @@ from lazyc.runtime.threads import symbol_address
 # CBLAS constants of MKL.
 _ROW_MAJOR, _NO_TRANS, _TRANS, _B_MATRIX = 101, 111, 112, 162
 _INT_MAX = 2**31 - 1
-# Rows of a from which a packed b is faster (measured; fewer rows are bound by reading b once).
+# Rows of a from which the library is faster with a packed b (measured; fewer are bound by reading b once).
 _LEAST_PACKED_ROWS = 4
 
 
@@ -182,11 +182,10 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
         packable=(
             step.pack_b
             and not swapped
-            and (blas.can_pack or step.tile is not None)
+            and (step.tile is not None or (blas.can_pack and m >= _LEAST_PACKED_ROWS))
             and step.dtype is DType.F32
             and not product.batch
-            and m >= _LEAST_PACKED_ROWS
-            and min(n, k) > 0
+            and min(m, n, k) > 0
         ),
         swapped=swapped,
         tile=step.tile,

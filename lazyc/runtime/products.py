@@ -57,8 +57,10 @@ def tiled_product(
     call: GemmCall,
     operands: tuple[Slice, Slice, Slice],
     packed_a: Slice,
+    threads: int,
 ) -> None:
-    """The product of a, a packed b, and c by generated kernels, with room for a packed a."""
+    """The product of a, a packed b, and c by generated kernels, with room for a packed a, where so many
+    threads are likely to run."""
     p, tile = call.product, call.tile
     assert tile is not None
     a, b, c = operands
@@ -66,11 +68,11 @@ def tiled_product(
     cycles = tile.rows * depth // LINE * _LINE_CYCLES
     sizes = (p.m, p.k, *((1, call.lda) if call.transpose_a else (call.lda, 1)))
     table.kernel(_address(kernels, "pack a", tile), blocks, _grain(cycles), (a, packed_a), sizes)
-    groups = -(-blocks // tile.group)
-    cycles = min(p.m, tile.group * tile.rows) * depth * 2
-    sizes = (p.m, p.n, p.k, call.ldc, tile.step(p.k), int(call.beta))
+    group = tile.group_of(p.m, p.n, threads)
+    cycles = min(p.m, group * tile.rows) * depth * 2
+    sizes = (p.m, p.n, p.k, call.ldc, tile.step(p.k), group, int(call.beta))
     table.kernel(
-        _address(kernels, "multiply", tile), groups * tile.panels(p.n), _grain(cycles),
+        _address(kernels, "multiply", tile), -(-blocks // group) * tile.panels(p.n), _grain(cycles),
         (packed_a, b, c), sizes,
     )  # fmt: skip
 

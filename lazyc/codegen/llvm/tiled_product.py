@@ -155,7 +155,7 @@ def _write(b: Emitter, slots: list[list[str]], lanes: int) -> None:
 
 def _multiply(b: Emitter, tile: Tile) -> None:
     """All tiles of the work items, a part of k at a time."""
-    (pa, pb, c), (m, n, k, ldc, step, adds) = _arguments(b, 3, 6)
+    (pa, pb, c), (m, n, k, ldc, step, group, adds) = _arguments(b, 3, 7)
     depth = _whole_lines(b, k)
     blocks = b.udiv(b.add(m, integer(tile.rows - 1)), integer(tile.rows))
     panels = b.udiv(b.add(n, integer(tile.columns - 1)), integer(tile.columns))
@@ -166,8 +166,8 @@ def _multiply(b: Emitter, tile: Tile) -> None:
         more = b.emit(f"icmp ne i64 {b.add(part, adds).text}, 0")
         with b.loop(Int("%begin", 0), Int("%end", 0), 1, "item") as item:
             panel = b.urem(item, panels)
-            first = b.mul(b.udiv(item, panels), integer(tile.group))
-            last = b.minimum(b.add(first, integer(tile.group)), blocks)
+            first = b.mul(b.udiv(item, panels), group)
+            last = b.minimum(b.add(first, group), blocks)
             column = b.mul(panel, integer(tile.columns))
             columns = b.minimum(b.sub(n, column), integer(tile.columns))
             at = b.mul(b.add(b.mul(panel, depth), start), integer(tile.columns))
