@@ -311,12 +311,12 @@ class Compiler:
             program = choose_sparse_contractions(program, graph, kernels)
         elif self._config.pack_weights:
             program = choose_sparse_kernels(program, graph, kernels)
-            program = choose_tiled_products(
-                program,
-                cast(Gemm, self._config.gemm),
-                self._generator.product_tile,
-                self._generator.prefers_library,
-            )
+        program = choose_tiled_products(
+            program,
+            cast(Gemm, self._config.gemm),
+            self._generator.product_tile,
+            self._generator.prefers_library,
+        )
         if "row_tiles" not in self._config.disabled_passes and not self._generator.has_products:
             program = find_row_tiles(program)
         if self._config.verify:

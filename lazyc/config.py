@@ -163,7 +163,7 @@ class Config:
     )  # fmt: skip
     gemm: str = _option(
         "auto", "LAZYC_GEMM",
-        "What multiplies by the f32 weights that `pack_weights` keeps, on the CPU. `library`: torch's BLAS;"
+        "What multiplies f32 matrices on the CPU. `library`: torch's BLAS;"
         " `generated`: kernels of lazyc's own (AVX2 or AVX-512); `auto`: these where the library has none made for"
         " this CPU.",
         affects_code=True,

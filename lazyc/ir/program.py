@@ -99,8 +99,8 @@ class GemmStep:
     """``c = a @ b`` (``+ c`` when ``accumulate``), [*batch, m, k] @ [*batch, k, n], by a BLAS library.
 
     ``pack_b``: b is made from parameters only; the runtime may keep a packed copy of it between
-    calls, guarded by the version of those inputs. With a ``tile``, generated kernels read that copy, and not
-    the library. ``sparse``: what may take the place of both.
+    calls, guarded by the version of those inputs. ``tile``: that of generated kernels which may take the
+    place of the library. ``sparse``: what may take the place of both.
     """
 
     dtype: DType

@@ -114,7 +114,7 @@ def _gemm(step: GemmStep) -> str:
     text = f"gemm {_operand(step.c)} {sign} {_operand(step.a)} @ {_operand(step.b)}"
     text = f"{text}: {step.dtype.value} [{shape}]" + ("  packed b" if step.pack_b else "")
     if step.tile is not None:
-        text += f" for tiles of {step.tile.rows} x {step.tile.columns}"
+        text += f"  tiles of {step.tile.rows} x {step.tile.columns}"
     if step.sparse is None:
         return text
     kernel = "dense" if step.sparse.kernel is None else f"kernel {step.sparse.kernel.key}"

@@ -181,6 +181,8 @@ class _Verifier:
             raise IRError(f"b{number}, a sparse weight, is no parameter")
 
     def _gemm(self, step: GemmStep) -> tuple[set[int], set[int]]:
+        if step.tile is not None and (step.dtype is not DType.F32 or step.batch):
+            raise IRError("tiles of a product that is not one of f32 matrices")
         a, b, c = step.a, step.b, step.c
         for operand, rows, cols in ((a, step.m, step.k), (b, step.k, step.n), (c, step.m, step.n)):
             buffer = self._get(operand.buffer)
@@ -189,8 +191,6 @@ class _Verifier:
             if len(operand.batch_strides) != len(step.batch):
                 raise IRError(f"b{operand.buffer} has no stride for each batch dim")
             self._operand(buffer, operand, (*step.batch, rows, cols))
-        if step.tile is not None and not (step.pack_b and step.dtype is DType.F32):
-            raise IRError("tiles of a product that packs no f32 weight")
         if c.buffer in (a.buffer, b.buffer):
             raise IRError(f"b{c.buffer} is read and written")
         reads = {a.buffer, b.buffer}

@@ -21,6 +21,8 @@ from typing import Literal, TypeAlias, get_args
 from lazyc.ir.types import DType
 
 LINE = 16  # elements
+# Rows, columns and depth of a product that is faster in tiles though both factors are packed for it.
+LEAST_REPACKED = 64
 
 Part: TypeAlias = Literal["pack a", "pack b", "multiply"]
 

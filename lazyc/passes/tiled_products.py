@@ -1,7 +1,9 @@
-"""Gives products with weights that are kept packed the kernels that the target has for them.
+"""Gives matrix products the kernels that the target has for them.
 
 before   gemm b3 = b0 @ b1  packed b
-after    gemm b3 = b0 @ b1  packed b for tiles of 14 x 32
+after    gemm b3 = b0 @ b1  packed b  tiles of 14 x 32
+
+They take both factors in an order of their own: that of a weight is made once, others at each call.
 
 MKL has kernels made for Intel's CPUs; what it runs on others leaves a third of their arithmetic unused, and
 half of it in wide products (docs/numbers.md).
@@ -14,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from lazyc.ir.decisions import Decision
 from lazyc.ir.program import GemmStep, Program
-from lazyc.ir.tiled_product import Tile
+from lazyc.ir.tiled_product import LEAST_REPACKED, Tile
 from lazyc.ir.types import DType
 
 Gemm: TypeAlias = Literal["auto", "library", "generated"]
@@ -38,7 +40,13 @@ def choose_tiled_products(
 
 
 def _is_served(step: GemmStep) -> bool:
-    """A product with a weight that is kept packed. Where there is a sparse kernel, the weight is dense for a
-    few calls only, if at all: not worth to be packed."""
-    is_dense = step.sparse is None or step.sparse.kernel is None
-    return step.pack_b and step.dtype is DType.F32 and not step.batch and is_dense
+    """A product of matrices that is worth to be packed for: with a weight that is kept packed, or large in
+    all dims. Where there is a sparse kernel, the weight is dense for a few calls only, if at all."""
+    if (
+        step.dtype is not DType.F32
+        or step.batch
+        or (step.sparse is not None and step.sparse.kernel)
+    ):
+        return False
+    sizes = (d for d in (step.m, step.n, step.k) if isinstance(d, int))
+    return step.pack_b or all(d >= LEAST_REPACKED for d in sizes)

@@ -62,7 +62,8 @@ class NativeStep:
     """A step that the driver runs, or several by blocks of rows; ``gemm`` is the BLAS call of a
     GemmStep, or ``sparse`` the number of the step whose sparse kernel runs in its place. Its record is
     the words from ``start`` to ``end`` of the table: none where there is nothing to compute.
-    ``scratch``: offsets in the arena of the scratch params of a kernel of a GPU, or of a packed a."""
+    ``scratch``: offsets in the arena of the scratch params of a kernel of a GPU, or of packed
+    factors."""
 
     step: KernelStep | GemmStep | Blocks
     gemm: GemmCall | None = None
@@ -419,11 +420,14 @@ def _scratch_bytes(
     packable: Sequence[GemmCall],
     native: NativeStep,
 ) -> list[int]:
-    """Bytes of each scratch param of a kernel of a GPU, for all of its programs; of the packed a of a
-    product in tiles."""
+    """Bytes of each scratch param of a kernel of a GPU, for all of its programs; of the packed
+    factors of a product in tiles."""
     step, call = native.step, native.gemm
-    if call is not None and call.tile is not None and any(call is c for c in packable):
-        return [call.tile.packed_a_bytes(call.product.m, call.product.k)]
+    if call is not None and call.tile is not None:
+        p, kept = call.product, any(call is c for c in packable)
+        packed_a = call.tile.packed_a_bytes(p.m, p.k)
+        packed_b = call.tile.packed_b_bytes(p.n, p.k)
+        return [packed_a] if kept else [packed_a, packed_b] if call.repacks else []
     kernel = kernels[step.nest] if isinstance(step, KernelStep) else None
     if not isinstance(kernel, DeviceKernel) or not isinstance(step, KernelStep):
         return []
@@ -585,10 +589,11 @@ class _Writer:
             return
         a, c = (self._place(x.buffer, x.offset * size) for x in (p.a, p.c))
         slot = next((request.slot for request in self.packs if request.call is call), None)
-        if slot is None:
+        if slot is None and not call.repacks:
             plain_product(table, call, (a, self._place(p.b.buffer, p.b.offset * size), c))
-        elif call.tile is None:
+        elif slot is not None and call.tile is None:
             packed_product(table, self.blas, call, (a, (slot, 0), c))
         else:
-            packed_a = ARENA_SLOT, native.scratch[0]
-            tiled_product(table, self.kernels, call, (a, (slot, 0), c), packed_a, self.threads)
+            room = [(ARENA_SLOT, offset) for offset in native.scratch]
+            b = self._place(p.b.buffer, p.b.offset * size) if slot is None else (slot, 0)
+            tiled_product(table, self.kernels, call, (a, b, c), room, self.threads)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from lazyc.ir.program import GemmStep
-from lazyc.ir.tiled_product import Tile
+from lazyc.ir.tiled_product import LEAST_REPACKED, Tile
 from lazyc.ir.types import DType
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.threads import symbol_address
@@ -86,7 +86,8 @@ class GemmCall:
     """A product ready for the driver: ``c = a @ b + beta * c``, c row-major.
 
     ``transpose_a``: a is stored column by column. ``lda``...: distance of rows (columns) in elements.
-    ``packable``: b may be replaced by a packed copy, for generated kernels where there is a ``tile``.
+    ``packable``: b may be replaced by a copy that is kept packed, for generated kernels where there is a
+    ``tile``. ``repacks``: else these kernels pack b at each call.
     """
 
     product: Product
@@ -103,6 +104,7 @@ class GemmCall:
         bool  # the step's c is stored by columns: this is the product of the transposed operands
     )
     tile: Tile | None = None
+    repacks: bool = False
 
     @property
     def flops(self) -> int:
@@ -189,6 +191,7 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
         ),
         swapped=swapped,
         tile=step.tile,
+        repacks=(step.tile is not None and not product.batch and min(m, n, k) >= LEAST_REPACKED),
     )
 
 

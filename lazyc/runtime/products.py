@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lazyc.codegen.base import Kernel, LoadedKernel
 from lazyc.ir.tiled_product import LINE, Part, Tile, TiledKernel
@@ -56,18 +56,23 @@ def tiled_product(
     kernels: Mapping[str, Kernel],
     call: GemmCall,
     operands: tuple[Slice, Slice, Slice],
-    packed_a: Slice,
+    room: Sequence[Slice],
     threads: int,
 ) -> None:
-    """The product of a, a packed b, and c by generated kernels, with room for a packed a, where so many
-    threads are likely to run."""
+    """The product of a, b and c by generated kernels, where so many threads are likely to run. ``room``: for
+    a packed a, and for a packed b unless b is packed already."""
     p, tile = call.product, call.tile
     assert tile is not None
     a, b, c = operands
     blocks, depth = tile.blocks(p.m), tile.padded_depth(p.k)
     cycles = tile.rows * depth // LINE * _LINE_CYCLES
     sizes = (p.m, p.k, *((1, call.lda) if call.transpose_a else (call.lda, 1)))
-    table.kernel(_address(kernels, "pack a", tile), blocks, _grain(cycles), (a, packed_a), sizes)
+    table.kernel(_address(kernels, "pack a", tile), blocks, _grain(cycles), (a, room[0]), sizes)
+    packed_a, *rest = room
+    if rest:
+        (packed_b,) = rest
+        _pack_b(table, kernels, call, b, packed_b)
+        b = packed_b
     group = tile.group_of(p.m, p.n, threads)
     cycles = min(p.m, group * tile.rows) * depth * 2
     sizes = (p.m, p.n, p.k, call.ldc, tile.step(p.k), group, int(call.beta))
@@ -81,16 +86,9 @@ def pack_for_tiles(
     host: Host, kernels: Mapping[str, Kernel], call: GemmCall, source: int, target: int
 ) -> None:
     """Packs the b of ``call`` from address ``source`` into ``target``."""
-    p, tile = call.product, call.tile
-    assert tile is not None
     table = TableWriter()
-    cycles = tile.columns * tile.padded_depth(p.k) // LINE * _LINE_CYCLES
-    sizes = (p.n, p.k, *((1, call.ldb) if call.transpose_b else (call.ldb, 1)))
     first = ENV_SLOTS
-    table.kernel(
-        _address(kernels, "pack b", tile), tile.panels(p.n), _grain(cycles),
-        ((first, 0), (first + 1, 0)), sizes,
-    )  # fmt: skip
+    _pack_b(table, kernels, call, (first, 0), (first + 1, 0))
     table.end()
     words = table.array()
     env = (ctypes.c_int64 * (first + 2 + table.longest))(
@@ -98,6 +96,18 @@ def pack_for_tiles(
     )
     env[first - 1] = ctypes.addressof(env) + 8 * (first + 2)
     host.driver.run(ctypes.addressof(words), ctypes.addressof(env))
+
+
+def _pack_b(
+    table: TableWriter, kernels: Mapping[str, Kernel], call: GemmCall, b: Slice, packed: Slice
+) -> None:
+    p, tile = call.product, call.tile
+    assert tile is not None
+    cycles = tile.columns * tile.padded_depth(p.k) // LINE * _LINE_CYCLES
+    sizes = (p.n, p.k, *((1, call.ldb) if call.transpose_b else (call.ldb, 1)))
+    table.kernel(
+        _address(kernels, "pack b", tile), tile.panels(p.n), _grain(cycles), (b, packed), sizes
+    )
 
 
 def _address(kernels: Mapping[str, Kernel], part: Part, tile: Tile) -> int:

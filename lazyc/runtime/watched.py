@@ -60,7 +60,7 @@ def step_by_step(
     in a call of ``driver`` and in a span of its own."""
     steps = [
         (
-            _Label.of(native.step, plan, sizes, _by_kernels(native, plan)),
+            _Label.of(native.step, plan, sizes, _by_kernels(native)),
             (*plan.table[native.start : native.end], END, 1),
         )
         for native in segment.native
@@ -78,10 +78,9 @@ def step_by_step(
     return run
 
 
-def _by_kernels(native: NativeStep, plan: Plan) -> bool:
+def _by_kernels(native: NativeStep) -> bool:
     """Whether generated kernels run in place of the library."""
-    tiled = (r.call for r in plan.packs if r.call.tile is not None)
-    return native.sparse is not None or any(native.gemm is call for call in tiled)
+    return native.sparse is not None or (native.gemm is not None and bool(native.scratch))
 
 
 def in_span(

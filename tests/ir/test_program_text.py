@@ -152,8 +152,8 @@ BREAKS = {
     "constant layout": (lambda p: edit_buffer(p, 8, strides=(3, 1)), "constant 0 is"),
     "input position": (put(inputs=(1, 0, -1)), "not the buffer of this argument"),
     "input missing": (put(inputs=(0, -1, -1)), "b-1|b1 is no argument|there is no buffer"),
-    "tiles of what is not packed": (
-        lambda p: edit_step(p, 2, pack_b=False, tile=Tile(14, 32, 512, 18)), "packs no f32 weight"),
+    "tiles of another type": (
+        lambda p: edit_step(p, 2, dtype=DType.F64, tile=Tile(14, 32, 512, 18)), "not one of f32 matrices"),
     "unknown nest": (lambda p: edit_step(p, 1, nest="k9"), "no nest k9"),
     "buffer count": (lambda p: edit_step(p, 1, buffers=(0,)), "different number"),
     "size count": (lambda p: edit_step(p, 1, sizes=()), "different number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import sympy
 
 from lazyc.ir.program import GemmStep, Operand, Program, SparseChoice
 from lazyc.ir.sparse import SparseProduct
@@ -47,3 +48,12 @@ SPARSE = SparseChoice("2:4", SparseProduct("2:4", DType.F32, 2, 24, 16, 16, 24, 
 )
 def test_other_products_are_left_to_the_library(change: dict[str, object]) -> None:
     assert chosen(replace(STEP, **change), gemm="generated") == (None, [])
+
+
+def test_large_products_are_packed_for_each_time() -> None:
+    step = replace(STEP, pack_b=False, m=64, n=200, k=64)
+    assert chosen(step)[0] == TILE
+    assert chosen(replace(step, k=63))[0] is None
+    assert (
+        chosen(replace(step, m=sympy.Symbol("s0", integer=True)))[0] == TILE
+    )  # where it turns out large

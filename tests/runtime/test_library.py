@@ -147,6 +147,19 @@ def test_packed_for_tiles(layouts):
 
 
 @needs_tiles
+@pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
+def test_packed_for_tiles_at_each_call(layouts):
+    rng = random.Random(f"repacked {layouts}")
+    for _ in range(4):
+        m, n, k = (rng.choice([63, 64, 65, 100, 130]) for _ in range(3))
+        pad, accumulate = rng.choice([0, 3]), rng.random() < 0.5
+        case = Case((), m, n, k, layouts, pad, accumulate=accumulate, tile=tile())
+        call = plan_gemm(case.step, Sizes({}), toy.host().blas)
+        assert call is not None and call.repacks == (min(m, n, k) > 63)
+        case.check()
+
+
+@needs_tiles
 def test_tiles_on_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -191,22 +191,32 @@ def _pack_a(b: Emitter, tile: Tile) -> None:
     (a, pa), (m, k, row_step, column_step) = _arguments(b, 2, 4)
     depth = _whole_lines(b, k)
     dense = b.emit(f"icmp eq i64 {column_step.text}, 1")
-    strided = b.emit(f"xor i1 {dense}, true")
+    transposed = b.emit(f"icmp eq i64 {row_step.text}, 1")
+    transposed = b.emit(f"and i1 {transposed}, {b.emit(f'xor i1 {dense}, true')}")
     with b.loop(Int("%begin", 0), Int("%end", 0), 1, "block") as block:
         first = b.mul(block, integer(tile.rows))
         rows = b.minimum(b.sub(m, first), integer(tile.rows))
         to = b.mul(b.mul(block, depth), integer(tile.rows))
-        with b.loop(integer(0), rows, 1, "row") as row:
-            source = _element(b, a, b.mul(b.add(first, row), row_step))
-            target = _element(b, pa, b.add(to, b.mul(row, integer(LINE))))
-            with b.loop(integer(0), depth, LINE, "k") as at:
-                line = _element(b, target, b.mul(at, integer(tile.rows)))
-                left = b.sub(k, at)
+        with b.loop(integer(0), depth, LINE, "k") as at:
+            left = b.sub(k, at)
+            start = b.add(b.mul(first, row_step), b.mul(at, column_step))
+            source = _element(b, a, start)
+            target = _element(b, pa, b.add(to, b.mul(at, integer(tile.rows))))
+            square = b.emit(f"icmp sge i64 {left.text}, {LINE}")
+            square = b.emit(f"and i1 {square}, {transposed}")
+            with b.branch(square):
+                # Rows beyond the last are not looked at, and what is stored of them is never read.
+                _transpose(b, source, target, column_step, (LINE, tile.rows), rows)
+            with (
+                b.branch(b.emit(f"xor i1 {square}, true")),
+                b.loop(integer(0), rows, 1, "row") as row,
+            ):
+                line = _element(b, target, b.mul(row, integer(LINE)))
+                one = _element(b, source, b.mul(row, row_step))
                 with b.branch(dense):
-                    _copy(b, _element(b, source, at), line, left)
-                with b.branch(strided):
-                    start = _element(b, source, b.mul(at, column_step))
-                    _gather(b, start, line, left, column_step)
+                    _copy(b, one, line, left)
+                with b.branch(b.emit(f"xor i1 {dense}, true")):
+                    _gather(b, one, line, left, column_step)
 
 
 def _pack_b(b: Emitter, tile: Tile) -> None:
@@ -230,7 +240,7 @@ def _pack_b(b: Emitter, tile: Tile) -> None:
                 square = b.emit(f"icmp sge i64 {both.text}, {LINE}")
                 square = b.emit(f"and i1 {square}, {transposed}")
                 with b.branch(b.emit(f"and i1 {square}, {strided}")):
-                    _transpose(b, source, target, column_step, tile.columns)
+                    _transpose(b, source, target, column_step, (tile.columns, LINE), integer(LINE))
                 with b.branch(b.emit(f"xor i1 {b.emit(f'and i1 {square}, {strided}')}, true")):
                     _rows_of_b(
                         b, tile, (source, target), (left, below), (row_step, column_step), dense
@@ -281,13 +291,26 @@ def _gather(b: Emitter, source: str, target: str, count: Int, step: Int) -> None
         b.void(f"store float {x}, ptr {_element(b, target, lane)}, align 4")
 
 
-def _transpose(b: Emitter, source: str, target: str, step: Int, columns: int) -> None:
-    """A square whose columns are lines in memory, ``step`` apart; its rows go ``columns`` apart."""
-    type_ = vector("float", LINE)
+def _transpose(
+    b: Emitter, source: str, target: str, step: Int, result: tuple[int, int], count: Int
+) -> None:
+    """A square whose columns are lines in memory, ``step`` apart, of which ``count`` elements are read.
+    ``result``: how far apart its rows go, and how many of them."""
+    type_, mask = vector("float", LINE), vector("i1", LINE)
+    symbol = f"llvm.get.active.lane.mask.v{LINE}i1.i64"
+    inside = "" if count.known == LINE else b.call(mask, symbol, ("i64", "0"), ("i64", count.text))
     lines = []
     for column in range(LINE):
         place = _element(b, source, b.mul(step, integer(column)))
-        lines.append(b.emit(f"load {type_}, ptr {place}, align 4"))
+        if not inside:
+            lines.append(b.emit(f"load {type_}, ptr {place}, align 4"))
+            continue
+        lines.append(
+            b.call(
+                type_, f"llvm.masked.load.v{LINE}f32.p0",
+                ("ptr align 4", place), (mask, inside), (type_, "zeroinitializer"),
+            )
+        )  # fmt: skip
     half = LINE // 2
     # Each round interleaves the first half of the vectors with the second: after all, rows are columns.
     for _ in range(LINE.bit_length() - 1):
@@ -298,8 +321,9 @@ def _transpose(b: Emitter, source: str, target: str, step: Int, columns: int) ->
             )
             for k in range(LINE)
         ]
-    for row, line in enumerate(lines):
-        place = _element(b, target, integer(row * columns))
+    distance, rows = result
+    for row, line in enumerate(lines[:rows]):
+        place = _element(b, target, integer(row * distance))
         b.void(f"store {type_} {line}, ptr {place}, align 32")
 
 
