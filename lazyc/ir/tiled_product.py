@@ -73,11 +73,13 @@ class Tile:
 def _longest(blocks: int, panels: int, group: int, threads: int) -> int:
     """Blocks of the thread that has most, where items are dealt out in order."""
     items = -(-blocks // group) * panels
-    done = [0]
-    for item in range(items):
-        first = item // panels * group
-        done.append(done[-1] + min(group, blocks - first))
-    ends = [done[items * t // threads] for t in range(threads + 1)]
+
+    def before(item: int) -> int:
+        whole, rest = divmod(item, panels)
+        done = min(whole * group, blocks)
+        return done * panels + rest * min(group, blocks - done)
+
+    ends = [before(items * t // threads) for t in range(threads + 1)]
     return max(end - start for start, end in itertools.pairwise(ends))
 
 

@@ -133,6 +133,7 @@ def test_work_is_dealt_out_evenly() -> None:
     assert tile.group_of(14, 32, 4) == 1
     for m, n, threads in itertools.product((1, 100, 5000), (1, 64, 1000), (1, 2, 7)):
         assert 1 <= tile.group_of(m, n, threads) <= tile.group
+    assert tile.group_of(10**9, 10**9, 64) <= tile.group  # in no time
 
 
 def test_parts_of_the_depth_are_whole_lines_of_about_one_size() -> None:
