@@ -38,7 +38,6 @@ class _Chip:
             bytes_per_second=self.gigabytes * 1e9,
             loads_per_second=clocks * _LANES,
             kernel_seconds=_LAUNCH_SECONDS,
-            multiprocessors=self.multiprocessors,
         )
 
 

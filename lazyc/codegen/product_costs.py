@@ -10,7 +10,7 @@ from lazyc.ir.types import DType
 
 @dataclass(frozen=True, slots=True)
 class ProductCosts:
-    """A target's numbers for ``passes.padding`` and ``passes.split_products``.
+    """A target's numbers for ``passes.padding``.
 
     ``half_flops``, ``single_flops``: operations a second in products of f16 and bf16, and of f32.
     ``loads_per_second``: loads that all lanes of the target together issue in a second, each of up to
@@ -18,8 +18,7 @@ class ProductCosts:
     memory. ``kernel_seconds``: what one more kernel costs, besides its traffic. ``tile``: rows and
     columns of the tiles that a product is computed in; a factor is read again for each tile of the
     other one. ``least``: the size below which a dim makes no tile. ``multiple``: what sizes are rounded
-    up to where that adds little. ``multiprocessors``: programs that a kernel needs to keep all of the
-    target busy.
+    up to where that adds little.
     """
 
     half_flops: float
@@ -31,7 +30,6 @@ class ProductCosts:
     tile: int = 128
     least: int = 16
     multiple: int = 64
-    multiprocessors: int = 1
 
     def flops(self, dtype: DType) -> float | None:
         """Operations a second in products of a type; None for one whose products are left alone."""

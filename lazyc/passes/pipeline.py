@@ -15,7 +15,6 @@ from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.split_batches import split_batches
-from lazyc.passes.split_products import split_products
 from lazyc.passes.split_reduction import split_reductions
 
 
@@ -45,11 +44,6 @@ def pipeline(
             ()
             if costs is None
             else (Pass("padding", partial(pad_products, costs=costs, keeps=keeps)),)
-        ),
-        *(
-            (Pass("split_products", partial(split_products, costs=costs)),)
-            if has_products and costs is not None
-            else ()
         ),
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         Pass("split_reductions", split_reductions),

@@ -26,35 +26,16 @@ def products_as_loops(graph: Graph) -> Graph:
 
 def _as_loop(b: Rewriter, node: Node, x: Sequence[Node]) -> Node:
     first, second = x
-    return b.cast(sum_of_products(b, first, second), node.dtype)
-
-
-def sum_of_products(b: Rewriter, first: Node, second: Node, parts: int = 1) -> Node:
-    """``first @ second`` of [*batch, m, k] and [*batch, k, n], in the type that products are added in; the
-    sum over k in ``parts`` equal ones, of which the results are added."""
-    first, second = _rounded(b, first), _rounded(b, second)
-    if parts > 1:
-        first, second = _in_parts(b, first, 1, parts), _in_parts(b, second, 2, parts)
     *batch, m, k = first.shape
     n = second.shape[-1]
     shape = (*batch, m, n, k)
     rank = len(shape) - 1
     turned = b.emit("permute", second, attrs=A.PermuteAttrs((*range(rank - 2), rank - 1, rank - 2)))
-    left = b.expand(b.reshape(first, (*batch, m, 1, k)), shape)
-    right = b.expand(b.reshape(turned, (*batch, 1, n, k)), shape)
+    left = b.expand(b.reshape(_rounded(b, first), (*batch, m, 1, k)), shape)
+    right = b.expand(b.reshape(_rounded(b, turned), (*batch, 1, n, k)), shape)
     product = b.emit("mul", _wide(b, left), _wide(b, right))
     total = b.emit("reduce_sum", product, attrs=A.ReduceAttrs((rank,)))
-    return total if parts == 1 else b.emit("reduce_sum", total, attrs=A.ReduceAttrs((0,)))
-
-
-def _in_parts(b: Rewriter, x: Node, place: int, parts: int) -> Node:
-    """``x`` with the dim that is ``place``-th from the end cut into equal parts, these before all else."""
-    at = len(x.shape) - place
-    size = x.shape[at]
-    assert isinstance(size, int) and size % parts == 0
-    cut = b.reshape(x, (*x.shape[:at], parts, size // parts, *x.shape[at + 1 :]))
-    order = (at, *(d for d in range(len(cut.shape)) if d != at))
-    return b.emit("permute", cut, attrs=A.PermuteAttrs(order))
+    return b.cast(total, node.dtype)
 
 
 def stored_factor(b: Rewriter, x: Node) -> Node:

@@ -22,9 +22,7 @@ from lazyc.ir.program import Program
 from lazyc.ir.types import DType
 from lazyc.passes.manager import run_passes
 from lazyc.passes.pipeline import pipeline
-from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.schedule import schedule
-from lazyc.passes.split_products import split_products
 from lazyc.report import events as E
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_reductions import softmax_nest
@@ -54,16 +52,6 @@ def test_products_use_tensor_cores(arch: int) -> None:
     found = compiled(product(4096, 4096, 4096, DType.BF16, epilogue=True), arch)
     assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
     assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
-
-
-def test_a_product_in_parts_uses_tensor_cores() -> None:
-    b = Make()
-    x, y = b.input(64, 8192, dtype=DType.BF16), b.input(8192, 1024, dtype=DType.BF16)
-    graph = split_products(b.outputs(b.emit("matmul", x, y)), gpu_target("sm_90").product_costs)
-    program = schedule(products_as_loops(graph))
-    parts, total = (compiled(program.nests[k.nest], 90) for k in kernels(program))
-    assert "wgmma" in parts.tensor_cores and not total.tensor_cores
-    assert "cp.async.cg.shared.global" in parts.loads and total.loads == {"ld.global.v4.b32"}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

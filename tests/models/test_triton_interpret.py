@@ -118,17 +118,6 @@ def test_convolutions() -> None:
     check(model, (torch.randn(1, 3, 12, 12),), train=False)
 
 
-def test_a_product_with_few_tiles_is_summed_in_parts() -> None:
-    decided: list[E.Decided] = []
-    stop = EVENTS.subscribe(lambda e: decided.append(e) if isinstance(e, E.Decided) else None)
-    try:
-        check(torch.nn.Linear(8192, 16), (torch.randn(16, 8192) / 64,), train=False)
-    finally:
-        stop()
-    (split,) = (d for d in decided if d.by == "split_products")
-    assert "[16, 8192] and [8192, 16] in 32 parts" in split.what
-
-
 def test_half_precision(nothing_left_to_eager: None) -> None:
     model = Block().to(torch.bfloat16)
     x = torch.randn(1, 16, 32).to(torch.bfloat16)
