@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lazyc
+from lazyc.ir.sparse import declared
 
 _SLACK = 1e-6  # part of a result's size that rounding may account for where eager is right by luck
 _HALVES = (torch.float16, torch.bfloat16)
@@ -27,12 +28,13 @@ _WARM_UP, _CALLS = 5, 20
 @dataclass(frozen=True, slots=True)
 class Case:
     """A program. ``make`` returns a module and its arguments, in f32 on the CPU; ``train``: with gradients
-    of the module's parameters."""
+    of the module's parameters; ``prune``: makes weights sparse, which must be read in compressed form on a GPU."""
 
     name: str
     make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
     dtype: torch.dtype = torch.float32
     train: bool = False
+    prune: Callable[[nn.Module], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,10 @@ def _perceptron() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return module, (torch.randn(192, 256),)
 
 
+def _blocks(module: nn.Module) -> None:
+    lazyc.sparse.to_block_sparse(module, (32, 32), 0.75)
+
+
 def _block() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return _Block(), (torch.randn(2, 128, 256),)
 
@@ -129,6 +135,10 @@ CASES: tuple[Case, ...] = (
     Case("transformer block", _block, torch.bfloat16),
     Case("transformer block trained", _block, train=True),
     Case("classifier of words trained", _words, train=True),
+    Case("2:4 perceptron", _perceptron, torch.float16, prune=lazyc.sparse.prune_24),
+    Case("2:4 perceptron", _perceptron, torch.bfloat16, prune=lazyc.sparse.prune_24),
+    Case("block-sparse perceptron", _perceptron, prune=_blocks),
+    Case("block-sparse perceptron", _perceptron, torch.bfloat16, prune=_blocks),
 )  # fmt: skip
 
 
@@ -148,6 +158,8 @@ def _run(case: Case, device: torch.device) -> Outcome:
     module = module.to(device)
     lazyc.metrics.reset()
     rounded = copy.deepcopy(module).to(case.dtype)
+    if case.prune is not None:
+        case.prune(rounded)
     given = _in_dtype(args, device, case.dtype)
     compiled = torch.compile(rounded, backend="lazyc")
 
@@ -161,7 +173,8 @@ def _run(case: Case, device: torch.device) -> Outcome:
         return [out.detach(), *(p.grad for p in of.parameters() if p.grad is not None)]
 
     got = [t.double() for t in call(compiled, rounded, given)]
-    left = lazyc.metrics.snapshot()["fallbacks"]
+    seen = lazyc.metrics.snapshot()
+    left, kept = seen["fallbacks"], seen["weights_packed"]
     eager = [t.double() for t in call(rounded, rounded, given)]
     wide = copy.deepcopy(rounded).double()
     exact = call(wide, wide, [t.double() if t.is_floating_point() else t for t in given])
@@ -170,6 +183,9 @@ def _run(case: Case, device: torch.device) -> Outcome:
     problem = "" if error <= 1 else f"its error is {error:.1f} times what is allowed"
     if left:
         problem = "; ".join(f"{f['op']} ran in eager: {f['reason']}" for f in left)
+    marked = sum(declared(p) is not None for p in rounded.parameters())
+    if device.type == "cuda" and kept < marked:
+        problem = problem or f"{kept} of {marked} sparse weights compressed: LAZYC_DEBUG=1 says why"
     times = [
         _seconds(lambda run=run: call(run, rounded, given), device) for run in (rounded, compiled)
     ]

@@ -158,7 +158,8 @@ class Generator(Protocol):
     ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``);
     ``sparse_products`` the kinds of weights for whose products it has kernels (SparseProduct) that
     are worth their while;
-    ``keeps_weights`` whether what is made of weights may be kept between calls;
+    ``keeps_weights`` whether steps on weights may be run once and kept between calls (sparse weights are kept in
+    any case);
     ``product_costs`` what products cost there (a part of the key, as it decides what is padded).
     """
 

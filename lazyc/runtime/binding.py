@@ -488,7 +488,8 @@ class _Writer:
             for p in nest.buffers
         ]
         arguments += [(LITERAL, size) for size in known.all(kernel.sizes)]
-        # The error word, and the two kinds of memory that Triton may want for itself: none.
+        # The error word, and the two kinds of memory that Triton may want for itself: none. (Kernels in CUDA
+        # C++ have no params for the latter; CUDA reads as many arguments as a kernel has params.)
         arguments += [(LITERAL, 0)] * 3
         table.launch(
             kernel.launcher, kernel.function, known(kernel.programs), kernel.threads,

@@ -15,10 +15,14 @@ from lazyc.codegen.triton.tiles import COLUMNS, ROWS, open_tile, tile_size
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.nest_values import cone
-from lazyc.ir.sparse import BLOCKS
+from lazyc.ir.sparse import BLOCKS, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.types import DType
 
+# The weights for which there is a kernel.
+BLOCK_PRODUCTS: frozenset[tuple[Sparsity, DType]] = frozenset(
+    (block, dtype) for block in BLOCKS for dtype in (DType.F16, DType.BF16, DType.F32)
+)
 _DEPTH = 4  # a bit of its own: the depth of a block
 _MOST_COLUMNS = 128
 
@@ -39,11 +43,12 @@ def block_sparse_kernel(source: SparseContraction, symbol: str) -> KernelCode:
     w.line("row = tl.program_id(0) % down")
     w.line("column = tl.program_id(0) // down")
     open_tile(code, (), (factors.rows, size), (factors.columns, width))
+    for instr in factors.before:
+        code.instr(instr)
     total = _product(code, source, factors, size, down)
     code.values[factors.result] = Value(total, DType.F32, ROWS | COLUMNS)
-    for stage in nest.stages[1:]:
-        for instr in stage.body:
-            code.instr(instr)
+    for instr in factors.after:
+        code.instr(instr)
     ref = LaunchRef(symbol, down * across, 1, tuple(code.sizes), 4, 3)
     params = tuple(DType.U8 if k == source.weight else b.dtype for k, b in enumerate(nest.buffers))
     return KernelCode(ref, code.text(symbol), params)

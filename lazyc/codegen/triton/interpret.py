@@ -24,11 +24,13 @@ from triton.runtime.interpreter import _get_np_dtype as _numpy_type
 
 from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
 from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.triton.block_sparse import BLOCK_PRODUCTS, block_sparse_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.codegen.triton.source import load
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 
 _STANDS_FOR = "sm_90"
@@ -42,12 +44,14 @@ class InterpretedGenerator:
     keeps_code = False
     has_products = True
     keeps_weights = True
-    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
+    sparse_products: frozenset[tuple[Sparsity, DType]] = BLOCK_PRODUCTS
     suffix = "py"
     product_costs = gpu_target(_STANDS_FOR).product_costs
     key = f"triton-interpret|{_STANDS_FOR}|{triton.__version__}"
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        if isinstance(source, SparseContraction):
+            return block_sparse_kernel(source, symbol)
         assert isinstance(source, LoopNest)
         return generate(source, symbol)
 
