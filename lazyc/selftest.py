@@ -80,6 +80,22 @@ class _Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
 
+class _Attention(nn.Module):
+    """torch's attention between two projections; x: (batch, length, width)."""
+
+    def __init__(self, width: int = 128, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, -1)]
+        q, k, v = (t.transpose(1, 2) for t in parts)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).flatten(-2))
+
+
 class _Words(nn.Module):
     """The loss of a classifier of words."""
 
@@ -109,6 +125,10 @@ def _block() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return _Block(), (torch.randn(2, 128, 256),)
 
 
+def _attention() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return _Attention(), (torch.randn(2, 128, 128),)
+
+
 def _words() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return _Words(), (torch.randint(0, 500, (64, 12)), torch.randint(0, 10, (64,)))
 
@@ -134,6 +154,10 @@ CASES: tuple[Case, ...] = (
     Case("transformer block", _block),
     Case("transformer block", _block, torch.bfloat16),
     Case("transformer block trained", _block, train=True),
+    Case("torch's attention", _attention),
+    Case("torch's attention", _attention, torch.float16),
+    Case("torch's attention trained", _attention, train=True),
+    Case("torch's attention trained", _attention, torch.bfloat16, train=True),
     Case("classifier of words trained", _words, train=True),
     Case("2:4 perceptron", _perceptron, torch.float16, prune=lazyc.sparse.prune_24),
     Case("2:4 perceptron", _perceptron, torch.bfloat16, prune=lazyc.sparse.prune_24),
