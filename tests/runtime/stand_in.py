@@ -180,7 +180,7 @@ class StandInGenerator:
     keeps_code = False
     keeps_weights = False
     has_products = True
-    product_costs = InterpretedGenerator.product_costs
+    product_costs = gpu_target("sm_80").product_costs
     suffix = "py"
     key = "stand-in"
 

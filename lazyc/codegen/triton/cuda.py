@@ -61,10 +61,10 @@ class CudaGenerator:
         if isinstance(source, SparseContraction):
             if source.sparsity == "2:4":
                 return generate_24(source, symbol, self._target)
-            return block_sparse_kernel(source, symbol)
+            return block_sparse_kernel(source, symbol, self._target.float32)
         assert isinstance(source, LoopNest)
         # As in eager, a division of integers by zero is no error on a GPU.
-        return generate(source, symbol, reports_division=False)
+        return generate(source, symbol, False, self._target.float32)
 
     def compile(self, code: KernelCode) -> bytes:
         """A ``DeviceCode``. Raises MissingPackage for CUDA C++ without its compiler."""
