@@ -176,6 +176,17 @@ def nanogpt_ladder(
 
 
 @app.command()
+def products(rounds: Rounds = 20) -> None:
+    """Matrix products by torch's library and by generated kernels."""
+    from bench import process
+
+    process.ensure_pinned()
+    from bench import products as p
+
+    _console().print(p.table(p.measure(rounds)))
+
+
+@app.command()
 def padding(rounds: Rounds = 20) -> None:
     """What rows at other distances are worth to matrix products of the CPU."""
     from bench import padding as p

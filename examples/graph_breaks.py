@@ -2,8 +2,9 @@
 
 python examples/graph_breaks.py [size of the chain's matrices, 4096 if not given]
 
-A memory-bound chain and a transformer block, each cut into four regions by three prints, run in
-eager, compiled without and with the option lazy, and compiled from a version without the prints.
+A memory-bound chain, one of functions that take longer to compute, and a transformer block, each cut into
+four regions by three prints, run in eager, compiled without and with the option lazy, and compiled from a
+version without the prints.
 """
 
 from __future__ import annotations
@@ -35,8 +36,19 @@ def silent(text: str) -> None:
     """In place of print: Dynamo traces through it, so there is no graph break."""
 
 
-def chain(x: torch.Tensor, y: torch.Tensor, say: Say) -> torch.Tensor:
-    """Pointwise work on matrices of one size."""
+def arithmetic(x: torch.Tensor, y: torch.Tensor, say: Say) -> torch.Tensor:
+    """Pointwise work that takes as long as its matrices take from and to memory."""
+    a = x * y + x
+    say("clip")
+    b = a.clamp(-2, 2) - 0.5 * y
+    say("square")
+    c = b * b + x
+    say("divide")
+    return c / (1 + c.abs())
+
+
+def functions(x: torch.Tensor, y: torch.Tensor, say: Say) -> torch.Tensor:
+    """The same with functions: fused, they take longer than memory does."""
     a = F.gelu(x * y + x)
     say("gate")
     b = a * torch.sigmoid(y)
@@ -149,7 +161,8 @@ def show(title: str, rows: list[Row]) -> None:
 def main(size: int) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(size, size), torch.randn(size, size)
-    show(f"lazyc: chain on {size} x {size}", compare(chain, matrices))
+    show(f"lazyc: chain of arithmetic on {size} x {size}", compare(arithmetic, matrices))
+    show(f"lazyc: chain of functions on {size} x {size}", compare(functions, matrices))
     show("lazyc: transformer block, (1, 64, 256)", compare(Block(), (torch.randn(1, 64, 256),)))
 
 

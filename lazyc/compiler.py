@@ -50,6 +50,7 @@ from lazyc.passes.sparse_contractions import (
     without_sparse_contractions,
 )
 from lazyc.passes.sparse_products import choose_sparse_kernels
+from lazyc.passes.tiled_products import Gemm, choose_tiled_products
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
 from lazyc.runtime.cache import DiskCache
@@ -310,6 +311,12 @@ class Compiler:
             program = choose_sparse_contractions(program, graph, kernels)
         elif self._config.pack_weights:
             program = choose_sparse_kernels(program, graph, kernels)
+        program = choose_tiled_products(
+            program,
+            cast(Gemm, self._config.gemm),
+            self._generator.product_tile,
+            self._generator.prefers_library,
+        )
         if "row_tiles" not in self._config.disabled_passes and not self._generator.has_products:
             program = find_row_tiles(program)
         if self._config.verify:

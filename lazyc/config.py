@@ -161,6 +161,14 @@ class Config:
         " weight is repacked. Costs memory: one more copy of those weights.",
         affects_code=True,
     )  # fmt: skip
+    gemm: str = _option(
+        "auto", "LAZYC_GEMM",
+        "What multiplies f32 matrices on the CPU. `library`: torch's BLAS;"
+        " `generated`: kernels of lazyc's own (AVX2 or AVX-512); `auto`: these where the library has none made for"
+        " this CPU.",
+        affects_code=True,
+        choices=("auto", "library", "generated"),
+    )  # fmt: skip
     disable_passes: str = _option(
         "", "LAZYC_DISABLE_PASSES",
         "Passes to leave out, as `padding,layout`, to bisect an error or to see what one is worth; results are"

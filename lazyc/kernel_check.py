@@ -115,6 +115,8 @@ class _Collector:
     keeps_weights = CudaGenerator.keeps_weights
     has_products = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
+    product_tile = None
+    prefers_library = True
     suffix = "py"
     key = "check-kernels"  # kernels with the same text have one symbol for all targets
 

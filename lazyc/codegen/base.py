@@ -12,6 +12,7 @@ from lazyc.codegen.product_costs import ProductCosts
 from lazyc.errors import LazycError
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
+from lazyc.ir.tiled_product import Tile
 from lazyc.ir.types import Dim, DType
 
 
@@ -158,6 +159,8 @@ class Generator(Protocol):
     ``has_products`` whether kernels may hold matrix products (``passes.products_as_loops``);
     ``sparse_products`` the kinds of weights for whose products it has kernels (SparseProduct) that
     are worth their while;
+    ``product_tile`` the tile of its kernels for products with weights that are kept packed, None where
+    it has none, and ``prefers_library`` whether a library is likely to be faster than these;
     ``keeps_weights`` whether steps on weights may be run once and kept between calls (sparse weights are kept in
     any case);
     ``product_costs`` what products cost there (a part of the key, as it decides what is padded).
@@ -174,6 +177,12 @@ class Generator(Protocol):
 
     @property
     def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]: ...
+
+    @property
+    def product_tile(self) -> Tile | None: ...
+
+    @property
+    def prefers_library(self) -> bool: ...
 
     @property
     def keeps_weights(self) -> bool: ...

@@ -19,6 +19,7 @@ _AVX2 = ("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _NEEDED = {"avx512": (*_AVX2, *_AVX512), "avx2": _AVX2, "baseline": ()}
 _VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16}
+_AMD = ("znver", "bdver", "btver", "amdfam", "k8")  # how LLVM's names of AMD's CPUs begin
 _DEFAULT_CACHE_BYTES = (32 << 10, 1 << 20)
 
 
@@ -28,7 +29,8 @@ class Target:
 
     ``name`` is "avx512", "avx2" or "baseline" (SSE2 on x86-64, NEON on aarch64). ``features`` is
     LLVM's feature string: the host's features cut down to the named set. ``vector_bytes`` is the size
-    of a vector register, ``cache_bytes`` the sizes of the L1 data and the L2 cache.
+    of a vector register, ``cache_bytes`` the sizes of the L1 data and the L2 cache. ``suits_mkl``: MKL has
+    kernels made for this CPU.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Target:
     features: str
     vector_bytes: int
     cache_bytes: tuple[int, int]
+    suits_mkl: bool = True
 
     def has(self, feature: str) -> bool:
         """Whether LLVM may use an x86 feature such as "f16c"."""
@@ -76,7 +79,8 @@ class Target:
     def key(self) -> str:
         """Everything that generated code depends on, as text for the cache key."""
         caches = ",".join(map(str, self.cache_bytes))
-        return "|".join((self.name, self.triple, self.cpu, self.features, caches))
+        library = "mkl" if self.suits_mkl else ""
+        return "|".join((self.name, self.triple, self.cpu, self.features, caches, library))
 
 
 def available_targets() -> tuple[str, ...]:
@@ -99,6 +103,7 @@ def host_target(force: str | None = None) -> Target:
     if force and force not in names:
         raise ConfigError(f"target {force!r}: this machine runs {', '.join(names)}.")
     name = force or names[0]
+    suits_mkl = not llvm.get_host_cpu_name().startswith(_AMD)
     triple = llvm.get_process_triple()
     caches = _cache_bytes()
     if not triple.startswith("x86_64"):
@@ -107,10 +112,10 @@ def host_target(force: str | None = None) -> Target:
     if name == "avx512":
         # The whole host, and vectors of 512 bits whatever the CPU's own preference.
         features = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-        return Target(name, triple, llvm.get_host_cpu_name(), features, 64, caches)
+        return Target(name, triple, llvm.get_host_cpu_name(), features, 64, caches, suits_mkl)
     # Below the host: a plain CPU plus just the features that the name stands for.
     features = ",".join(f"+{f}" for f in _NEEDED[name])
-    return Target(name, triple, "x86-64", features, _VECTOR_BYTES[name], caches)
+    return Target(name, triple, "x86-64", features, _VECTOR_BYTES[name], caches, suits_mkl)
 
 
 def _cache_bytes() -> tuple[int, int]:

@@ -17,6 +17,7 @@ from lazyc.ir.decisions import Decision
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse import SparseProduct, Sparsity
 from lazyc.ir.sparse_contraction import SparseContraction
+from lazyc.ir.tiled_product import Tile, TiledKernel, tiled_kernels
 from lazyc.ir.types import Dim, DType, Shape, SymbolSource
 
 
@@ -98,7 +99,8 @@ class GemmStep:
     """``c = a @ b`` (``+ c`` when ``accumulate``), [*batch, m, k] @ [*batch, k, n], by a BLAS library.
 
     ``pack_b``: b is made from parameters only; the runtime may keep a packed copy of it between
-    calls, guarded by the version of those inputs. ``sparse``: what may take the place of the library.
+    calls, guarded by the version of those inputs. ``tile``: that of generated kernels which may take the
+    place of the library. ``sparse``: what may take the place of both.
     """
 
     dtype: DType
@@ -113,6 +115,7 @@ class GemmStep:
     pack_b: bool = False
     comment: str = ""
     sparse: SparseChoice | None = None
+    tile: Tile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class SeedStep:
 
 Step: TypeAlias = KernelStep | GemmStep | EagerStep | SeedStep
 # What a code generator makes a kernel of.
-KernelSource: TypeAlias = LoopNest | SparseProduct | SparseContraction
+KernelSource: TypeAlias = LoopNest | SparseProduct | SparseContraction | TiledKernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +237,15 @@ class Program:
     decisions: tuple[Decision, ...] = ()  # how it came to be so, for reports
 
     def kernel_sources(self) -> dict[str, KernelSource]:
-        """What its kernels are made of, by key: products with sparse weights, and the nests."""
-        products = (p for _, p in (*self.sparse_products(), *self.sparse_contractions()))
-        return {**{p.key: p for p in products}, **self.nests}
+        """What its kernels are made of, by key: those of products, and the nests."""
+        return {**self.product_kernels(), **self.nests}
+
+    def product_kernels(self) -> dict[str, KernelSource]:
+        """The kernels that may take the place of the library, or of nests, by key."""
+        sparse = (p for _, p in (*self.sparse_products(), *self.sparse_contractions()))
+        tiles = {s.tile for s in self.steps if isinstance(s, GemmStep) and s.tile is not None}
+        tiled = (kernel for tile in tiles for kernel in tiled_kernels(tile))
+        return {p.key: p for p in (*sparse, *tiled)}
 
     def sparse_products(self) -> list[tuple[int, SparseProduct]]:
         """The kernels that may take the place of matrix products, with the numbers of their steps."""

@@ -113,6 +113,8 @@ def _gemm(step: GemmStep) -> str:
     shape = ", ".join(map(dim_text, (*step.batch, step.m, step.n, step.k)))
     text = f"gemm {_operand(step.c)} {sign} {_operand(step.a)} @ {_operand(step.b)}"
     text = f"{text}: {step.dtype.value} [{shape}]" + ("  packed b" if step.pack_b else "")
+    if step.tile is not None:
+        text += f"  tiles of {step.tile.rows} x {step.tile.columns}"
     if step.sparse is None:
         return text
     kernel = "dense" if step.sparse.kernel is None else f"kernel {step.sparse.kernel.key}"

@@ -181,6 +181,8 @@ class _Verifier:
             raise IRError(f"b{number}, a sparse weight, is no parameter")
 
     def _gemm(self, step: GemmStep) -> tuple[set[int], set[int]]:
+        if step.tile is not None and (step.dtype is not DType.F32 or step.batch):
+            raise IRError("tiles of a product that is not one of f32 matrices")
         a, b, c = step.a, step.b, step.c
         for operand, rows, cols in ((a, step.m, step.k), (b, step.k, step.n), (c, step.m, step.n)):
             buffer = self._get(operand.buffer)

@@ -38,6 +38,7 @@ from lazyc.runtime.driver import ENV_SLOTS, LITERAL, OWN_SLOT, BlockSlice, Table
 from lazyc.runtime.eager import is_foreign, step_buffers
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.memory import Interval, plan_arena
+from lazyc.runtime.products import packed_product, plain_product, tiled_product
 from lazyc.runtime.sizes import Sizes
 
 ARENA_SLOT = ENV_SLOTS
@@ -61,7 +62,8 @@ class NativeStep:
     """A step that the driver runs, or several by blocks of rows; ``gemm`` is the BLAS call of a
     GemmStep, or ``sparse`` the number of the step whose sparse kernel runs in its place. Its record is
     the words from ``start`` to ``end`` of the table: none where there is nothing to compute.
-    ``scratch``: offsets in the arena of the scratch params of a kernel of a GPU."""
+    ``scratch``: offsets in the arena of the scratch params of a kernel of a GPU, or of packed
+    factors."""
 
     step: KernelStep | GemmStep | Blocks
     gemm: GemmCall | None = None
@@ -224,7 +226,7 @@ def _place_temporaries(
     temps: Iterable[int],
     layouts: Sequence[Layout | None],
     segments: Sequence[Segment],
-    scratch: Callable[[Step | Blocks], list[int]],
+    scratch: Callable[[NativeStep], list[int]],
 ) -> tuple[dict[int, int], dict[Blocks, int], int]:
     """Arena offset of each temporary and of the memory that threads have for blocks, and the arena's
     size. Steps count one by one. ``scratch``: bytes of the memory that a step needs for itself."""
@@ -240,7 +242,7 @@ def _place_temporaries(
             position += 1
         before = position - len(segment.native)
         for at, native in enumerate(segment.native, before):
-            sizes = scratch(native.step)
+            sizes = scratch(native)
             if sizes:
                 own.append((native, [Interval(nbytes, at, at) for nbytes in sizes]))
     used: list[int | Blocks] = [t for t in temps if t in first]
@@ -350,14 +352,14 @@ def bind(
     private = _private(program, segments)
     kinds = {b.id: b.kind for b in program.buffers}
     temps = [b for b, kind in kinds.items() if kind == "temp" and b not in private]
-    scratch = partial(_scratch_bytes, program, kernels, sizes)
-    offsets, memory, arena_bytes = _place_temporaries(temps, layouts, segments, scratch)
-
     packable: list[GemmCall] = []
     if use_packs:
         kept = _kept_buffers(program)
         calls = [n.gemm for s in segments for n in s.native if n.gemm is not None]
         packable = [c for c in calls if c.packable and c.product.b.buffer in kept]
+    scratch = partial(_scratch_bytes, program, kernels, sizes, packable)
+    offsets, memory, arena_bytes = _place_temporaries(temps, layouts, segments, scratch)
+
     native = {b for s in segments for n in s.native for b in _addressed(n, packable)}
     inputs = [p for p, b in enumerate(program.inputs) if b in native]
     fresh = sorted(b for b, kind in kinds.items() if kind == "output" or b in private)
@@ -376,7 +378,18 @@ def bind(
     changed = written(program, segments)
     _mark_uses(segments, set(fresh), {o.buffer for o in program.outputs})
     writer = _Writer(
-        program, kernels, blas, sizes, layouts, slots.of, offsets, memory, packs, compressed, stream
+        program,
+        kernels,
+        blas,
+        sizes,
+        layouts,
+        slots.of,
+        offsets,
+        memory,
+        packs,
+        compressed,
+        stream,
+        threads,
     )
     table = writer.write(segments)
     return Plan(
@@ -401,9 +414,20 @@ def bind(
 
 
 def _scratch_bytes(
-    program: Program, kernels: Mapping[str, Kernel], sizes: Sizes, step: Step | Blocks
+    program: Program,
+    kernels: Mapping[str, Kernel],
+    sizes: Sizes,
+    packable: Sequence[GemmCall],
+    native: NativeStep,
 ) -> list[int]:
-    """Bytes of each scratch param of a kernel of a GPU, for all of its programs."""
+    """Bytes of each scratch param of a kernel of a GPU, for all of its programs; of the packed
+    factors of a product in tiles."""
+    step, call = native.step, native.gemm
+    if call is not None and call.tile is not None:
+        p, kept = call.product, any(call is c for c in packable)
+        packed_a = call.tile.packed_a_bytes(p.m, p.k)
+        packed_b = call.tile.packed_b_bytes(p.n, p.k)
+        return [packed_a] if kept else [packed_a, packed_b] if call.repacks else []
     kernel = kernels[step.nest] if isinstance(step, KernelStep) else None
     if not isinstance(kernel, DeviceKernel) or not isinstance(step, KernelStep):
         return []
@@ -429,6 +453,7 @@ class _Writer:
     packs: list[PackRequest]
     compressed: dict[int, int]  # slots by the numbers of steps
     stream: int
+    threads: int
 
     def write(self, segments: Sequence[Segment]) -> TableWriter:
         table = TableWriter()
@@ -440,7 +465,7 @@ class _Writer:
             for native in segment.native:
                 native.start = table.position
                 if native.gemm is not None:
-                    self._gemm(table, native.gemm)
+                    self._gemm(table, native, native.gemm)
                     work += native.gemm.flops // 16
                 elif isinstance(native.step, Blocks):
                     self._blocks(table, native.step)
@@ -488,8 +513,7 @@ class _Writer:
             for p in nest.buffers
         ]
         arguments += [(LITERAL, size) for size in known.all(kernel.sizes)]
-        # The error word, and the two kinds of memory that Triton may want for itself: none. (Kernels in CUDA
-        # C++ have no params for the latter; CUDA reads as many arguments as a kernel has params.)
+        # The error word, and two kinds of memory that Triton may want: none. (CUDA C++ takes the first alone.)
         arguments += [(LITERAL, 0)] * 3
         table.launch(
             kernel.launcher, kernel.function, known(kernel.programs), kernel.threads,
@@ -559,36 +583,17 @@ class _Writer:
         a, c = (self._place(x.buffer, self.sizes(x.offset) * size) for x in (step.a, step.c))
         table.kernel(kernel.address, product.items, kernel.grain, (a, (slot, 0), c), ())
 
-    def _gemm(self, table: TableWriter, call: GemmCall) -> None:
+    def _gemm(self, table: TableWriter, native: NativeStep, call: GemmCall) -> None:
         p, size = call.product, call.dtype.itemsize
         if 0 in p.batch or p.m == 0 or p.n == 0:
             return
         a, c = (self._place(x.buffer, x.offset * size) for x in (p.a, p.c))
         slot = next((request.slot for request in self.packs if request.call is call), None)
-        if slot is not None:
-            table.packed(
-                self.blas.sgemm_compute,
-                a,
-                (slot, 0),
-                c,
-                call.transpose_a,
-                (p.m, p.n, p.k),
-                (call.lda, max(p.n, p.k), call.ldc),
-                call.beta,
-            )
-            return
-        # Row-major c = a @ b is column-major c^T = b^T @ a^T, which is what Fortran computes.
-        b = self._place(p.b.buffer, p.b.offset * size)
-        strides = (x.batch_strides for x in (p.b, p.a, p.c))
-        dims = zip(p.batch, *strides, strict=True)
-        table.gemm(
-            call.function,
-            call.split,
-            (b, a, c),
-            ("T" if call.transpose_b else "N", "T" if call.transpose_a else "N"),
-            (p.n, p.m, p.k),
-            (call.ldb, call.lda, call.ldc),
-            call.beta,
-            call.dtype is DType.F64,
-            [(n, first * size, second * size, out * size) for n, first, second, out in dims],
-        )
+        if slot is None and not call.repacks:
+            plain_product(table, call, (a, self._place(p.b.buffer, p.b.offset * size), c))
+        elif slot is not None and call.tile is None:
+            packed_product(table, self.blas, call, (a, (slot, 0), c))
+        else:
+            room = [(ARENA_SLOT, offset) for offset in native.scratch]
+            b = self._place(p.b.buffer, p.b.offset * size) if slot is None else (slot, 0)
+            tiled_product(table, self.kernels, call, (a, b, c), room, self.threads)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from lazyc.ir.program import GemmStep
+from lazyc.ir.tiled_product import LEAST_REPACKED, Tile
 from lazyc.ir.types import DType
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.threads import symbol_address
@@ -19,7 +20,7 @@ from lazyc.runtime.threads import symbol_address
 # CBLAS constants of MKL.
 _ROW_MAJOR, _NO_TRANS, _TRANS, _B_MATRIX = 101, 111, 112, 162
 _INT_MAX = 2**31 - 1
-# Rows of a from which a packed b is faster (measured; fewer rows are bound by reading b once).
+# Rows of a from which the library is faster with a packed b (measured; fewer are bound by reading b once).
 _LEAST_PACKED_ROWS = 4
 
 
@@ -85,6 +86,8 @@ class GemmCall:
     """A product ready for the driver: ``c = a @ b + beta * c``, c row-major.
 
     ``transpose_a``: a is stored column by column. ``lda``...: distance of rows (columns) in elements.
+    ``packable``: b may be replaced by a copy that is kept packed, for generated kernels where there is a
+    ``tile``. ``repacks``: else these kernels pack b at each call.
     """
 
     product: Product
@@ -96,10 +99,12 @@ class GemmCall:
     ldb: int
     ldc: int
     beta: float
-    packable: bool  # b may be replaced by a packed copy
+    packable: bool
     swapped: (
         bool  # the step's c is stored by columns: this is the product of the transposed operands
     )
+    tile: Tile | None = None
+    repacks: bool = False
 
     @property
     def flops(self) -> int:
@@ -179,13 +184,14 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
         packable=(
             step.pack_b
             and not swapped
-            and blas.can_pack
+            and (step.tile is not None or (blas.can_pack and m >= _LEAST_PACKED_ROWS))
             and step.dtype is DType.F32
             and not product.batch
-            and m >= _LEAST_PACKED_ROWS
-            and min(n, k) > 0
+            and min(m, n, k) > 0
         ),
         swapped=swapped,
+        tile=step.tile,
+        repacks=(step.tile is not None and not product.batch and min(m, n, k) >= LEAST_REPACKED),
     )
 
 

@@ -70,8 +70,8 @@ class Executable:
 
     def _weight_cache(self, pack_weights: bool) -> WeightCache | None:
         program = self.program
-        marked = any(isinstance(s, GemmStep) and s.pack_b for s in program.steps)
-        packs = marked and pack_weights and self._host.blas.can_pack
+        marked = [s for s in program.steps if isinstance(s, GemmStep) and s.pack_b]
+        packs = pack_weights and any(self._host.blas.can_pack or s.tile for s in marked)
         sparse = program.sparse_products() or program.sparse_contractions()
         if not program.packed and not packs and not sparse:
             return None
@@ -81,7 +81,7 @@ class Executable:
             name = f"{self.name}, weights"
             compute = Executable(steps, self._kernels, self._host, pack_weights=False, name=name)
             compute.eager_log = self.eager_log
-        weights = WeightCache(program, self._host, compute)
+        weights = WeightCache(program, self._kernels, self._host, compute)
         weights.packs_matrices &= pack_weights
         return weights
 

@@ -19,6 +19,7 @@ from lazyc.ir import program as P
 from lazyc.ir.decisions import Decision
 from lazyc.ir.loops import BufferParam, LoopNest
 from lazyc.ir.sparse import SparseProduct
+from lazyc.ir.tiled_product import Tile
 from lazyc.runtime import codec as C
 from lazyc.runtime.dims import decode_symbol, encode_dim
 from lazyc.runtime.tensors import dump_tensor, load_tensor
@@ -80,6 +81,7 @@ SPARSE_PRODUCT = C.record(
 SPARSE_CHOICE = C.record(
     P.SparseChoice, sparsity=SPARSITY, kernel=C.optional(SPARSE_PRODUCT), reason=C.STR
 )
+TILE = C.record(Tile, rows=C.INT, columns=C.INT, depth=C.INT, group=C.INT)
 GEMM_STEP = C.record(
     P.GemmStep,
     dtype=C.DTYPE,
@@ -94,6 +96,7 @@ GEMM_STEP = C.record(
     pack_b=C.BOOL,
     comment=C.STR,
     sparse=C.optional(SPARSE_CHOICE),
+    tile=C.optional(TILE),
 )
 BUFFER_REF = C.record(
     P.BufferRef, id=C.INT, shape=C.optional(C.SHAPE), strides=C.SHAPE, offset=C.DIM
@@ -184,9 +187,8 @@ def dump_program(program: P.Program, kernels: Mapping[str, Ref]) -> dict[str, by
     used = {s.nest for s in (*program.steps, *program.packed) if isinstance(s, P.KernelStep)}
     constants = [dump_tensor(t) for t in program.constants]
     tree = {name: codec.encode(getattr(program, name)) for name, codec in PROGRAM_FIELDS.items()}
-    products = (*program.sparse_products(), *program.sparse_contractions())
-    sparse = {product.key for _, product in products}
-    tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in sorted(used | sparse)}
+    used_kernels = sorted({*used, *program.product_kernels()})
+    tree["kernels"] = {key: KERNEL_REF.encode(kernels[key]) for key in used_kernels}
     tree["nests"] = {key: NEST.encode(program.nests[key]) for key in sorted(used)}
     tree["constants"] = [header for header, _ in constants]
     parts = {"program": json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()}

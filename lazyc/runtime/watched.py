@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from lazyc.ir.program import GemmStep, KernelStep, SeedStep, Step
 from lazyc.report.spans import Category, Span, Spans
-from lazyc.runtime.binding import Plan, Segment, traffic
+from lazyc.runtime.binding import NativeStep, Plan, Segment, traffic
 from lazyc.runtime.blocks import Blocks
 from lazyc.runtime.driver import END
 from lazyc.runtime.sizes import Sizes
@@ -30,7 +30,7 @@ class _Label:
     args: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(step: Step | Blocks, plan: Plan, sizes: Sizes, is_sparse: bool = False) -> _Label:
+    def of(step: Step | Blocks, plan: Plan, sizes: Sizes, is_kernel: bool = False) -> _Label:
         if isinstance(step, SeedStep):
             return _Label("library", "random seed")
         args: dict[str, Any] = {"bytes": traffic(step, plan.layouts)}
@@ -46,7 +46,7 @@ class _Label:
             args |= {"m": sizes(step.m), "n": sizes(step.n), "k": sizes(step.k)}
             args |= {"batch": list(sizes.all(step.batch))}
             name = step.comment or "matrix product"
-            return _Label("kernel" if is_sparse else "library", name, args)
+            return _Label("kernel" if is_kernel else "library", name, args)
         args |= {"operator": step.target, "reason": step.reason}
         return _Label(
             "fallback" if step.is_fallback else "library", step.comment or step.target, args
@@ -60,7 +60,7 @@ def step_by_step(
     in a call of ``driver`` and in a span of its own."""
     steps = [
         (
-            _Label.of(native.step, plan, sizes, native.sparse is not None),
+            _Label.of(native.step, plan, sizes, _by_kernels(native)),
             (*plan.table[native.start : native.end], END, 1),
         )
         for native in segment.native
@@ -76,6 +76,11 @@ def step_by_step(
         return bits
 
     return run
+
+
+def _by_kernels(native: NativeStep) -> bool:
+    """Whether generated kernels run in place of the library."""
+    return native.sparse is not None or (native.gemm is not None and bool(native.scratch))
 
 
 def in_span(

@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 
+from lazyc.codegen.base import Kernel
 from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
     EagerStep,
@@ -50,6 +51,7 @@ from lazyc.runtime.compressed import compress, compressed_buffers, compressed_ke
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import GemmCall, pack, packed_bytes
+from lazyc.runtime.products import pack_for_tiles
 
 _SAMPLES = 16  # words looked at in each parameter, each call
 _TURNS = 4  # sets of positions, used by turns
@@ -89,8 +91,9 @@ def packed_program(program: Program) -> Program | None:
 class Kept:
     """What is kept for one state of the parameters.
 
-    ``packed`` pairs each packed buffer with its value, and so those of ``runtime.compressed``. ``is_current`` tells whether parameters (in
-    the order of ``Program.parameters``) are what they were. ``matrices`` holds packed matrices, and
+    ``packed`` pairs each packed buffer with its value, and so those of ``runtime.compressed``.
+    ``is_current`` tells whether parameters (in the order of ``Program.parameters``) are what they were.
+    ``matrices`` holds packed matrices, and
     ``pointers`` what was found for each plan (by its id; the plan beside it keeps that unique).
     ``compressed`` holds sparse weights by the numbers of the steps that read them, which were made on the
     GPU's ``stream``.
@@ -114,15 +117,17 @@ NOTHING_KEPT = Kept([], lambda now: True)
 
 
 class WeightCache:
-    """The weights that one Program keeps. ``compute`` runs its ``packed_program``, if it has one."""
+    """The weights that one Program keeps. ``kernels`` as of Executable; ``compute`` runs its ``packed_program``, if it has one."""
 
     def __init__(
         self,
         program: Program,
+        kernels: Mapping[str, Kernel],
         host: Host,
         compute: Callable[[list[Any]], list[Any]] | None,
     ) -> None:
         self._program = program
+        self._kernels = kernels
         self._host = host
         self._compute = compute
         self._ids = [b.id for b in program.buffers if b.kind == "packed"]
@@ -147,9 +152,8 @@ class WeightCache:
         device = self._host.device
         if device is None:
             return self._current(args)
-        if (
-            device.is_capturing()
-        ):  # the graph may outlive what is kept, and follows weights that change
+        if device.is_capturing():
+            # The graph may outlive what is kept, and has to follow weights that change.
             return Kept([], lambda now: True)
         kept = self._current(args)
         if kept.compressed and device.stream() != kept.stream:
@@ -256,7 +260,9 @@ class WeightCache:
         new: list[torch.Tensor] = []
         for request in plan.packs:
             call = request.call
-            key = (call.product.b, call.product.m, call.product.n, call.ldb, call.transpose_b)
+            # The library's form depends on the rows of a.
+            rows = call.product.m if call.tile is None else 0
+            key = (call.product.b, rows, call.product.n, call.ldb, call.transpose_b)
             with self._lock:
                 matrix = kept.matrices.get(key)
                 if matrix is None:
@@ -284,11 +290,19 @@ class WeightCache:
         else:
             source = values[buffer.id]
         address = source.data_ptr() + b.offset * call.dtype.itemsize
-        blas = self._host.blas
+        blas, tile = self._host.blas, call.tile
+        size = (
+            tile.packed_b_bytes(call.product.n, call.product.k)
+            if tile
+            else packed_bytes(blas, call)
+        )
         # Fresh memory is touched only where MKL writes to it: not the part that it leaves unused.
-        target = torch.empty(packed_bytes(blas, call), dtype=torch.uint8, device="cpu")
+        target = torch.empty(size, dtype=torch.uint8, device="cpu")
         with self._host.spans.span("library", "pack a weight", bytes=source.nbytes):
-            pack(blas, call, address, target.data_ptr())
+            if tile:
+                pack_for_tiles(self._host, self._kernels, call, address, target.data_ptr())
+            else:
+                pack(blas, call, address, target.data_ptr())
         return target
 
 

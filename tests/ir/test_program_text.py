@@ -26,6 +26,7 @@ from lazyc.ir.program import (
 )
 from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
+from lazyc.ir.tiled_product import Tile
 from lazyc.ir.types import Dim, DType, SymbolSource, contiguous_strides
 
 S0 = sympy.Symbol("s0", integer=True, positive=True)
@@ -151,6 +152,8 @@ BREAKS = {
     "constant layout": (lambda p: edit_buffer(p, 8, strides=(3, 1)), "constant 0 is"),
     "input position": (put(inputs=(1, 0, -1)), "not the buffer of this argument"),
     "input missing": (put(inputs=(0, -1, -1)), "b-1|b1 is no argument|there is no buffer"),
+    "tiles of another type": (
+        lambda p: edit_step(p, 2, dtype=DType.F64, tile=Tile(14, 32, 512, 18)), "not one of f32 matrices"),
     "unknown nest": (lambda p: edit_step(p, 1, nest="k9"), "no nest k9"),
     "buffer count": (lambda p: edit_step(p, 1, buffers=(0,)), "different number"),
     "size count": (lambda p: edit_step(p, 1, sizes=()), "different number"),

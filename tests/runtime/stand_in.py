@@ -180,6 +180,8 @@ class StandInGenerator:
     keeps_code = False
     keeps_weights = False
     has_products = True
+    product_tile = None
+    prefers_library = True
     product_costs = gpu_target("sm_80").product_costs
     suffix = "py"
     key = "stand-in"

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import cache
 
 import pytest
 import torch
 
+from lazyc.codegen.base import Kernel
+from lazyc.codegen.llvm import LlvmGenerator
+from lazyc.codegen.target import host_target
 from lazyc.ir.program import GemmStep, Operand, Program
+from lazyc.ir.tiled_product import Tile, tiled_kernels
 from lazyc.ir.types import DType
 from lazyc.runtime.library import Blas, concrete_product, plan_gemm
 from lazyc.runtime.program import Executable
 from lazyc.runtime.sizes import Sizes
 from tests.runtime import toy
 
+needs_tiles = pytest.mark.skipif(
+    LlvmGenerator(host_target()).product_tile is None, reason="a CPU without fused multiply-add"
+)
 SIZES = [0, 1, 2, 3, 7, 16, 33]
 
 
@@ -22,7 +30,17 @@ class Case:
     """A product with operands inside padded buffers of a given layout ("row" or "col")."""
 
     def __init__(
-        self, batch, m, n, k, layouts, pad=0, dtype=DType.F32, accumulate=False, pack=False
+        self,
+        batch,
+        m,
+        n,
+        k,
+        layouts,
+        pad=0,
+        dtype=DType.F32,
+        accumulate=False,
+        pack=False,
+        tile=None,
     ):
         self.batch, self.dims, self.layouts, self.dtype = batch, (m, n, k), layouts, dtype
         self.accumulate = accumulate
@@ -36,7 +54,8 @@ class Case:
             strides = self.buffers[-1].strides
             row, col = (inner + pad, 1) if layout == "row" else (1, inner + pad)
             operands.append(Operand(number, 0, row, col, strides[:-2]))
-        step = GemmStep(dtype, batch, m, n, k, *operands, accumulate, pack)
+        a, b, c = operands
+        step = GemmStep(dtype, batch, m, n, k, a, b, c, accumulate, pack, tile=tile)
         self.program = Program(
             (0, 1, 2) if accumulate else (0, 1),
             tuple(self.buffers), (step,), (toy.whole(self.buffers[2]),), {},
@@ -58,7 +77,8 @@ class Case:
         return [torch.randn(s).to(self.dtype.torch) for s in shapes]
 
     def check(self, host=None) -> None:
-        executable = Executable(self.program, {}, host or toy.host())
+        kernels = tiled() if self.step.tile else {}
+        executable = Executable(self.program, kernels, host or toy.host())
         args = self.random_args()
         a, b = self.view(0, args[0]), self.view(1, args[1])
         expected = torch.matmul(a.double(), b.double())
@@ -94,6 +114,60 @@ def test_packed(layouts):
         m, n, k = (rng.choice([1, 4, 5, 16, 33, 130]) for _ in range(3))
         pad, accumulate = rng.choice([0, 3]), rng.random() < 0.5
         Case((), m, n, k, layouts, pad, accumulate=accumulate, pack=True).check()
+
+
+@cache
+def tiled() -> dict[str, Kernel]:
+    """The kernels of products in tiles of this machine, by key."""
+    made = {kernel.key: generator().generate(kernel, f"k{kernel.key[:16]}") for kernel in
+            tiled_kernels(tile())}  # fmt: skip
+    loaded = generator().load({c.ref: generator().compile(c) for c in made.values()})
+    return {key: loaded[code.ref.symbol] for key, code in made.items()}
+
+
+@cache
+def generator() -> LlvmGenerator:
+    return LlvmGenerator(host_target())
+
+
+def tile() -> Tile:
+    found = generator().product_tile
+    assert found is not None
+    return found
+
+
+@needs_tiles
+@pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
+def test_packed_for_tiles(layouts):
+    rng = random.Random(f"tiled {layouts}")
+    for _ in range(8):
+        m, n, k = (rng.choice([0, 1, 4, 5, 16, 33, 130]) for _ in range(3))
+        pad, accumulate = rng.choice([0, 3]), rng.random() < 0.5
+        Case((), m, n, k, layouts, pad, accumulate=accumulate, pack=True, tile=tile()).check()
+
+
+@needs_tiles
+@pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
+def test_packed_for_tiles_at_each_call(layouts):
+    rng = random.Random(f"repacked {layouts}")
+    for _ in range(4):
+        m, n, k = (rng.choice([63, 64, 65, 100, 130]) for _ in range(3))
+        pad, accumulate = rng.choice([0, 3]), rng.random() < 0.5
+        case = Case((), m, n, k, layouts, pad, accumulate=accumulate, tile=tile())
+        call = plan_gemm(case.step, Sizes({}), toy.host().blas)
+        assert call is not None and call.repacks == (min(m, n, k) > 63)
+        case.check()
+
+
+@needs_tiles
+def test_tiles_on_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for m, n in ((200, 300), (1, 700), (700, 1)):
+            Case((), m, n, 100, ("row", "col", "row"), pack=True, tile=tile()).check()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

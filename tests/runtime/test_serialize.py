@@ -17,6 +17,7 @@ from lazyc.ir.decisions import Decision
 from lazyc.ir.index import Axis
 from lazyc.ir.loops import BufferParam, LoopNest, Stage
 from lazyc.ir.sparse_contraction import sparse_key
+from lazyc.ir.tiled_product import Tile, tiled_kernels
 from lazyc.ir.types import DType
 from lazyc.runtime import serialize as S
 from lazyc.runtime.codec import TORCH_DTYPE
@@ -91,7 +92,19 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
                 "add model.py:3",
                 P.SparseFactor("2:4", 0, (s0, 8, 64), True, "reads half"),
             ),
-            P.GemmStep(DType.F32, (12, s0), s0, 64, 768, operand, operand, operand, True, True),
+            P.GemmStep(
+                DType.F32,
+                (12, s0),
+                s0,
+                64,
+                768,
+                operand,
+                operand,
+                operand,
+                True,
+                True,
+                tile=Tile(14, 32, 512, 18),
+            ),
             P.EagerStep("aten.x.y", ARGUMENTS, (("a", ARGUMENTS), ("b", 1.5)), (2,), True, True),
             P.SeedStep(3),
         ),
@@ -125,7 +138,8 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
         "cd" * 32: S.KernelRef("k_cd", 1, 1),
         sparse_key("ab" * 32, 0, "2:4"): S.LaunchRef("k_24", 12, 1, (s0,), 4),
     }
-    return program, kernels
+    tiled = {k.key: S.KernelRef(k.part, 1, 1) for k in tiled_kernels(Tile(14, 32, 512, 18))}
+    return program, kernels | tiled
 
 
 def same(a: Any, b: Any) -> bool:

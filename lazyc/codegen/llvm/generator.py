@@ -10,11 +10,13 @@ from lazyc.codegen.llvm.compile import compile_text
 from lazyc.codegen.llvm.kernel import generate
 from lazyc.codegen.llvm.loader import Loader
 from lazyc.codegen.llvm.sparse_24 import expanded_at_once, generate_24
+from lazyc.codegen.llvm.tiled_product import generate_tiled, product_tile
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.target import Target
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import BLOCKS, SparseProduct, Sparsity
+from lazyc.ir.tiled_product import Tile, TiledKernel
 from lazyc.ir.types import DType
 
 
@@ -43,9 +45,19 @@ class LlvmGenerator:
         blocks: set[tuple[Sparsity, DType]] = {(block, DType.F32) for block in BLOCKS}
         return expanded_at_once(self._target) | blocks
 
+    @property
+    def product_tile(self) -> Tile | None:
+        return product_tile(self._target)
+
+    @property
+    def prefers_library(self) -> bool:
+        return self._target.suits_mkl
+
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         if isinstance(source, LoopNest):
             return generate(source, symbol, self._target)
+        if isinstance(source, TiledKernel):
+            return generate_tiled(source, symbol, self._target)
         assert isinstance(source, SparseProduct)
         if source.sparsity == "2:4":
             return generate_24(source, symbol, self._target)

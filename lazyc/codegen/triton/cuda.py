@@ -43,6 +43,8 @@ class CudaGenerator:
     has_products = True
     keeps_weights = False  # it would have to wait for the stream that it was computed on
     sparse_products = _SPARSE_PRODUCTS
+    product_tile = None
+    prefers_library = True
     suffix = "py"
 
     def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:

@@ -47,6 +47,8 @@ class InterpretedGenerator:
     has_products = True
     keeps_weights = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = BLOCK_PRODUCTS
+    product_tile = None
+    prefers_library = True
     suffix = "py"
 
     def __init__(self, float32: Float32Products = "ieee") -> None:
