@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import sympy
 
     from lazyc.codegen.base import Generator
+    from lazyc.codegen.gpu_target import Float32Products
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
@@ -95,7 +96,7 @@ def lazyc(
     compile_graph = functools.partial(_compile_graph, config, rooms, changed)
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
-    has_products = _is_gpu(config.target) or device != "cpu"
+    has_products = _has_gpu_code(config, device)
     recompute = has_products and config.attention != "stored"
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
@@ -119,12 +120,12 @@ def lazyc(
 
 
 class Session:
-    """The compilers of this process, one for each Config; they share events, spans and metrics."""
+    """The compilers of this process, one for each Config and device; they share events, spans and metrics."""
 
     def __init__(self, events: E.EventStream, spans: Spans) -> None:
         self._events = events
         self._spans = spans
-        self._compilers: dict[tuple[Config, str], Compiler] = {}
+        self._compilers: dict[tuple[Config, str, Float32Products], Compiler] = {}
         self._recorders: dict[Config, Recorder] = {}
         self._printing: set[tuple[int, str]] = set()
         self._tracing: set[str] = set()
@@ -132,12 +133,13 @@ class Session:
 
     def compiler(self, config: Config, device: str = "cpu") -> Compiler:
         """The compiler for a Config and the device of its tensors, made on first use. Raises CodeNotLoaded
-        for a device that lazyc has no code for."""
+        for a device that lazyc has no code for. Compilers for GPUs multiply f32 as torch is set to now."""
         from lazyc.compiler import Compiler
         from lazyc.runtime.host import create_host
 
         with self._lock:
-            found = self._compilers.get((config, device))
+            float32 = _float32_products() if _has_gpu_code(config, device) else "ieee"
+            found = self._compilers.get((config, device, float32))
             if found is None:
                 output = (config.debug, config.debug_file)
                 if config.debug and output not in self._printing:
@@ -149,11 +151,15 @@ class Session:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
                 place = None if device == "cpu" else _gpu(device)
-                generator = _generator(config.target) if place is None else _gpu_generator(place)
+                generator = (
+                    _generator(config.target, float32)
+                    if place is None
+                    else _gpu_generator(place, float32)
+                )
                 pool = config.output_pool_mb << 20
                 host = create_host(pool, self._spans, self._events, place, config.cuda_graphs)
                 found = Compiler(config, generator, host, self._events, self._spans)
-                self._compilers[config, device] = found
+                self._compilers[config, device, float32] = found
             return found
 
     def recorder(self, config: Config) -> Recorder:
@@ -221,7 +227,16 @@ def _is_gpu(target: str) -> bool:
     return target == "triton-interpret" or target.startswith("cuda:")
 
 
-def _generator(target: str) -> Generator:
+def _has_gpu_code(config: Config, device: str) -> bool:
+    return device != "cpu" or _is_gpu(config.target)
+
+
+def _float32_products() -> Float32Products:
+    """What ``torch.set_float32_matmul_precision`` and ``torch.backends.cuda.matmul`` ask for."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _generator(target: str, float32: Float32Products) -> Generator:
     """What makes the kernels of a target (``Config.target``). Raises ConfigError."""
     if _is_gpu(target):
         try:
@@ -232,7 +247,9 @@ def _generator(target: str) -> Generator:
         from lazyc.codegen.gpu_target import gpu_target
 
         is_cuda = target.startswith("cuda:")
-        return CudaGenerator(gpu_target(target)) if is_cuda else InterpretedGenerator()
+        if is_cuda:
+            return CudaGenerator(gpu_target(target, float32))
+        return InterpretedGenerator(float32)
     from lazyc.codegen.llvm import LlvmGenerator
     from lazyc.codegen.target import host_target
 
@@ -249,7 +266,7 @@ def _gpu(device: str) -> CudaGpu:
     return CudaGpu(found.index or 0)
 
 
-def _gpu_generator(gpu: CudaGpu) -> Generator:
+def _gpu_generator(gpu: CudaGpu, float32: Float32Products) -> Generator:
     """What makes and loads the kernels of a GPU. Raises CodeNotLoaded."""
     try:
         from lazyc.codegen.triton.cuda import CudaGenerator
@@ -260,7 +277,7 @@ def _gpu_generator(gpu: CudaGpu) -> Generator:
 
     major, minor = torch.cuda.get_device_capability(gpu.index)
     try:
-        target = gpu_target(f"sm_{major}{minor}")
+        target = gpu_target(f"sm_{major}{minor}", float32)
     except ConfigError as error:
         raise CodeNotLoaded(f"{gpu.name}: {error}") from error
     return CudaGenerator(target, CudaDevice(find_libcuda(), gpu.index))

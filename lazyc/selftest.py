@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lazyc
+from lazyc.ir.sparse import declared
 
 _SLACK = 1e-6  # part of a result's size that rounding may account for where eager is right by luck
 _HALVES = (torch.float16, torch.bfloat16)
@@ -27,12 +28,13 @@ _WARM_UP, _CALLS = 5, 20
 @dataclass(frozen=True, slots=True)
 class Case:
     """A program. ``make`` returns a module and its arguments, in f32 on the CPU; ``train``: with gradients
-    of the module's parameters."""
+    of the module's parameters; ``prune``: makes weights sparse, which must be read in compressed form on a GPU."""
 
     name: str
     make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
     dtype: torch.dtype = torch.float32
     train: bool = False
+    prune: Callable[[nn.Module], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,22 @@ class _Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
 
+class _Attention(nn.Module):
+    """torch's attention between two projections; x: (batch, length, width)."""
+
+    def __init__(self, width: int = 128, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, -1)]
+        q, k, v = (t.transpose(1, 2) for t in parts)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).flatten(-2))
+
+
 class _Words(nn.Module):
     """The loss of a classifier of words."""
 
@@ -99,8 +117,16 @@ def _perceptron() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return module, (torch.randn(192, 256),)
 
 
+def _blocks(module: nn.Module) -> None:
+    lazyc.sparse.to_block_sparse(module, (32, 32), 0.75)
+
+
 def _block() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return _Block(), (torch.randn(2, 128, 256),)
+
+
+def _attention() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return _Attention(), (torch.randn(2, 128, 128),)
 
 
 def _words() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -128,7 +154,15 @@ CASES: tuple[Case, ...] = (
     Case("transformer block", _block),
     Case("transformer block", _block, torch.bfloat16),
     Case("transformer block trained", _block, train=True),
+    Case("torch's attention", _attention),
+    Case("torch's attention", _attention, torch.float16),
+    Case("torch's attention trained", _attention, train=True),
+    Case("torch's attention trained", _attention, torch.bfloat16, train=True),
     Case("classifier of words trained", _words, train=True),
+    Case("2:4 perceptron", _perceptron, torch.float16, prune=lazyc.sparse.prune_24),
+    Case("2:4 perceptron", _perceptron, torch.bfloat16, prune=lazyc.sparse.prune_24),
+    Case("block-sparse perceptron", _perceptron, prune=_blocks),
+    Case("block-sparse perceptron", _perceptron, torch.bfloat16, prune=_blocks),
 )  # fmt: skip
 
 
@@ -148,6 +182,8 @@ def _run(case: Case, device: torch.device) -> Outcome:
     module = module.to(device)
     lazyc.metrics.reset()
     rounded = copy.deepcopy(module).to(case.dtype)
+    if case.prune is not None:
+        case.prune(rounded)
     given = _in_dtype(args, device, case.dtype)
     compiled = torch.compile(rounded, backend="lazyc")
 
@@ -161,7 +197,8 @@ def _run(case: Case, device: torch.device) -> Outcome:
         return [out.detach(), *(p.grad for p in of.parameters() if p.grad is not None)]
 
     got = [t.double() for t in call(compiled, rounded, given)]
-    left = lazyc.metrics.snapshot()["fallbacks"]
+    seen = lazyc.metrics.snapshot()
+    left, kept = seen["fallbacks"], seen["weights_packed"]
     eager = [t.double() for t in call(rounded, rounded, given)]
     wide = copy.deepcopy(rounded).double()
     exact = call(wide, wide, [t.double() if t.is_floating_point() else t for t in given])
@@ -170,6 +207,9 @@ def _run(case: Case, device: torch.device) -> Outcome:
     problem = "" if error <= 1 else f"its error is {error:.1f} times what is allowed"
     if left:
         problem = "; ".join(f"{f['op']} ran in eager: {f['reason']}" for f in left)
+    marked = sum(declared(p) is not None for p in rounded.parameters())
+    if device.type == "cuda" and kept < marked:
+        problem = problem or f"{kept} of {marked} sparse weights compressed: LAZYC_DEBUG=1 says why"
     times = [
         _seconds(lambda run=run: call(run, rounded, given), device) for run in (rounded, compiled)
     ]

@@ -9,6 +9,9 @@ from typing import Literal
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.errors import ConfigError
 
+# How f32 is multiplied: exactly, or by tensor cores that take 10 bits of each factor's mantissa (NVIDIA, "NVIDIA A100
+# Tensor Core GPU Architecture", 2020, TF32).
+Float32Products = Literal["ieee", "tf32"]
 # How tensor cores are driven: by a warp, by four warps, or through memory of their own.
 TensorCores = Literal["mma", "wgmma", "tcgen05"]
 _LANES = 32  # that load in one clock of a multiprocessor
@@ -30,11 +33,13 @@ class _Chip:
     gigabytes: float
     tensor_cores: TensorCores = "mma"
 
-    def product_costs(self) -> ProductCosts:
+    def product_costs(self, float32: Float32Products) -> ProductCosts:
         clocks = self.multiprocessors * self.ghz * 1e9
+        # A number of 32 bits takes the place of two halves.
+        single = self.half_operations // 2 if float32 == "tf32" else self.single_operations
         return ProductCosts(
             half_flops=clocks * self.half_operations,
-            single_flops=clocks * self.single_operations,
+            single_flops=clocks * single,
             bytes_per_second=self.gigabytes * 1e9,
             loads_per_second=clocks * _LANES,
             kernel_seconds=_LAUNCH_SECONDS,
@@ -55,7 +60,8 @@ _CHIPS = {
 class GpuTarget:
     """One architecture. ``arch``: compute capability times ten (90 for sm_90). ``shared_bytes``: most
     shared memory that a block may take; ``registers``: of a multiprocessor, 32 bits each, of which a
-    thread may have ``thread_registers``; ``vector_bytes``: the widest load of a thread."""
+    thread may have ``thread_registers``; ``vector_bytes``: the widest load of a thread; ``float32``: how
+    products in f32 are computed there."""
 
     arch: int
     shared_bytes: int
@@ -65,16 +71,17 @@ class GpuTarget:
     thread_registers: int = 255
     vector_bytes: int = 16
     warp: int = 32
+    float32: Float32Products = "ieee"
 
     @property
     def name(self) -> str:
         return f"sm_{self.arch}"
 
     def key(self) -> str:
-        return f"cuda|{self.name}"
+        return f"cuda|{self.name}|{self.float32}"
 
 
-def gpu_target(name: str) -> GpuTarget:
+def gpu_target(name: str, float32: Float32Products = "ieee") -> GpuTarget:
     """The target of a name like "cuda:sm_90" or "sm_90". Raises ConfigError."""
     found = re.fullmatch(r"(?:cuda:)?sm_(\d+)", name)
     arch = int(found[1]) if found else 0
@@ -82,4 +89,5 @@ def gpu_target(name: str) -> GpuTarget:
     if chip is None:
         known = ", ".join(f"cuda:sm_{a}" for a in _CHIPS)
         raise ConfigError(f"target {name!r}: lazyc knows {known}.")
-    return GpuTarget(arch, chip.shared_kib << 10, chip.tensor_cores, chip.product_costs())
+    costs = chip.product_costs(float32)
+    return GpuTarget(arch, chip.shared_kib << 10, chip.tensor_cores, costs, float32=float32)

@@ -17,7 +17,6 @@ from torch._dynamo.exc import TorchDynamoException, exceptions_allowed_to_be_fal
 from torch._dynamo.utils import flatten_graph_inputs
 from torch._functorch._aot_autograd.schemas import OutputType
 from torch._functorch.aot_autograd import aot_module_simplified
-from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -27,7 +26,7 @@ from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.float_symbols import tensors_stay_tensors
 from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.frontend.out_arguments import converting_call
-from lazyc.frontend.recompute import partition_with_attention
+from lazyc.frontend.partition import partition
 from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 from lazyc.ir.sparse import Sparsity, declared
@@ -146,11 +145,7 @@ class AotBackend:
                 inference_compiler=_checked(
                     count, lambda gm, same_arguments: inference(marks if same_arguments else {}, gm)
                 ),
-                partition_fn=(
-                    partition_with_attention
-                    if self.recompute
-                    else min_cut_rematerialization_partition
-                ),
+                partition_fn=partial(partition, recompute=self.recompute),
                 decompositions=decomposition_table(),
                 keep_inference_input_mutations=True,
             )

@@ -110,7 +110,7 @@ def _state() -> str:
         torch.get_default_device(),
         torch.are_deterministic_algorithms_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        torch.get_float32_matmul_precision(),
+        _float32_precision(),
         torch.backends.mkldnn.enabled,
         (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
         torch._C._get_cudnn_enabled(),
@@ -118,6 +118,16 @@ def _state() -> str:
         sorted(config.items()),
     )
     return repr(values)
+
+
+def _float32_precision() -> tuple[object, ...]:
+    """(``torch.get_float32_matmul_precision`` raises where not all backends are set to the same.)"""
+    backends = torch.backends
+    return (
+        backends.fp32_precision,  # type: ignore[attr-defined]
+        backends.cuda.matmul.fp32_precision,
+        backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+    )
 
 
 def _inputs(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> list[str]:

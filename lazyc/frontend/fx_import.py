@@ -30,6 +30,7 @@ from lazyc.frontend.fx_types import (
     value_type,
 )
 from lazyc.frontend.lowering import NotLowered, lowering_table
+from lazyc.frontend.partition import SEEDS
 from lazyc.frontend.results import describe_call, is_symbolic, matched_result, result_types
 from lazyc.frontend.storage import reads_storage
 from lazyc.ir import attrs as A
@@ -225,7 +226,9 @@ class _Importer:
                     raise IRError(f"{name}{describe_call(node)}: {error}") from error
                 reason = f"sizes that are not known to agree: {error}"
             else:
-                return matched_result(self.builder, name, node, result)
+                reason = _left_out(node, result)
+                if reason is None:
+                    return matched_result(self.builder, name, node, result)
         if reads_storage(node.target):
             self._own_storage(node)
         return self._eager(
@@ -271,10 +274,12 @@ class _Importer:
     def _opaque_value(self, node: torch.fx.Node) -> str | None:
         """Why a call cannot be lowered whatever the op: a value without code goes in or out."""
         for arg in node.all_input_nodes:
+            if arg in _seeds(node):
+                continue
             val = arg.meta.get("val")
             if isinstance(val, torch.Tensor) and (reason := opaque_reason(val)):
                 return reason
-        for val in _tensors(node.meta.get("val")):
+        for val in _tensors(_read_results(node)):
             if reason := opaque_reason(val):
                 return reason
         return None
@@ -457,6 +462,37 @@ def _is_in(node: torch.fx.Node, storage: Any) -> bool:
     if not isinstance(val, torch.Tensor) or not _has_storage(val):
         return False
     return StorageWeakRef(val.untyped_storage()) == storage
+
+
+def _seeds(node: torch.fx.Node) -> tuple[torch.fx.Node, ...]:
+    """The seeds among the arguments of attention's backward pass, which lowerings do not read."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+        return ()
+    names = [a.name for a in node.target._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return tuple(x for k, x in given.items() if k in SEEDS and isinstance(x, torch.fx.Node))
+
+
+def _read_results(node: torch.fx.Node) -> Any:
+    """The results of a call that something reads."""
+    val = node.meta.get("val")
+    if not isinstance(val, tuple | list) or any(
+        u.target is not operator.getitem for u in node.users
+    ):
+        return val
+    return [val[k] for k in sorted({u.args[1] for u in node.users if u.users})]  # type: ignore[index, type-var]
+
+
+def _left_out(node: torch.fx.Node, result: Any) -> str | None:
+    """Why a lowering's results will not do: it leaves one out that something reads."""
+    if not isinstance(result, tuple | list):
+        return None
+    for user in node.users:
+        if user.target is operator.getitem and user.users:
+            k = user.args[1]
+            if result[k] is None and isinstance(user.meta.get("val"), torch.Tensor):  # type: ignore[index]
+                return f"its result {k} is read"
+    return None
 
 
 def _tensors(val: Any) -> Iterator[torch.Tensor]:

@@ -1,5 +1,10 @@
 """Lowering of scaled dot product attention, forward and backward, into products and a softmax.
 
+``F.scaled_dot_product_attention`` becomes one of four operators, by device and what the GPU's libraries have:
+one for CPUs, and on GPUs those of FlashAttention, of CUTLASS (memory-efficient attention) and of cuDNN. They differ in
+the form of the logsumexp, and in what else they return. Seeds of their dropout are left out of the results; with
+dropout, attention is the library's.
+
 ATen's flash kernel for the CPU never stores the scores. Here they are values of the Graph, which lets the
 mask, the scale and the softmax fuse; where they are many, a block of rows at a time is computed and used
 (``passes/row_tiles.py``). Long sequences keep the library's kernel, except where kernels of the target
@@ -88,7 +93,7 @@ def _scale(width: Dim, scale: float | None) -> float:
 
 
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
-def flash_attention(
+def attention(
     b: Builder,
     q: Node,
     k: Node,
@@ -117,7 +122,7 @@ def flash_attention(
     probabilities = b.cast(b.div(weights, total), q.dtype)
     out = _product(b, _group(b, probabilities, k.shape[1]), v)
     logsumexp = b.squeeze(b.add(top, b.log(total)), 3)
-    return b.cast(b.reshape(out, q.shape), q.dtype), logsumexp
+    return b.cast(b.reshape(out, (*q.shape[:3], v.shape[3])), q.dtype), logsumexp
 
 
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu_backward.default")
@@ -135,21 +140,42 @@ def flash_attention_backward(
     attn_mask: Node | None = None,
     scale: float | None = None,
 ) -> tuple[Node, Node, Node]:
-    """Gradients of q, k and v from the saved logsumexp (Dao et al., FlashAttention, appendix B.2).
+    """Gradients of q, k and v from the saved logsumexp (Dao et al., FlashAttention, appendix B.2)."""
+    return gradients(
+        b, grad, (q, k, v), out, logsumexp, dropout_p, is_causal, mask=attn_mask, scale=scale
+    )[:3]
+
+
+def gradients(
+    b: Builder,
+    grad: Node,
+    qkv: tuple[Node, Node, Node],
+    out: Node,
+    logsumexp: Node,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    mask: Node | None,
+    scale: float | None,
+) -> tuple[Node, Node, Node, Node]:
+    """Those of q, k, v and the scores.
 
     With P = softmax(S): dV = P.T dO; dS = P * (dO V.T - rowsum(dO * O)); dQ = dS K; dK = dS.T Q.
     """
+    q, k, v = qkv
     _check(b, q, k, v, dropout_p, is_causal)
     kv_heads = k.shape[1]
-    scores = _scores(b, q, k, is_causal, attn_mask, scale)  # (B, H, Sq, Sk)
+    scores = _scores(b, q, k, is_causal, mask, scale)  # (B, H, Sq, Sk)
     p = b.exp(b.sub(scores, b.unsqueeze(b.cast(logsumexp, scores.dtype), 3)))
     grouped_grad = _group(b, grad, kv_heads)
     grad_p = b.reshape(_product(b, grouped_grad, b.transpose(v, -1, -2)), scores.shape)
     delta = b.reduce("sum", b.mul(b.compute(grad), b.compute(out)), 3, keepdim=True)
-    grad_s = b.mul(b.mul(p, b.sub(grad_p, delta)), _scale(q.shape[3], scale))
+    of_scores = b.mul(p, b.sub(grad_p, delta))
+    grad_s = b.mul(of_scores, _scale(q.shape[3], scale))
     p = _group(b, b.cast(p, q.dtype), kv_heads)
     grad_s = _group(b, b.cast(grad_s, q.dtype), kv_heads)
     grad_q = b.reshape(_product(b, grad_s, k), q.shape)
     grad_k = _product(b, b.transpose(grad_s, -1, -2), _group(b, q, kv_heads))
     grad_v = _product(b, b.transpose(p, -1, -2), grouped_grad)
-    return b.cast(grad_q, q.dtype), b.cast(grad_k, k.dtype), b.cast(grad_v, v.dtype)
+    grads = b.cast(grad_q, q.dtype), b.cast(grad_k, k.dtype), b.cast(grad_v, v.dtype)
+    return *grads, of_scores

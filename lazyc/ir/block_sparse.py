@@ -22,7 +22,8 @@ def nonzero_blocks(weight: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def compress_blocks(product: SparseProduct, weight: torch.Tensor) -> torch.Tensor | None:
-    """The compressed form of a weight [n, k] as bytes; None where too few of its blocks are zero.
+    """The compressed form of a weight [n, k] as bytes, on its device; None where too few of its blocks are
+    zero.
 
     Words of 64 bits come first: the byte offset of the values; for each row of blocks the number of its
     first block, and the number of all; for each block its first column. The values follow, of each
@@ -34,14 +35,26 @@ def compress_blocks(product: SparseProduct, weight: torch.Tensor) -> torch.Tenso
     rows, columns = kept.nonzero(as_tuple=True)
     if len(rows) > _MOST_DENSE * kept.numel():
         return None
-    words = 1 + p.items + 1 + len(rows)
-    offset = -(-words * 8 // ALIGNMENT) * ALIGNMENT
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), kept.sum(1).cumsum(0)])
-    header = torch.cat([torch.tensor([offset], device="cpu"), starts, columns * size])
-    header = torch.nn.functional.pad(header, (0, offset // 8 - words))
+    offset = _header_bytes(p, len(rows))
+    starts = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+    header = torch.cat([starts.new_full((1,), offset), starts, columns * size])
+    header = torch.nn.functional.pad(header, (0, offset // 8 - len(header)))
     blocks = weight.reshape(p.n // size, size, p.k // size, size).permute(0, 2, 3, 1)
     values = blocks[rows, columns].contiguous()
     return torch.cat([x.reshape(-1).view(torch.uint8) for x in (header, values)])
+
+
+def most_bytes(product: SparseProduct) -> int:
+    """Bytes of the largest compressed form that there is of a weight."""
+    p = product
+    blocks = int(_MOST_DENSE * p.items * (p.k // p.tile))
+    return _header_bytes(p, blocks) + blocks * p.tile**2 * p.dtype.itemsize
+
+
+def _header_bytes(product: SparseProduct, blocks: int) -> int:
+    """Bytes of the words before the values, to a multiple of the alignment."""
+    words = 1 + product.items + 1 + blocks
+    return -(-words * 8 // ALIGNMENT) * ALIGNMENT
 
 
 def decompress_blocks(product: SparseProduct, compressed: torch.Tensor) -> torch.Tensor:

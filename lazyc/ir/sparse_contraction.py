@@ -66,7 +66,7 @@ def sparse_key(nest_key: str, weight: int, sparsity: Sparsity) -> str:
 class Factors:
     """The parts of such a nest. ``rows`` are the axes of the weight's rows, ``columns`` the other outer
     axes; ``other`` is the id of the other factor, in the weight's ``dtype`` (of a half type, before it was
-    widened)."""
+    widened). ``before`` and ``after``: what is computed once, before and after the loop."""
 
     dtype: DType
     loop: L.Stage
@@ -74,6 +74,15 @@ class Factors:
     other: int
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
+    before: tuple[L.Instr, ...]
+    after: tuple[L.Instr, ...]
+
+    @property
+    def needed(self) -> tuple[L.Instr, ...]:
+        """What the other factor is computed by."""
+        body = (*self.before, *self.loop.body)
+        inside = cone(body, (self.other,))
+        return tuple(i for i in body if not isinstance(i, L.Store) and i.id in inside)
 
     @property
     def row_count(self) -> int:
@@ -120,7 +129,8 @@ def find_factors(nest: L.LoopNest, weight: int, sparsity: Sparsity = "2:4") -> F
     columns = tuple(a for a in nest.axes if a not in rows)
     if any(a in axes_of_values(nest.stages)[other] for a in rows):
         return "the other factor varies along the rows of the weight"
-    found = Factors(dtype, loop, last.id, other, rows, columns)
+    once = [tuple(i for s in part for i in s.body) for part in _around(nest.stages, loop)]
+    found = Factors(dtype, loop, last.id, other, rows, columns, *once)
     if not all(isinstance(a.size, int) for a in (*rows, *loop.axes)):
         return "the sizes of the weight are not fixed"
     whole = row_major(rows) * found.depth + row_major(loop.axes)
@@ -133,6 +143,14 @@ def find_factors(nest: L.LoopNest, weight: int, sparsity: Sparsity = "2:4") -> F
         shape = f"[{found.row_count}, {found.depth}]"
         return f"{shape} weights are no whole groups of {block or GROUP}"
     return _without_code(nest, found) or found
+
+
+def _around(
+    stages: Sequence[L.Stage], loop: L.Stage
+) -> tuple[Sequence[L.Stage], Sequence[L.Stage]]:
+    """The stages before and after one of them."""
+    at = next(k for k, stage in enumerate(stages) if stage is loop)
+    return stages[:at], stages[at + 1 :]
 
 
 def is_contraction(nest: L.LoopNest) -> bool:
@@ -176,9 +194,9 @@ def _before_casts(instrs: Mapping[int, L.Instr], value: int, dtype: DType) -> in
 
 def _without_code(nest: L.LoopNest, found: Factors) -> str:
     """Why what surrounds the product cannot be a part of the kernel; "" where it can."""
-    inside = cone(found.loop.body, (found.other,))
-    if nest.stages[0] is not found.loop:
-        return "something is computed before the product"
+    inside = {i.id for i in found.needed if not isinstance(i, L.Store)}
+    if any(isinstance(i, L.Store) for i in found.before):
+        return "something is stored before the product"
     for stage in nest.stages:
         for instr in stage.body:
             is_own = stage is found.loop and (isinstance(instr, L.Store) or instr.id not in inside)

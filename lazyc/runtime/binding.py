@@ -513,7 +513,7 @@ class _Writer:
             for p in nest.buffers
         ]
         arguments += [(LITERAL, size) for size in known.all(kernel.sizes)]
-        # The error word, and the two kinds of memory that Triton may want for itself: none.
+        # The error word, and two kinds of memory that Triton may want: none. (CUDA C++ takes the first alone.)
         arguments += [(LITERAL, 0)] * 3
         table.launch(
             kernel.launcher, kernel.function, known(kernel.programs), kernel.threads,

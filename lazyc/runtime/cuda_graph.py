@@ -4,7 +4,7 @@ The first calls run as they are, and show which arguments come at the same addre
 and which do not. Then a call is captured. The graph reads the former where they are, and the latter from
 memory of its own, to which each call copies them. Its results are copied out, so that a later call does not
 change what a caller holds. An argument that turns up at another address after all is copied from then on,
-for which the graph is captured again.
+for which the graph is captured again; so it is where weights are kept at another address than before.
 
 Capturing is torch's (``torch.cuda.graph``): the memory that a graph uses stays reserved for it.
 """
@@ -51,6 +51,7 @@ class Replayer:
         self._calls = 0
         self._stream = 0
         self._pointers: list[int] = []
+        self._packs: list[int] = []
         self._copied: set[int] = set()  # positions of the arguments that the graph has memory for
         self._memory: dict[int, torch.Tensor] = {}
         self._results: list[Any] = []
@@ -59,7 +60,7 @@ class Replayer:
 
     def __call__(self, args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
         with self._lock, self._device.current():
-            if not self._is_ready(args):
+            if not self._is_ready(args, packs):
                 return self._run(args, packs, packed)
             if self._replay is None and not self._capture(args, packs, packed):
                 return self._run(args, packs, packed)
@@ -70,7 +71,7 @@ class Replayer:
             self._replay()
             return [r.clone() if isinstance(r, torch.Tensor) else r for r in self._results]
 
-    def _is_ready(self, args: list[Any]) -> bool:
+    def _is_ready(self, args: list[Any], packs: Sequence[int]) -> bool:
         """Looks at where arguments are; whether this call may be a replay."""
         if self._failed:
             return False
@@ -80,6 +81,9 @@ class Replayer:
             self._pointers, self._stream = pointers, stream
         moved = {k for k, p in enumerate(pointers) if p != self._pointers[k]} - self._copied
         self._calls += 1
+        if list(packs) != self._packs:
+            self._packs = list(packs)
+            self._forget()
         if moved:
             self._copied |= moved
             self._forget()

@@ -7,7 +7,7 @@ allocator hands it out again on the same stream only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,19 @@ class Device(Protocol):
         """Makes the device torch's current one."""
         ...
 
+    def wait(self) -> None:
+        """Until all is done that torch's current stream was given."""
+        ...
+
+    def use(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Keeps the memory of tensors, made on another stream, until the current one is done with them, even
+        if they die before."""
+        ...
+
+    def is_capturing(self) -> bool:
+        """Whether the caller captures torch's current stream: nothing may wait then."""
+        ...
+
     def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
         """What ``run`` returns, and what does again all that it queued. Nothing of it is done yet."""
         ...
@@ -57,6 +70,18 @@ class CudaGpu:
         if torch.cuda.current_device() == self.index:
             return nullcontext()
         return torch.cuda.device(self.index)
+
+    def wait(self) -> None:
+        torch.cuda.current_stream(self.index).synchronize()
+
+    def use(self, tensors: Iterable[torch.Tensor]) -> None:
+        stream = torch.cuda.current_stream(self.index)
+        for tensor in tensors:
+            tensor.record_stream(stream)
+
+    def is_capturing(self) -> bool:
+        with self.current():
+            return torch.cuda.is_current_stream_capturing()
 
     def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()

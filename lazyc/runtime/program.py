@@ -19,6 +19,7 @@ from lazyc.ir.program import GemmStep, Program
 from lazyc.report.events import RowTilesChosen
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
+from lazyc.runtime.compressed import with_compressed
 from lazyc.runtime.cuda_graph import Replayer, can_replay
 from lazyc.runtime.eager import EagerLog
 from lazyc.runtime.host import Host
@@ -71,7 +72,8 @@ class Executable:
         program = self.program
         marked = [s for s in program.steps if isinstance(s, GemmStep) and s.pack_b]
         packs = pack_weights and any(self._host.blas.can_pack or s.tile for s in marked)
-        if not program.packed and not packs and not program.sparse_products():
+        sparse = program.sparse_products() or program.sparse_contractions()
+        if not program.packed and not packs and not sparse:
             return None
         steps = packed_program(program)
         compute = None
@@ -131,27 +133,28 @@ class Executable:
             packed = sum(bool(r.plan.packs) for r in self._runners.values())
             symbols = (s.symbol for s in self.program.symbols)
             sizes = Sizes(dict(zip(symbols, values, strict=True)))
+            program = with_compressed(self.program, sparse)
             plan = bind(
-                self.program,
+                program,
                 self._kernels,
                 self._host.blas,
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
                 threads=self._host.threads.get(),
-                sparse=sparse,
+                sparse=frozenset(n for n in sparse if isinstance(program.steps[n], GemmStep)),
             )
             for choice in plan.choices:
                 self._host.events.emit(
                     RowTilesChosen(choice.blocks is not None, choice.reason, choice.comment)
                 )
             if plan.is_native:
-                runner: Runner = NativeRunner(self.program, plan, self._host, sizes)
+                runner: Runner = NativeRunner(program, plan, self._host, sizes)
             else:
                 runner = MixedRunner(
-                    self.program, plan, self._kernels, self._host, sizes, self.eager_log
+                    program, plan, self._kernels, self._host, sizes, self.eager_log
                 )
             device = self._host.device
-            if self._host.cuda_graphs and device is not None and can_replay(self.program, plan):
+            if self._host.cuda_graphs and device is not None and can_replay(program, plan):
                 runner.run = Replayer(runner.run, device)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)

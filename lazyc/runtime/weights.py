@@ -12,6 +12,9 @@ parameter is compared with what it was:
   noticed when it touches a sampled word: at once if it changes the whole weight, as an optimizer
   does.
 
+On a GPU the words are not looked at, which would have to wait for it: there an edit goes unnoticed that
+advances no counter.
+
 What fails is computed again from the parameters. To compress a weight takes as long as dozens of its
 products: after a change these are dense ones until the weights have stayed the same for some calls, and
 remain so where a weight is no longer as sparse as declared. Parameters without a version counter (inference
@@ -24,8 +27,9 @@ import ctypes
 import random
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +39,7 @@ from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
     EagerStep,
     GemmStep,
+    KernelStep,
     Program,
     ProgramOutput,
 )
@@ -42,6 +47,7 @@ from lazyc.ir.sparse import SparseProduct, Sparsity, compress_24
 from lazyc.ir.types import storage_extent
 from lazyc.report.events import WeightNotSparse, WeightsPacked
 from lazyc.runtime.binding import Plan
+from lazyc.runtime.compressed import compress, compressed_buffers, compressed_key
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import GemmCall, pack, packed_bytes
@@ -85,10 +91,12 @@ def packed_program(program: Program) -> Program | None:
 class Kept:
     """What is kept for one state of the parameters.
 
-    ``packed`` pairs each packed buffer with its value. ``is_current`` tells whether parameters (in
-    the order of ``Program.parameters``) are what they were. ``matrices`` holds packed matrices, and
+    ``packed`` pairs each packed buffer with its value, and so those of ``runtime.compressed``.
+    ``is_current`` tells whether parameters (in the order of ``Program.parameters``) are what they were.
+    ``matrices`` holds packed matrices, and
     ``pointers`` what was found for each plan (by its id; the plan beside it keeps that unique).
-    ``compressed`` holds sparse weights by the numbers of the steps that read them.
+    ``compressed`` holds sparse weights by the numbers of the steps that read them, which were made on the
+    GPU's ``stream``.
     """
 
     packed: list[tuple[int, Any]]
@@ -97,6 +105,7 @@ class Kept:
     pointers: dict[int, tuple[Plan, list[int]]] = field(default_factory=dict)
     uses: int = 0
     compressed: Mapping[int, torch.Tensor] | None = None  # None: not looked at yet
+    stream: int = 0
 
     @property
     def sparse(self) -> frozenset[int]:
@@ -122,6 +131,7 @@ class WeightCache:
         self._host = host
         self._compute = compute
         self._ids = [b.id for b in program.buffers if b.kind == "packed"]
+        self._compressed_ids = compressed_buffers(program)
         self._kept: Kept | None = None
         self._wasted = 0
         self._lock = threading.RLock()
@@ -139,6 +149,18 @@ class WeightCache:
 
     def current(self, args: Sequence[Any]) -> Kept:
         """What is kept for the parameters among ``args``, computed anew if they have changed."""
+        device = self._host.device
+        if device is None:
+            return self._current(args)
+        if device.is_capturing():
+            # The graph may outlive what is kept, and has to follow weights that change.
+            return Kept([], lambda now: True)
+        kept = self._current(args)
+        if kept.compressed and device.stream() != kept.stream:
+            device.use(kept.compressed.values())
+        return kept
+
+    def _current(self, args: Sequence[Any]) -> Kept:
         parameters = [args[i] for i in self._program.parameters]
         kept = self._kept
         if kept is not None and kept.is_current(parameters):
@@ -146,7 +168,7 @@ class WeightCache:
             if kept.compressed is None and kept.uses >= _SETTLED:
                 with self._lock:
                     if kept.compressed is None:
-                        kept.compressed = self._compress(args)
+                        self._compress(kept, args)
             return kept
         with self._lock:
             kept = self._kept
@@ -167,33 +189,59 @@ class WeightCache:
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
             return Kept(packed, lambda now: False)
-        guard = _Guard(parameters, self._host.driver.run_short, self._forget)
-        compressed = self._compress(args) if self.renewals == 1 else None
-        self._kept = Kept(packed, guard.holds, compressed=compressed)
-        return self._kept
+        on_cpu = self._host.device is None
+        guard = _Guard(parameters, self._host.driver.run_short, self._forget, on_cpu)
+        kept = Kept(packed, guard.holds)
+        if self.renewals == 1:
+            self._compress(kept, args)
+        self._kept = kept
+        return kept
 
-    def _compress(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
-        """The sparse weights in compressed form, of those that are as sparse as declared."""
-        if not self.packs_matrices:
-            return {}
-        made: dict[tuple[int, int], torch.Tensor | None] = {}
+    def _compress(self, kept: Kept, args: Sequence[Any]) -> None:
+        """Keeps the sparse weights in compressed form, of those that are as sparse as declared."""
+        found = self._compressed(args) if self.packs_matrices else {}
+        device = self._host.device
+        if device is not None and found:
+            kept.stream = device.stream()
+            device.wait()  # other streams may read them from now on
+        kept.packed += [(b, found[n]) for n, b in self._compressed_ids.items() if n in found]
+        kept.compressed = found  # last: another thread then looks for them in ``packed``
+
+    def _compressed(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
+        made: dict[tuple[Any, ...], torch.Tensor | None] = {}
         found: dict[int, torch.Tensor] = {}
-        for number, product in self._program.sparse_products():
-            step = self._program.steps[number]
-            assert isinstance(step, GemmStep)
-            weight = args[self._program.buffers[step.b.buffer].source]
-            key = id(weight), product.tile
+        for request in self._requests():
+            weight = args[self._program.buffers[request.weight].source]
+            key = id(weight), *request.form
             if key not in made:
                 with self._host.spans.span("library", "compress a weight", bytes=weight.nbytes):
-                    made[key] = _COMPRESS[product.sparsity](product, weight)
+                    made[key] = request.compress(weight)
                 if made[key] is None:
-                    shape = tuple(weight.shape)
-                    self._host.events.emit(WeightNotSparse(product.sparsity, shape, step.comment))
+                    event = WeightNotSparse(request.sparsity, tuple(weight.shape), request.comment)
+                    self._host.events.emit(event)
             compressed = made[key]
             if compressed is not None:
-                found[number] = compressed
+                found[request.step] = compressed
         self._tell([t for t in made.values() if t is not None])
         return found
+
+    def _requests(self) -> Iterator[_Request]:
+        """The compressed weights that steps of the Program can read."""
+        steps = self._program.steps
+        for number, product in self._program.sparse_products():
+            step = steps[number]
+            assert isinstance(step, GemmStep)
+            yield _Request(
+                number, step.b.buffer, product.sparsity, (product.tile,), step.comment,
+                partial(_COMPRESS[product.sparsity], product),
+            )  # fmt: skip
+        for number, source in self._program.sparse_contractions():
+            step = steps[number]
+            assert isinstance(step, KernelStep)
+            yield _Request(
+                number, step.buffers[source.weight], source.sparsity, compressed_key(source),
+                step.comment, partial(compress, source),
+            )  # fmt: skip
 
     def _forget(self, dead: object) -> None:
         """A parameter died: what was made of it is of no use."""
@@ -258,25 +306,40 @@ class WeightCache:
         return target
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A compressed weight that step number ``step`` can read. ``weight``: its buffer; ``form``: with equal
+    ones, compressed forms are equal; ``comment`` is that of the step."""
+
+    step: int
+    weight: int
+    sparsity: Sparsity
+    form: tuple[object, ...]
+    comment: str
+    compress: Callable[[torch.Tensor], torch.Tensor | None]
+
+
 class _Guard:
-    """Compares parameters with what they were when this was made."""
+    """Compares parameters with what they were when this was made; ``on_cpu``: their words too."""
 
     def __init__(
         self,
         parameters: Sequence[torch.Tensor],
         run: Callable[[int, int], int],
         forget: Callable[[object], None],
+        on_cpu: bool = True,
     ) -> None:
         self._ids = [*map(id, parameters)]
         self._pointers = [*map(_data_ptr, parameters)]
         self._versions = [p._version for p in parameters]
         self._watch = [weakref.ref(p, forget) for p in parameters]
+        looked_at = parameters if on_cpu else ()
         self._small = [
             (i, _bytes(p))
-            for i, p in enumerate(parameters)
+            for i, p in enumerate(looked_at)
             if 0 < p.numel() * p.element_size() < _WORD
         ]
-        self._tables = [_sample_table(parameters, turn) for turn in range(_TURNS)]
+        self._tables = [_sample_table(looked_at, turn) for turn in range(_TURNS)]
         self._addresses = [ctypes.addressof(t) for t in self._tables]
         self._turn = 0
         self._run = run

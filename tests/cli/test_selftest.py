@@ -9,12 +9,15 @@ import torch
 from typer.testing import CliRunner
 
 from lazyc import selftest
+from lazyc.backend import EVENTS
 from lazyc.cli.main import app
 from lazyc.errors import ConfigError
+from lazyc.report import events as E
 from lazyc.selftest import CASES, Case, _error, _Function, run_cases
 
 FEW = [c for c in CASES if c.name in ("softmax", "gather and scatter")]
 FEW.append(next(c for c in CASES if c.train))
+FEW += [c for c in CASES if c.prune is not None and c.dtype is not torch.bfloat16]
 
 
 def test_programs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +26,23 @@ def test_programs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest.run_cases, "__defaults__", (FEW,))
     result = CliRunner().invoke(app, ["selftest", "--device", "cpu", "--no-tests"])
     assert result.exit_code == 0, result.output
-    assert "3 programs on cpu, 0 with problems" in result.output and "softmax" in result.output
+    assert "5 programs on cpu, 0 with problems" in result.output and "softmax" in result.output
+
+
+def test_sparse_cases_take_the_sparse_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With those that GPUs have in common with Triton's interpreter."""
+    monkeypatch.setattr(selftest, "_CALLS", 1)
+    monkeypatch.setattr(selftest, "_WARM_UP", 0)
+    monkeypatch.setenv("LAZYC_TARGET", "triton-interpret")
+    heard: list[E.Event] = []
+    stop = EVENTS.subscribe(heard.append)
+    cases = [c for c in CASES if c.prune is not None and c.name.startswith("block")]
+    try:
+        assert [found.problem for found in run_cases("cpu", cases)] == [""] * 2
+    finally:
+        stop()
+    assert [e.is_used for e in heard if isinstance(e, E.SparseProduct)] == [True] * 4
+    assert sum(e.count for e in heard if isinstance(e, E.WeightsPacked)) == 4
 
 
 def test_what_runs_in_eager_or_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 
 import pytest
@@ -10,15 +11,20 @@ from torch import nn
 
 import lazyc
 from lazyc.backend import EVENTS
+from lazyc.codegen.base import LaunchRef
 from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.cuda.nvrtc import CompiledCuda, compile_cuda
 from lazyc.codegen.cuda.sparse_24 import TILES, Tiles, generate
 from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.triton.cubin import DeviceCode
+from lazyc.codegen.triton.cuda import CudaGenerator
+from lazyc.codegen.triton.libcuda import CudaDevice
 from lazyc.errors import MissingPackage, MissingPackageWarning
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 from lazyc.report import events as E
+from tests.codegen.test_libcuda import StandInLibrary
 from tests.codegen.test_triton_contraction import product
 
 ARCHITECTURES = (80, 90, 100)
@@ -133,6 +139,29 @@ def test_a_model_gets_a_sparse_kernel_beside_the_dense_one(heard: list[E.Event])
     (choice,) = choices(heard)
     assert choice.is_used and choice.sizes == ("32", "48", "64")
     assert sum(isinstance(e, E.KernelCompiled) for e in heard) == 2
+
+
+@needs_nvrtc
+def test_kernels_are_loaded_beside_those_of_triton() -> None:
+    """Launches have the block and the shared memory of the kernel in CUDA C++."""
+    nest = product(32, 256, 128, DType.F16, transposed=True)
+    source = SparseContraction(nest, "", 1)
+    library = StandInLibrary()
+    generator = CudaGenerator(gpu_target("sm_80"), CudaDevice(library, 0))
+    assert ("2:4", DType.F16) in generator.sparse_products
+    code = generator.generate(source, "lazyc_sparse")
+    assert isinstance(code.ref, LaunchRef) and code.is_cuda
+    data = generator.compile(code)
+    kernel = generator.load({code.ref: data})["lazyc_sparse"]
+    assert (kernel.threads, kernel.shared_bytes) == (32 * code.ref.warps, code.shared_bytes)
+    assert kernel.programs == code.ref.programs and kernel.points == 1
+    given = dict(library.calls)
+    assert given["cuModuleGetFunction"][2].value == b"lazyc_sparse"
+    cubin, image = (
+        DeviceCode.load(data).cubin,
+        ctypes.cast(given["cuModuleLoadData"][1], ctypes.c_void_p),
+    )
+    assert image.value is not None and ctypes.string_at(image.value, len(cubin)) == cubin
 
 
 def test_triton_s_interpreter_has_none(heard: list[E.Event]) -> None:

@@ -14,14 +14,18 @@ from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.block_sparse import block_sparse_kernel
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.interpret import InterpretedGenerator
+from lazyc.ir import loops as L
 from lazyc.ir.block_sparse import compress_blocks
-from lazyc.ir.loops import LoopNest
+from lazyc.ir.index import Axis, axis_index
+from lazyc.ir.loops import BufferParam, LoopNest
 from lazyc.ir.nest_interp import run_nest
+from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.ops import concrete
 from lazyc.ir.sparse import BLOCKS, SparseProduct, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.types import DType
 from lazyc.report import events as E
+from tests.codegen.harness import Body
 from tests.codegen.test_triton_contraction import product
 
 F32, F16, BF16 = DType.F32, DType.F16, DType.BF16
@@ -68,6 +72,41 @@ def test_a_linear_layer(dtype: DType, sparsity: Sparsity) -> None:
 
 def test_a_left_factor() -> None:
     check(product(96, 50, 128, F32, epilogue=True), 0, "block 16")
+
+
+def scaled(m: int, n: int, k: int, dtype: DType) -> LoopNest:
+    """``relu(x[m, k] * s[m]) @ w[n, k]^T + s[m]``: the factor of each row is computed before the loop."""
+    i, j, r = Axis("i", m), Axis("j", n), Axis("r", k)
+    ii, jj, rr = map(axis_index, (i, j, r))
+    body = Body()
+
+    def wide(value: int) -> int:
+        return value if dtype is F32 else body.add(L.Compute, F32, "cast", (value,))
+
+    def narrow(value: int) -> int:
+        return value if dtype is F32 else body.add(L.Compute, dtype, "cast", (value,))
+
+    zero = body.add(L.Const, F32, 0.0)
+    scale = body.add(L.Compute, F32, "neg", (wide(body.add(L.Load, dtype, 2, ii)),))
+    stages = [body.stage()]
+    x = wide(body.add(L.Load, dtype, 0, ii * k + rr))
+    x = body.add(L.Compute, F32, "maximum", (body.add(L.Compute, F32, "mul", (x, scale)), zero))
+    w = wide(body.add(L.Load, dtype, 1, jj * k + rr))
+    terms = body.add(L.Compute, F32, "mul", (wide(narrow(x)), w))
+    total = body.add(L.Reduce, F32, "sum", terms)
+    stages.append(body.stage(r))
+    body.store(3, ii * n + jj, narrow(body.add(L.Compute, F32, "add", (total, scale))))
+    stages.append(body.stage())
+    sizes = (("in", m * k), ("in", n * k), ("in", m), ("out", m * n))
+    buffers = tuple(BufferParam(dtype, role, size) for role, size in sizes)  # type: ignore[arg-type]
+    nest = LoopNest((i, j), tuple(stages), buffers)
+    verify_nest(nest)
+    return nest
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_what_is_computed_before_the_loop(dtype: DType) -> None:
+    check(scaled(37, 64, 96, dtype), 1, "block 16")
 
 
 def test_any_number_of_rows() -> None:

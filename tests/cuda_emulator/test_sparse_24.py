@@ -23,6 +23,7 @@ from lazyc.ir.sparse_contraction import PLAIN_OPS, Factors, SparseContraction, f
 from lazyc.ir.sparse_mma import MmaFormat, compress_for_mma
 from lazyc.ir.types import Dim, DType
 from tests.codegen.harness import Body
+from tests.codegen.test_triton_block_sparse import scaled
 from tests.codegen.test_triton_contraction import product
 from tests.cuda_emulator.emulate import Emulated, EmulatorError, needs_compiler
 from tests.ir.test_sparse import random_24
@@ -208,6 +209,11 @@ def test_columns_that_are_not_known() -> None:
 
 def test_a_factor_that_is_rounded_on_the_way() -> None:
     Case(linear(18, 40, 72, F16, first=F32), 0).check()
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_what_is_computed_before_the_loop(dtype: DType) -> None:
+    Case(scaled(18, 40, 72, dtype), 1).check()
 
 
 full = pytest.mark.full

@@ -1,13 +1,14 @@
 """A GPU that is not there, for tests: launches run in Triton's interpreter on tensors of the CPU.
 
 ``cuLaunchKernel`` is a Python function behind a C address: the driver calls it as it calls CUDA's, with a
-grid, a stream and addresses of arguments. It notes what it was given, and runs the kernel.
+grid, a stream and addresses of arguments. It notes what it was given, and runs the kernel: one in Triton's
+language in its interpreter, one in CUDA C++ in ``tests/cuda_emulator``.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 
 from lazyc.codegen.base import DeviceKernel, KernelCode, LaunchRef, Ref
+from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.triton.cuda import CudaGenerator
 from lazyc.codegen.triton.interpret import InterpretedGenerator
-from lazyc.codegen.triton.kernel import generate
 from lazyc.compiler import Compiler
 from lazyc.config import Config
-from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import DType
@@ -28,6 +29,7 @@ from lazyc.report.spans import Spans
 from lazyc.runtime.device import DeviceArenas
 from lazyc.runtime.host import create_host
 from lazyc.runtime.memory import Arena
+from tests.cuda_emulator.emulate import Emulated
 
 INT, POINTER = ctypes.c_int, ctypes.c_void_p
 # CUresult cuLaunchKernel(f, gridX, gridY, gridZ, blockX, blockY, blockZ, shared, stream, params, extra)
@@ -60,6 +62,9 @@ class StandInGpu:
     captures: int = 0
     captured: list[Callable[[], None]] | None = None
     arenas: list[Arena] = field(default_factory=list)
+    waits: int = 0
+    used: list[torch.Tensor] = field(default_factory=list)
+    is_captured: bool = False
 
     def __post_init__(self) -> None:
         self.functions: dict[int, tuple[LaunchRef, tuple[Any, ...], Callable[..., None]]] = {}
@@ -79,6 +84,15 @@ class StandInGpu:
                 launch()
 
         return results, replay
+
+    def wait(self) -> None:
+        self.waits += 1
+
+    def use(self, tensors: Iterable[torch.Tensor]) -> None:
+        self.used += tensors
+
+    def is_capturing(self) -> bool:
+        return self.is_captured
 
     def stream(self) -> int:
         return self.handle
@@ -139,26 +153,49 @@ def _memory(address: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer((ctypes.c_char * 16).from_address(address), dtype=dtype)
 
 
+def _emulated(code: KernelCode) -> Callable[..., None]:
+    """Runs a kernel in CUDA C++. Where its arguments end is not known from their addresses."""
+    kernel = Emulated(code)
+
+    def launch(
+        blocks: int, memory: Sequence[torch.Tensor], sizes: Sequence[int], error: torch.Tensor
+    ) -> None:
+        kernel(blocks, [_Unbounded(t) for t in memory], sizes)
+
+    return launch
+
+
+class _Unbounded:
+    """Memory that goes on for long after a tensor's."""
+
+    nbytes = 1 << 40
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.data_ptr = tensor.data_ptr
+
+
 class StandInGenerator:
-    """A ``Generator`` of kernels that a stand-in launches."""
+    """A ``Generator`` of kernels that a stand-in launches. ``sparse_products``: as of a GPU where asked for."""
 
     keeps_code = False
     keeps_weights = False
     has_products = True
-    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
-    product_costs = InterpretedGenerator.product_costs
+    product_tile = None
+    prefers_library = True
+    product_costs = gpu_target("sm_80").product_costs
     suffix = "py"
     key = "stand-in"
 
-    def __init__(self, gpu: StandInGpu) -> None:
+    def __init__(self, gpu: StandInGpu, sparse: bool = False) -> None:
         self._gpu = gpu
         self._interpreted = InterpretedGenerator()
-        self._params: dict[str, tuple[Any, ...]] = {}
+        self._codes: dict[str, KernelCode] = {}
+        self.sparse_products: frozenset[tuple[Sparsity, DType]] = (
+            CudaGenerator.sparse_products if sparse else frozenset()
+        )
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
-        assert isinstance(source, LoopNest)
-        code = generate(source, symbol, reports_division=False)
-        self._params[symbol] = tuple(p.torch for p in code.params)
+        code = self._codes[symbol] = CudaGenerator(gpu_target("sm_80")).generate(source, symbol)
         return code
 
     def compile(self, code: KernelCode) -> bytes:
@@ -168,13 +205,18 @@ class StandInGenerator:
         found = {}
         for ref, data in objects.items():
             assert isinstance(ref, LaunchRef)
-            launched = self._interpreted.load({ref: data})[ref.symbol]
+            code = self._codes[ref.symbol]
             function = 1000 + len(self._gpu.functions)
-            self._gpu.functions[function] = ref, self._params[ref.symbol], launched.launch
+            if code.is_cuda:
+                launch, threads, shared = _emulated(code), 32 * ref.warps, code.shared_bytes
+            else:
+                launch = self._interpreted.load({ref: data})[ref.symbol].launch
+                threads, shared = 32 * WARPS, SHARED
+            types = tuple(p.torch for p in code.params)
+            self._gpu.functions[function] = ref, types, launch
             found[ref.symbol] = DeviceKernel(
-                self._gpu.launcher, function, 32 * WARPS, SHARED,
-                ref.programs, ref.points, ref.sizes,
-            )  # fmt: skip
+                self._gpu.launcher, function, threads, shared, ref.programs, ref.points, ref.sizes
+            )
         return found
 
 
@@ -192,8 +234,15 @@ class _Arenas(DeviceArenas):
         return arena
 
 
-def stand_in_compiler(gpu: StandInGpu, cuda_graphs: bool = False) -> Compiler:
-    """A Compiler whose programs run on a stand-in."""
-    host = replace(create_host(device=gpu, cuda_graphs=cuda_graphs), arenas=_Arenas(gpu))
+def stand_in_compiler(
+    gpu: StandInGpu,
+    cuda_graphs: bool = False,
+    sparse: bool = False,
+    events: EventStream | None = None,
+) -> Compiler:
+    """A Compiler whose programs run on a stand-in; ``sparse``: with kernels for sparse weights."""
+    events = EventStream() if events is None else events
+    host = create_host(device=gpu, cuda_graphs=cuda_graphs, events=events)
+    host = replace(host, arenas=_Arenas(gpu))
     config = Config(strict=True, verify=True, disk_cache=False)
-    return Compiler(config, StandInGenerator(gpu), host, EventStream(), Spans())
+    return Compiler(config, StandInGenerator(gpu, sparse), host, events, Spans())

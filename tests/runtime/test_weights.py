@@ -23,6 +23,7 @@ from lazyc.ir.program import (
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.types import DType, SymbolSource
 from lazyc.runtime.program import Executable
+from lazyc.runtime.weights import _Guard
 from tests.runtime import toy
 
 M, N, K = 8, 48, 64
@@ -414,3 +415,13 @@ def test_an_output_may_be_a_parameter():
     x = torch.randn(M, K)
     out, same = executable([x, w])
     assert same is w and torch.allclose(out, x @ w.t(), atol=1e-4)
+
+
+def test_words_of_a_gpu_are_not_read():
+    """Its memory is not the CPU's: identity, address and version tell of changes there."""
+    parameters = [torch.empty(3, 40, device="meta"), torch.empty((), device="meta")]
+
+    guard = _Guard(parameters, toy.host().driver.run_short, lambda dead: None, on_cpu=False)
+    assert guard.holds(parameters)
+    parameters[0].add_(1)
+    assert not guard.holds(parameters)

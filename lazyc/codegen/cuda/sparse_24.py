@@ -27,7 +27,6 @@ from lazyc.codegen.cuda.scalar import ScalarCode
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Mod
-from lazyc.ir.nest_values import cone
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.sparse_mma import MmaFormat
 from lazyc.ir.types import Dim, DType
@@ -102,21 +101,19 @@ def generate(
     columns = factors.column_count
     if tiles is None:
         tiles = choose_tiles(factors.row_count, columns, target)
-    load, layout = _other_factor(nest, factors)
+    load, layout = _other_factor(factors)
     rows_are_fast = nest.axes[-1] in factors.rows
     form = MmaFormat(factors.dtype, factors.row_count, factors.depth)
 
     before = ScalarCode(nest, sizes)
     before.unravel("column", factors.columns)
     before.unravel("depth", factors.loop.axes)
-    needed = cone(factors.loop.body, (factors.other,))
-    before.run(i for i in factors.loop.body if not isinstance(i, L.Store) and i.id in needed)
+    before.run(factors.needed)
     after = ScalarCode(nest, sizes)
     after.unravel("column", factors.columns)
     after.unravel("row", factors.rows)
     after.values[factors.result] = f"v{factors.result}", DType.F32
-    for stage in nest.stages[1:]:
-        after.run(stage.body)
+    after.run((*factors.before, *factors.after))
 
     text = _template().render(
         primitives=_primitives(),
@@ -153,9 +150,9 @@ def _pad(rows_are_fast: bool) -> int:
     return 4 if rows_are_fast else 8
 
 
-def _other_factor(nest: L.LoopNest, factors: Factors) -> tuple[L.Load | None, Layout]:
+def _other_factor(factors: Factors) -> tuple[L.Load | None, Layout]:
     """The load that the other factor is, where it can be copied in vectors of 16 bytes, and how."""
-    instrs = {i.id: i for i in factors.loop.body if not isinstance(i, L.Store)}
+    instrs = {i.id: i for i in factors.needed if not isinstance(i, L.Store)}
     load = instrs[factors.other]
     while (
         isinstance(load, L.Compute)

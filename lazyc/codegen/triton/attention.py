@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.bounds import Limit, limits
 from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.pointwise import expression
@@ -264,13 +265,16 @@ class Tiles:
     stages: int
 
 
-def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
+def choose_tiles(attention: Attention, is_half: bool, float32: Float32Products = "ieee") -> Tiles:
     """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
-    sum. In single precision tiles have fewer rows than EXACT_ROWS."""
+    sum. In exact single precision tiles have fewer rows than EXACT_ROWS."""
     columns = tile_size(attention.columns, _WIDEST) if attention.columns else 1
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
     widest = max([columns, *(tile_size(d.axes, _WIDEST) for d in dots)])
-    if not is_half:
+    if not is_half and float32 == "tf32":
+        most = 64 if widest <= 64 else 32 if widest <= 128 or attention.online is not None else 16
+        rows, keys, warps, stages = most, min(most, 32), 8, 1
+    elif not is_half:
         rows, keys, warps, stages = (32, 32, 8, 1) if widest <= 64 else (16, 16, 8, 1)
     elif attention.online is not None:
         rows, keys, warps, stages = (
@@ -295,22 +299,28 @@ def choose_tiles(attention: Attention, is_half: bool) -> Tiles:
 
 
 def attention_kernel(
-    attention: Attention, symbol: str, reports_division: bool = True
+    attention: Attention,
+    symbol: str,
+    reports_division: bool = True,
+    float32: Float32Products = "ieee",
 ) -> KernelCode:
     """The kernel of an attention. Raises CodegenError for what there is no code for."""
-    return _Kernel(attention, reports_division).finish(symbol)
+    return _Kernel(attention, reports_division, float32).finish(symbol)
 
 
 class _Kernel:
     """A kernel while it is written."""
 
-    def __init__(self, attention: Attention, reports_division: bool) -> None:
+    def __init__(
+        self, attention: Attention, reports_division: bool, float32: Float32Products
+    ) -> None:
         self.a = attention
+        self.float32 = float32
         self.instrs = values_of(attention.nest)
         pairs = [*attention.dots.values(), *attention.products.values()]
         halves = [common_half(self.instrs, f.left, f.right) for f in pairs]
         self.half = None if None in halves else halves[0]  # each product may have a type of its own
-        t = self.tiles = choose_tiles(attention, self.half is not None)
+        t = self.tiles = choose_tiles(attention, self.half is not None, float32)
         self.w = Writer({
             ROWS: (0, t.rows), COLUMNS: (1, t.columns), ACROSS: (1, t.keys), DOWN: (0, t.keys),
             LEFT_DEPTH: (1, 1), RIGHT_DEPTH: (0, 1),
@@ -509,7 +519,7 @@ class _Kernel:
         return self.w.value(text, DType.F32, ROWS | ACROSS)
 
     def _multiply(self, left: str, right: str, total: str) -> str:
-        precision = "" if self.half else ', input_precision="ieee"'
+        precision = "" if self.half else f', input_precision="{self.float32}"'
         return f"tl.dot({left}, {right}{', ' + total if total else ''}{precision})"
 
     def _axes_of(self, dot: int) -> tuple[Axis, ...]:

@@ -9,21 +9,28 @@ after the product in the nest runs on tiles, as in ``contraction.py``. The weigh
 from __future__ import annotations
 
 from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef
+from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.tiles import COLUMNS, ROWS, open_tile, tile_size
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.nest_values import cone
-from lazyc.ir.sparse import BLOCKS
+from lazyc.ir.sparse import BLOCKS, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.types import DType
 
+# The weights for which there is a kernel.
+BLOCK_PRODUCTS: frozenset[tuple[Sparsity, DType]] = frozenset(
+    (block, dtype) for block in BLOCKS for dtype in (DType.F16, DType.BF16, DType.F32)
+)
 _DEPTH = 4  # a bit of its own: the depth of a block
 _MOST_COLUMNS = 128
 
 
-def block_sparse_kernel(source: SparseContraction, symbol: str) -> KernelCode:
+def block_sparse_kernel(
+    source: SparseContraction, symbol: str, float32: Float32Products = "ieee"
+) -> KernelCode:
     """The kernel of a SparseContraction. Raises CodegenError for what there is no code for."""
     nest = source.nest
     factors = find_factors(nest, source.weight, source.sparsity)
@@ -39,17 +46,25 @@ def block_sparse_kernel(source: SparseContraction, symbol: str) -> KernelCode:
     w.line("row = tl.program_id(0) % down")
     w.line("column = tl.program_id(0) // down")
     open_tile(code, (), (factors.rows, size), (factors.columns, width))
-    total = _product(code, source, factors, size, down)
+    for instr in factors.before:
+        code.instr(instr)
+    total = _product(code, source, factors, size, down, float32)
     code.values[factors.result] = Value(total, DType.F32, ROWS | COLUMNS)
-    for stage in nest.stages[1:]:
-        for instr in stage.body:
-            code.instr(instr)
+    for instr in factors.after:
+        code.instr(instr)
     ref = LaunchRef(symbol, down * across, 1, tuple(code.sizes), 4, 3)
     params = tuple(DType.U8 if k == source.weight else b.dtype for k, b in enumerate(nest.buffers))
     return KernelCode(ref, code.text(symbol), params)
 
 
-def _product(code: Code, source: SparseContraction, factors: Factors, size: int, down: int) -> str:
+def _product(
+    code: Code,
+    source: SparseContraction,
+    factors: Factors,
+    size: int,
+    down: int,
+    float32: Float32Products,
+) -> str:
     """The sums of the program's tile."""
     w, weight, kind = code.w, f"b{source.weight}", TYPES[factors.dtype]
     w.line(f"words = {weight}.to(tl.pointer_type(tl.int64))")
@@ -58,7 +73,7 @@ def _product(code: Code, source: SparseContraction, factors: Factors, size: int,
     w.line("last = tl.load(words + 2 + row)")
     w.line(f"inner = tl.arange(0, {size})[None, :] * {size} + tl.arange(0, {size})[:, None]")
     total = w.variable(w.full("0.0", DType.F32, ROWS | COLUMNS))
-    precision = ', input_precision="ieee"' if factors.dtype is DType.F32 else ""
+    precision = f', input_precision="{float32}"' if factors.dtype is DType.F32 else ""
     with w.loop("for e in range(first, last):"):
         outside = dict(code.values)
         w.line(f"block = tl.load(values + e * {size * size} + inner)")

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.code import VECTOR_BYTES, Code, ceil_div
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
@@ -106,13 +107,16 @@ class Tiles:
 
 _HALF_TILES = ((128, 128), (128, 64), (64, 64))  # rows and columns at most, larger ones first
 _SINGLE_TILES = ((128, 64), (64, 64))
+_TF32_TILES = ((128, 128), (128, 64), (64, 64))
 _EXACT_TILES = ((EXACT_ROWS // 2, 64),)
 
 
-def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
+def choose_tiles(
+    contraction: Contraction, is_half: bool, float32: Float32Products = "ieee"
+) -> Tiles:
     """Large tiles read each factor less often. Smaller ones are taken where there would be too few to keep
     a GPU busy, or where what surrounds the product needs many registers: much of it, or a result whose rows
-    start anywhere, so that each element is stored by an address of its own. Single precision keeps factors
+    start anywhere, so that each element is stored by an address of its own. Exact single precision keeps factors
     in registers too, and gets more threads; where a factor is more than a load it keeps below EXACT_ROWS."""
     c = contraction
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
@@ -120,6 +124,8 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
     heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
     if is_half:
         most, depth = _HALF_TILES[heavy:], 64
+    elif float32 == "tf32":
+        most, depth = _TF32_TILES[heavy:], 32
     elif len(c.loop.body) == 4:  # two loads, their product and its sum
         most, depth = _SINGLE_TILES, 16
     else:
@@ -130,7 +136,8 @@ def choose_tiles(contraction: Contraction, is_half: bool) -> Tiles:
         columns = tile_size(c.columns, most_columns, _UNKNOWN)
         if _programs(c, rows, columns) >= _BUSY:
             break
-    of_eight = 64 * 64 if not is_half else 128 * 64 if heavy else 128 * 128
+    on_tensor_cores = is_half or float32 == "tf32"
+    of_eight = 64 * 64 if not on_tensor_cores else 128 * 64 if heavy else 128 * 128
     depth = tile_size(c.loop.axes, depth, _UNKNOWN)
     return Tiles(rows, columns, depth, 8 if rows * columns >= of_eight else 4, 3)
 
@@ -145,20 +152,26 @@ def _programs(c: Contraction, rows: int, columns: int) -> int:
 
 
 def contraction_kernel(
-    contraction: Contraction, symbol: str, reports_division: bool = True
+    contraction: Contraction,
+    symbol: str,
+    reports_division: bool = True,
+    float32: Float32Products = "ieee",
 ) -> KernelCode:
     """The kernel of a contraction. Raises CodegenError for what there is no code for."""
-    return _Kernel(contraction, reports_division).finish(symbol)
+    return _Kernel(contraction, reports_division, float32).finish(symbol)
 
 
 class _Kernel:
     """A kernel while it is written."""
 
-    def __init__(self, contraction: Contraction, reports_division: bool) -> None:
+    def __init__(
+        self, contraction: Contraction, reports_division: bool, float32: Float32Products
+    ) -> None:
         self.c = contraction
+        self.float32 = float32
         self.instrs = values_of(contraction.nest)
         self.half = common_half(self.instrs, contraction.left, contraction.right)
-        t = self.tiles = choose_tiles(contraction, self.half is not None)
+        t = self.tiles = choose_tiles(contraction, self.half is not None, float32)
         self.w = Writer({
             ROWS: (0, t.rows), COLUMNS: (1, t.columns),
             ROW_DEPTH: (1, t.depth), COLUMN_DEPTH: (0, t.depth),
@@ -222,7 +235,7 @@ class _Kernel:
             right = self._factor(
                 c.right, COLUMN_DEPTH, f"r + tl.arange(0, {t.depth})[:, None]", depth
             )
-            precision = "" if self.half else ', input_precision="ieee"'
+            precision = "" if self.half else f', input_precision="{self.float32}"'
             w.line(f"{total} = tl.dot({left}, {right}, {total}{precision})")
         return Value(total, DType.F32, ROWS | COLUMNS)
 

@@ -11,7 +11,7 @@ from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.cuda.sparse_24 import generate as generate_24
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.product_costs import ProductCosts
-from lazyc.codegen.triton.block_sparse import block_sparse_kernel
+from lazyc.codegen.triton.block_sparse import BLOCK_PRODUCTS, block_sparse_kernel
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.cubin import DeviceCode
 from lazyc.codegen.triton.kernel import generate
@@ -19,7 +19,7 @@ from lazyc.codegen.triton.libcuda import CudaDevice
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
-from lazyc.ir.sparse import BLOCKS, Sparsity
+from lazyc.ir.sparse import Sparsity
 from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 
@@ -31,10 +31,7 @@ def generator_key(target: GpuTarget) -> str:
 
 
 _SPARSE_PRODUCTS: frozenset[tuple[Sparsity, DType]] = frozenset(
-    {
-        *(("2:4", dtype) for dtype in (DType.F16, DType.BF16)),
-        *((block, dtype) for block in BLOCKS for dtype in (DType.F16, DType.BF16, DType.F32)),
-    }
+    {*BLOCK_PRODUCTS, ("2:4", DType.F16), ("2:4", DType.BF16)}
 )
 
 
@@ -45,6 +42,7 @@ class CudaGenerator:
     keeps_code = True
     has_products = True
     keeps_weights = False  # it would have to wait for the stream that it was computed on
+    sparse_products = _SPARSE_PRODUCTS
     product_tile = None
     prefers_library = True
     suffix = "py"
@@ -52,11 +50,6 @@ class CudaGenerator:
     def __init__(self, target: GpuTarget, device: CudaDevice | None = None) -> None:
         self._target = target
         self._device = device
-
-    @property
-    def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]:
-        """None where kernels are launched: the runtime of a GPU keeps nothing of weights."""
-        return _SPARSE_PRODUCTS if self._device is None else frozenset()
 
     @property
     def product_costs(self) -> ProductCosts:
@@ -70,10 +63,10 @@ class CudaGenerator:
         if isinstance(source, SparseContraction):
             if source.sparsity == "2:4":
                 return generate_24(source, symbol, self._target)
-            return block_sparse_kernel(source, symbol)
+            return block_sparse_kernel(source, symbol, self._target.float32)
         assert isinstance(source, LoopNest)
         # As in eager, a division of integers by zero is no error on a GPU.
-        return generate(source, symbol, reports_division=False)
+        return generate(source, symbol, False, self._target.float32)
 
     def compile(self, code: KernelCode) -> bytes:
         """A ``DeviceCode``. Raises MissingPackage for CUDA C++ without its compiler."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime.interpreter import (
     InterpretedFunction,
     ReduceOps,
@@ -23,12 +24,14 @@ from triton.runtime.interpreter import (
 from triton.runtime.interpreter import _get_np_dtype as _numpy_type
 
 from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
-from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.gpu_target import Float32Products, gpu_target
+from lazyc.codegen.triton.block_sparse import BLOCK_PRODUCTS, block_sparse_kernel
 from lazyc.codegen.triton.kernel import generate
 from lazyc.codegen.triton.source import load
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 
 _STANDS_FOR = "sm_90"
@@ -37,21 +40,28 @@ _one_at_a_time = threading.RLock()
 
 
 class InterpretedGenerator:
-    """A ``Generator`` whose kernels are those of a GPU (``_STANDS_FOR``), run on tensors of the CPU."""
+    """A ``Generator`` whose kernels are those of a GPU (``_STANDS_FOR``), run on tensors of the CPU; ``float32``: how
+    products in single precision are computed there."""
 
     keeps_code = False
     has_products = True
     keeps_weights = True
-    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
+    sparse_products: frozenset[tuple[Sparsity, DType]] = BLOCK_PRODUCTS
     product_tile = None
     prefers_library = True
     suffix = "py"
-    product_costs = gpu_target(_STANDS_FOR).product_costs
-    key = f"triton-interpret|{_STANDS_FOR}|{triton.__version__}"
+
+    def __init__(self, float32: Float32Products = "ieee") -> None:
+        target = gpu_target(_STANDS_FOR, float32)
+        self._float32: Float32Products = float32
+        self.product_costs = target.product_costs
+        self.key = f"triton-interpret|{target.key()}|{triton.__version__}"
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
+        if isinstance(source, SparseContraction):
+            return block_sparse_kernel(source, symbol, self._float32)
         assert isinstance(source, LoopNest)
-        return generate(source, symbol)
+        return generate(source, symbol, float32=self._float32)
 
     def compile(self, code: KernelCode) -> bytes:
         return code.text.encode()
@@ -90,7 +100,16 @@ def _amended() -> Iterator[None]:
 def _dot(a: Any, b: Any, total: Any, precision: Any, most_inexact: Any) -> TensorHandle:
     """A product of tiles, added to ``total`` (f32)."""
     left, right = (_values(x) for x in (a, b))
+    if precision == ir.INPUT_PRECISION.TF32:
+        left, right = (_cut_to_tf32(x) for x in (left, right))
     return TensorHandle(np.matmul(left, right, dtype=np.float32) + total.data, tl.float32)
+
+
+def _cut_to_tf32(x: Any) -> Any:
+    """What tensor cores take of f32: 10 bits of its mantissa, the others cut off."""
+    if x.dtype != np.float32:
+        return x
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def _values(x: Any) -> Any:
