@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim, DType, Shape, is_nonneg
-from lazyc.passes.realize import inline_costs
+from lazyc.passes.realize import INLINE_LEAVES, inline_costs
 from lazyc.passes.strided import StridedView
 
 _HALVES = (DType.F16, DType.BF16)
@@ -58,17 +58,22 @@ def _certainly_ge(a: Dim, b: Dim) -> bool:
 
 def stored_factors(nodes: list[Node]) -> set[Node]:
     """Factors of products that are loops of a kernel that must be in memory as they are: those that were
-    padded, to be of use; and those of a half type that are too much to be computed at each reading. (In
+    padded, to be of use; what windows are read from, which would be computed for each of them;
+    and those of a half type that are too much to be computed at each reading. (In
     memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
     attention, which are made of products that never have memory."""
     factors = {_stored(x) for node in nodes for x in _factors(node)}
+    images = {_stored(x.inputs[0]) for x in factors if x.op == "window"}
+    factors = {x for x in factors if x.op != "window"} | images
     if not factors:
         return set()
     costs = inline_costs(nodes, frozenset())
     return {
         x
         for x in factors
-        if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
+        if x.op == "pad"
+        or (x in images and x.op not in INLINE_LEAVES)
+        or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
     }
 
 
@@ -80,9 +85,14 @@ def _factors(node: Node) -> tuple[Node, ...]:
     return node.inputs[0].inputs if is_loop_product(node) else ()
 
 
+def is_copy(node: Node) -> bool:
+    """Whether a node is there to be a copy: a ``reshape`` to the same shape."""
+    return node.op == "reshape" and node.inputs[0].shape == node.shape
+
+
 def _stored(x: Node) -> Node:
-    """What a factor is a view of, before it was widened."""
-    while x.op in ("cast", "expand", "reshape", "permute", "slice"):
+    """What a factor is a view of, before it was widened; a copy, or windows, where it is one of these."""
+    while x.op in ("cast", "expand", "reshape", "permute", "slice") and not is_copy(x):
         if x.dtype in _HALVES and x.inputs[0].dtype not in _HALVES:
             break
         x = x.inputs[0]

@@ -15,7 +15,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
-from lazyc.passes.contraction import as_matrix
+from lazyc.passes.contraction import as_matrix, is_copy
 from lazyc.passes.dim_order import inherited_order
 from lazyc.passes.realize import live_users
 from lazyc.passes.strided import StridedView, storable_strides, strided_view
@@ -132,10 +132,10 @@ def fixed_strides(node: Node) -> Shape | None:
 def order_for_reader(node: Node, users: list[Node]) -> Shape:
     """Row-major, or the order in which a permutation that is the only reader leaves the dims.
 
-    The dims that a reduction leaves keep their order: that of its loops; and padding keeps that of what
-    it pads, whose rows it is there to align.
+    The dims that a reduction leaves keep their order: that of its loops; padding keeps that of what
+    it pads, whose rows it is there to align; and a copy has the order that it was made for.
     """
-    keeps = node.spec.has(Trait.REDUCTION) or node.op == "pad"
+    keeps = node.spec.has(Trait.REDUCTION) or node.op == "pad" or is_copy(node)
     if len(users) == 1 and users[0].op == "permute" and not keeps:
         return ordered_strides(node.shape, users[0].attrs.dims)
     return contiguous_strides(node.shape)

@@ -9,6 +9,7 @@ from lazyc.codegen.product_costs import ProductCosts
 from lazyc.passes.attention import Mode, Report, attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
+from lazyc.passes.convolutions_as_loops import convolutions_as_loops
 from lazyc.passes.fold_norm import fold_norm
 from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
@@ -37,7 +38,8 @@ def pipeline(
     attending = partial(attention, mode=attend, report=report)
     passes = (
         Pass("canonicalize", canonicalize),
-        *(_WEIGHT_PASSES if pack_weights else ()),
+        *((Pass("fold_norm", fold_norm),) if pack_weights else ()),
+        *_convolutions(pack_weights, has_products, keeps),
         Pass("split_batches", split_batches),
         *((Pass("attention", attending),) if has_products else ()),
         *(
@@ -52,7 +54,7 @@ def pipeline(
     return tuple(p for p in passes if p.name not in disabled)
 
 
-_WEIGHT_PASSES = (
-    Pass("fold_norm", fold_norm),
-    Pass("lower_convolutions", lower_convolutions),
-)
+def _convolutions(pack_weights: bool, has_products: bool, keeps: bool) -> tuple[Pass, ...]:
+    if has_products:
+        return (Pass("lower_convolutions", partial(convolutions_as_loops, keeps=keeps)),)
+    return (Pass("lower_convolutions", lower_convolutions),) if pack_weights else ()
