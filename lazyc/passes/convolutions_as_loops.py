@@ -9,8 +9,8 @@ Efficient Primitives for Deep Learning", 2014). Padding is what windows read out
 innermost in the loop, so that they are loaded in vectors where they lie together: x gets memory in that
 order, and so does the weight, once where it lasts. Half types are multiplied and added in f32.
 
-A kernel of 1 x 1 is a matrix product. Transposed convolutions, f64, and groups of several channels that make
-no tile stay ``aten.convolution``.
+A kernel of 1 x 1 is a matrix product. Transposed convolutions, f64, images whose size is a symbol, and groups
+of several channels that make no tile stay ``aten.convolution``; a batch may be a symbol.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def convolutions_as_loops(graph: Graph, keeps: bool = True) -> Graph:
 
 
 def _is_taken(node: Node) -> bool:
-    """Whether kernels compute a convolution: one of f32 or a half type that is not transposed, and whose
-    groups are tiles or single channels."""
+    """Whether kernels compute a convolution: one of f32 or a half type that is not transposed, whose
+    groups are tiles or single channels, and of which at most the batch is a symbol."""
     outputs, depth, *_ = weight = node.inputs[1].shape
     if node.dtype not in (*_HALVES, DType.F32) or node.attrs.transposed:
         return False
-    if not all(isinstance(d, int) for d in weight):
+    if not all(isinstance(d, int) for d in (*weight, *node.shape[2:])):
         return False
     groups = node.attrs.groups
     is_depthwise = depth == 1 == outputs // groups

@@ -249,8 +249,13 @@ class Body:
 
     def _is_loaded(self, read: Read) -> bool:
         """Whether a read is a load, which gives 0 where its mask is false."""
-        here = read.node, read.position
-        return self.known(*here) is None and self.locate(*here) is not None
+        while self.known(read.node, read.position) is None:
+            if self.locate(read.node, read.position) is not None:
+                return True
+            if not is_plain_view(read.node):
+                return False
+            (read,) = reads(read.node, read.position)
+        return False
 
     def mask(self, conditions: tuple[InRange, ...], mask: int | None) -> int | None:
         """``mask`` and all conditions that are not certain; None when nothing is left to test."""

@@ -40,6 +40,7 @@ _BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at le
 _LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
 _SHORT_RUN = 32  # depth below which tiles go across the ends of an axis, so that there are fewer
+_VECTOR = VECTOR_BYTES // 2  # elements of a half type
 _UNKNOWN = 64  # rows, columns or depth of a tile along a size that is a symbol
 
 
@@ -145,6 +146,8 @@ def _depth(c: Contraction, most: int) -> int:
         run = min(most, last.size & -last.size)
         if run >= min(most, _SHORT_RUN):
             return run
+        if last.size % _VECTOR:  # each element is loaded by an address of its own
+            most = min(most, _SHORT_RUN)
     return tile_size(c.loop.axes, most, _UNKNOWN)
 
 
