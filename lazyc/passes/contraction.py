@@ -63,7 +63,7 @@ def stored_factors(nodes: list[Node]) -> set[Node]:
     memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
     attention, which are made of products that never have memory."""
     factors = {_stored(x) for node in nodes for x in _factors(node)}
-    images = {_stored(x.inputs[0]) for x in factors if x.op == "window"}
+    images = {_stored(w.inputs[0]) for w in _windows(nodes)}
     factors = {x for x in factors if x.op != "window"} | images
     if not factors:
         return set()
@@ -75,6 +75,26 @@ def stored_factors(nodes: list[Node]) -> set[Node]:
         or (x in images and x.op not in INLINE_LEAVES)
         or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
     }
+
+
+def image_orders(nodes: list[Node]) -> dict[Node, tuple[int, ...]]:
+    """The images that products read windows of, each with its dims from slowest to fastest as they are
+    read: the last dim that windows do not move along, the channels, comes last."""
+    found: dict[Node, tuple[int, ...]] = {}
+    for window in _windows(nodes):
+        image = window.inputs[0]
+        while image.op == "cast" and image.dtype not in _HALVES:
+            image = image.inputs[0]
+        dims = range(len(window.inputs[0].shape))
+        channel = max((d for d in dims if d not in window.attrs.axes), default=dims[-1])
+        found[image] = (*(d for d in dims if d != channel), channel)
+    return found
+
+
+def _windows(nodes: list[Node]) -> list[Node]:
+    """The windows that are factors of products that are loops of a kernel."""
+    factors = (_stored(x) for node in nodes for x in _factors(node))
+    return [x for x in dict.fromkeys(factors) if x.op == "window"]
 
 
 def _factors(node: Node) -> tuple[Node, ...]:
