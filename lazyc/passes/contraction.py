@@ -63,7 +63,7 @@ def stored_factors(nodes: list[Node]) -> set[Node]:
     memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
     attention, which are made of products that never have memory."""
     factors = {_stored(x) for node in nodes for x in _factors(node)}
-    images = {_stored(w.inputs[0]) for w in _windows(nodes)}
+    images = {_stored(w.inputs[0]) for w in windows_of_products(nodes)}
     factors = {x for x in factors if x.op != "window"} | images
     if not factors:
         return set()
@@ -78,20 +78,25 @@ def stored_factors(nodes: list[Node]) -> set[Node]:
 
 
 def image_orders(nodes: list[Node]) -> dict[Node, tuple[int, ...]]:
-    """The images that products read windows of, each with its dims from slowest to fastest as they are
-    read: the last dim that windows do not move along, the channels, comes last."""
+    """The images that products read windows of, each with its ``image_order``: the last dim that windows do
+    not move along, the channels, comes last."""
     found: dict[Node, tuple[int, ...]] = {}
-    for window in _windows(nodes):
+    for window in windows_of_products(nodes):
         image = window.inputs[0]
         while image.op == "cast" and image.dtype not in _HALVES:
             image = image.inputs[0]
-        dims = range(len(window.inputs[0].shape))
-        channel = max((d for d in dims if d not in window.attrs.axes), default=dims[-1])
-        found[image] = (*(d for d in dims if d != channel), channel)
+        found[image] = image_order(window)
     return found
 
 
-def _windows(nodes: list[Node]) -> list[Node]:
+def image_order(window: Node) -> tuple[int, ...]:
+    """The dims of what a convolution reads windows of from slowest to fastest: its channels come last."""
+    dims = range(len(window.inputs[0].shape))
+    channel = max((d for d in dims if d not in window.attrs.axes), default=dims[-1])
+    return (*(d for d in dims if d != channel), channel)
+
+
+def windows_of_products(nodes: list[Node]) -> list[Node]:
     """The windows that are factors of products that are loops of a kernel."""
     factors = (_stored(x) for node in nodes for x in _factors(node))
     return [x for x in dict.fromkeys(factors) if x.op == "window"]

@@ -95,8 +95,9 @@ def _choose(node: Node) -> Lowering:
 
 def is_plain_product(node: Node) -> bool:
     """Whether a convolution is a matrix product over its channels: its kernel is 1 x 1."""
-    kernel = node.inputs[1].shape[2:]
-    return node.attrs.groups == 1 and all(d == 1 for d in kernel) and not any(node.attrs.padding)
+    attrs, kernel = node.attrs, node.inputs[1].shape[2:]
+    is_dense = attrs.groups == 1 and not attrs.transposed and not any(attrs.padding)
+    return is_dense and all(d == 1 for d in kernel)
 
 
 def channels_last(rank: int) -> tuple[int, ...]:

@@ -158,7 +158,7 @@ def test_an_image_that_lies_otherwise_is_copied_for_whole_vectors(
     b = Make()
     x, w = b.input(2, channels, 6, 6), b.input(24, channels, 3, 3, parameter=True)
     graph = b.outputs(conv(b, x, w, padding=1))
-    assert sum("input copied" in d.what for d in decisions(graph)) == copies
+    assert sum("copied to channels last" in d.what for d in decisions(graph)) == copies
     program = check(graph, *data(x, w))
     assert len(program.steps) == 1 + copies
     if copies:
@@ -172,7 +172,7 @@ def test_what_the_caller_takes_otherwise_is_copied() -> None:
     x, w, v = (b.input(*s, parameter=len(s) == 4 and s[0] == 16) for s in SHAPES)
     y = relu(b, conv(b, x, w, padding=1))
     graph = b.outputs(y, conv(b, y, v, padding=1))
-    assert sum("input copied" in d.what for d in decisions(graph)) == 2
+    assert sum("copied to channels last" in d.what for d in decisions(graph)) == 2
     check(graph, *data(x, w, v))
 
 
