@@ -96,8 +96,13 @@ def _choose(node: Node) -> Lowering:
 def is_plain_product(node: Node) -> bool:
     """Whether a convolution is a matrix product over its channels: its kernel is 1 x 1."""
     attrs, kernel = node.attrs, node.inputs[1].shape[2:]
-    is_dense = attrs.groups == 1 and not attrs.transposed and not any(attrs.padding)
-    return is_dense and all(d == 1 for d in kernel)
+    has_gaps = attrs.transposed and any(n != 1 for n in attrs.stride)
+    is_dense = attrs.groups == 1 and not has_gaps
+    return (
+        is_dense
+        and not any((*attrs.padding, *attrs.output_padding))
+        and all(d == 1 for d in kernel)
+    )
 
 
 def channels_last(rank: int) -> tuple[int, ...]:

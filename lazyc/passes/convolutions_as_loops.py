@@ -44,10 +44,13 @@ def convolutions_as_loops(graph: Graph, keeps: bool = True) -> Graph:
     lasting = Lasting(graph)
 
     def lower(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+        image, weight, *bias = x
         if is_plain_product(node) and _has_type(node):
             b.decide(f"{_named(node)}: a matrix product", "its kernel is 1 x 1")
-            return as_product(b, node, *x)
-        image, weight, *bias = x
+            if node.attrs.transposed:
+                dims = (1, 0, *range(2, len(weight.shape)))
+                weight = b.emit("permute", weight, attrs=A.PermuteAttrs(dims))
+            return as_product(b, node, image, weight, *bias)
         sums = _as_sum(b, node, weight)
         if sums is None:
             return None
