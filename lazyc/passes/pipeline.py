@@ -16,6 +16,7 @@ from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.split_batches import split_batches
+from lazyc.passes.split_products import split_products
 from lazyc.passes.split_reduction import split_reductions
 
 
@@ -48,10 +49,17 @@ def pipeline(
             else (Pass("padding", partial(pad_products, costs=costs, keeps=keeps)),)
         ),
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
+        *_splits(has_products, costs),
         Pass("split_reductions", split_reductions),
         *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
     )
     return tuple(p for p in passes if p.name not in disabled)
+
+
+def _splits(has_products: bool, costs: ProductCosts | None) -> tuple[Pass, ...]:
+    if not has_products or costs is None:
+        return ()
+    return (Pass("split_products", partial(split_products, costs=costs)),)
 
 
 def _convolutions(pack_weights: bool, has_products: bool, keeps: bool) -> tuple[Pass, ...]:

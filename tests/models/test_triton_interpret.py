@@ -159,6 +159,19 @@ def test_a_residual_block(dtype: torch.dtype, nothing_left_to_eager: None) -> No
     assert sum(Contraction.find(n) is not None for n in nests) == 4
 
 
+def test_a_residual_block_is_trained() -> None:
+    """Gradients too: of images, with stride, dilation and 1 x 1 kernels, and of weights."""
+    check(Residual(8).train(), (torch.randn(2, 3, 22, 22),), train=True)
+
+
+def test_a_transposed_convolution_is_trained() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv1d(3, 8, 3), torch.nn.ReLU(),
+        torch.nn.ConvTranspose1d(8, 16, 5, stride=2, padding=1, output_padding=1),
+    )  # fmt: skip
+    check(model, (torch.randn(2, 3, 14),), train=True)
+
+
 def test_a_batch_that_changes(nothing_left_to_eager: None) -> None:
     model = torch.nn.Conv2d(8, 16, 3, padding=1).eval()
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS)

@@ -9,6 +9,7 @@ import torch
 
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.contraction import Contraction
+from lazyc.frontend.convolution_gradients import has_gradients, input_gradient, weight_gradient
 from lazyc.ir import attrs as A
 from lazyc.ir import program as P
 from lazyc.ir.graph import Graph
@@ -121,6 +122,55 @@ def test_half_types_are_added_in_single_precision(dtype: DType) -> None:
     torch.testing.assert_close(got, exact.to(dtype.torch), rtol=2**-7, atol=0.1)
     (found,) = contractions(program)
     assert found.result.dtype is DType.F32
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "more"),
+    [
+        (3, 1, 1, 1, 0), (3, 1, 3, 1, 0), (3, 1, 1, 2, 0),  # as a convolution of flipped filters
+        (3, 2, 1, 1, 1), (4, 2, 1, 1, 0), (5, 3, 4, 1, 2), (1, 2, 0, 1, 1), (2, 3, 0, 1, 0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed(
+    kernel: int, stride: int, padding: int, dilation: int, more: int, groups: int
+) -> None:
+    """Only products of what is there: no zeros between the elements of the image."""
+    b = Make()
+    shape, weight = (3, 32, 6, 7), (32, 16, kernel, kernel)
+    x = b.input(*shape, strides=_last(shape))
+    w, bias = b.input(*weight, parameter=True), b.input(16 * groups, parameter=True)
+    each = [(n, n) for n in (stride, padding, dilation, more)]
+    attrs = A.ConvolutionAttrs(*each[:3], True, each[3], groups)
+    y = b.emit("convolution", x, w, bias, attrs=attrs)
+    program = check(b.outputs(y), *data(x, w, bias))
+    (found,) = contractions(program)
+    taps = -(-kernel // stride)
+    assert numel(a.size for a in found.loop.axes) == taps**2 * 32 // groups
+    assert len(program.steps) == (1 if stride == 1 else 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients(stride: int, transposed: bool) -> None:
+    """What autograd makes of a convolution, in kernels alone."""
+    b = Make()
+    step = (stride, stride)
+    attrs = A.ConvolutionAttrs(step, (1, 1), (1, 1), transposed, (0, 0), 1)
+    x, w = b.input(2, 16, 7, 7), b.input(16, 16, 3, 3)
+    y = b.emit("convolution", x, w, attrs=attrs)
+    grad = b.input(*(int(d) for d in y.shape))
+    assert has_gradients(grad, x, w, attrs)
+    graph = b.outputs(input_gradient(b, grad, x, w, attrs), weight_gradient(b, grad, x, w, attrs))
+    args = data(x, w, grad)
+    mask = [True, True, False]
+    wanted = torch.ops.aten.convolution_backward(
+        args[2].double(), args[0].double(), args[1].double(), None, step, (1, 1), (1, 1),
+        transposed, (0, 0), 1, mask,
+    )  # fmt: skip
+    for got, want in zip(run_graph(graph, args), wanted[:2], strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+    assert len(contractions(check(graph, *args))) == 2
 
 
 # --- where operands lie ---------------------------------------------------------------------------

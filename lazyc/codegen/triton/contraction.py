@@ -40,7 +40,9 @@ _BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at le
 _LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
 _SHORT_RUN = 32  # depth below which tiles go across the ends of an axis, so that there are fewer
-_VECTOR = VECTOR_BYTES // 2  # elements of a half type
+_LONG_SUM = (
+    128  # depth, and rows or columns, of a product that is worth tiles that are mostly empty
+)
 _UNKNOWN = 64  # rows, columns or depth of a tile along a size that is a symbol
 
 
@@ -87,12 +89,22 @@ class Contraction:
             left, right, rows, columns = right, left, columns, rows
         batch = tuple(a for a in nest.axes if a not in rows and a not in columns)
         found = Contraction(nest, loop, last, left, right, batch, tuple(rows), tuple(columns))
-        return None if any(map(_is_small, (found.rows, found.columns, loop.axes))) else found
+        return None if found.is_small else found
+
+    @property
+    def is_small(self) -> bool:
+        """Whether tiles would be mostly empty. Few rows or columns are worth a tile where the sums are long:
+        those of a convolution to a few channels."""
+        *sides, depth = (_size(axes) for axes in (self.rows, self.columns, self.loop.axes))
+        if depth < LEAST or min(sides) < LEAST:
+            return depth < _LONG_SUM or min(sides) < LEAST // 8 or max(sides) < _LONG_SUM
+        return False
 
 
-def _is_small(axes: tuple[Axis, ...]) -> bool:
+def _size(axes: tuple[Axis, ...]) -> int:
+    """How many points axes have; many where a size is a symbol."""
     size = numel(a.size for a in axes)
-    return isinstance(size, int) and size < LEAST
+    return size if isinstance(size, int) else _LONG_SUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +158,8 @@ def _depth(c: Contraction, most: int) -> int:
         run = min(most, last.size & -last.size)
         if run >= min(most, _SHORT_RUN):
             return run
-        if last.size % _VECTOR:  # each element is loaded by an address of its own
-            most = min(most, _SHORT_RUN)
+        if not are_aligned(c.loop.body, (c.left, c.right), c.loop.axes):
+            most = min(most, _SHORT_RUN)  # each element is loaded by an address of its own
     return tile_size(c.loop.axes, most, _UNKNOWN)
 
 
