@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from lazyc.ir import attrs as A
 from lazyc.ir.decisions import size_of
 from lazyc.ir.graph import Graph, Node
-from lazyc.ir.types import DType, Shape, contiguous_strides
+from lazyc.ir.types import DType, Shape, contiguous_strides, is_nonneg
 from lazyc.passes.contraction import image_order, windows_of_products
 from lazyc.passes.convolution import as_output, as_product, channels_last, is_plain_product
 from lazyc.passes.lasting import Lasting
@@ -144,7 +144,7 @@ def _as_sum(b: Rewriter, node: Node, weight: Node) -> _Sum | None:
         outputs, depth = inner, outer // groups
         if any(s != 1 != d for s, d in zip(attrs.stride, attrs.dilation, strict=True)):
             return None
-        outputs *= math.prod(map(min, zip(attrs.stride, kernel, strict=True)))  # type: ignore[type-var]
+        outputs *= math.prod(min(s, int(k)) for s, k in zip(attrs.stride, kernel, strict=True))
     is_depthwise = depth == 1 == outputs
     if groups != 1 and not is_depthwise and (outputs < _LEAST or depth < _LEAST):
         return None
@@ -229,13 +229,15 @@ def _windows(b: Rewriter, sums: _Sum, x: Node, kernel: Sequence[int]) -> Node:
     """What each output reads: (N, *counts, C, *kernel)."""
     spatial = len(sums.stride)
     axes = tuple(range(2, 2 + spatial))
-    counts = sums.places[1:]
+    counts = tuple(int(d) for d in sums.places[1:])  # only the batch may be a symbol
     padding = sums.padding
     reaches = (
         (n - 1) * s + (k - 1) * d + 1
         for n, s, k, d in zip(counts, sums.stride, kernel, sums.dilation, strict=True)
     )
-    if not any(padding) and all(r <= d for r, d in zip(reaches, x.shape[2:], strict=True)):  # type: ignore[operator]
+    if not any(padding) and all(
+        is_nonneg(d - r) for r, d in zip(reaches, x.shape[2:], strict=True)
+    ):
         padding = ()
     window = A.WindowAttrs(axes, tuple(kernel), sums.stride, sums.dilation, counts, padding)
     found = b.emit("window", x, attrs=window)

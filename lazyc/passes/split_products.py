@@ -162,8 +162,8 @@ def _cut(b: Rewriter, factor: Node, shape: Shape, first: int, cut: int, part: in
     source = b.new[spread.inputs[0]]
 
     def with_parts(dims: Shape) -> Shape:
-        size = dims[cut]
-        pair = (1, 1) if size == 1 else (part, size // part)  # type: ignore[operator]
+        size = int(dims[cut])
+        pair = (1, 1) if size == 1 else (part, size // part)
         return (*dims[:cut], *pair, *dims[cut + 1 :])
 
     dims = (*range(first, cut + 1), *range(first), *range(cut + 1, len(shape) + 1))
