@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lazyc.frontend.convolution_gradients import (
+    bias_gradient,
+    has_gradients,
+    input_gradient,
+    weight_gradient,
+)
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.promotion import Operand
 from lazyc.ir import attrs as A
@@ -190,11 +196,21 @@ def convolution_backward(
     groups: Dim,
     output_mask: Sequence[bool],
 ) -> tuple[Node | None, Node | None, Node | None]:
-    """Only the bias's gradient, a sum, when nothing else is asked for."""
-    if output_mask[0] or output_mask[1]:
+    """Where kernels hold no products, only the bias's gradient, a sum, when nothing else is asked for."""
+    for_input, for_weight, for_bias = output_mask
+    if not for_input and not for_weight:
+        return None, None, bias_gradient(b, grad) if for_bias else None
+    if not b.has_products or not isinstance(groups, int):
         raise NotLowered("convolution gradients: library call")
-    if not output_mask[2]:
-        return None, None, None
-    axes = (0, *range(2, grad.tensor.rank))
-    total = b.reduce("sum", b.compute(grad), axes)
-    return None, None, b.cast(total, grad.dtype)
+    spatial = weight.tensor.rank - 2
+    steps, zeros, gaps, missing = (
+        _static(v, spatial) for v in (stride, padding, dilation, output_padding)
+    )
+    attrs = A.ConvolutionAttrs(steps, zeros, gaps, transposed, missing, groups)
+    if not has_gradients(grad, x, weight, attrs):
+        raise NotLowered("convolution gradients: library call")
+    return (
+        input_gradient(b, grad, x, weight, attrs) if for_input else None,
+        weight_gradient(b, grad, x, weight, attrs) if for_weight else None,
+        bias_gradient(b, grad) if for_bias else None,
+    )

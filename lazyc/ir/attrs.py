@@ -136,8 +136,9 @@ class StridedAttrs(Attrs):
 class WindowAttrs(Attrs):
     """Sliding windows: appends one dim of ``sizes[k]`` for each of ``axes``.
 
-    ``out[..., o_k, ..., w_k] = in[..., o_k*strides[k] + w_k*dilations[k], ...]``; ``counts[k]``
-    windows along ``axes[k]`` (every read is in range).
+    ``out[..., o_k, ..., w_k] = in[..., o_k*strides[k] + w_k*dilations[k] - padding[k], ...]``;
+    ``counts[k]`` windows along ``axes[k]``. Without ``padding`` every read is in range; with it what lies
+    outside is 0.
     """
 
     axes: tuple[int, ...]
@@ -145,6 +146,7 @@ class WindowAttrs(Attrs):
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     counts: Shape
+    padding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,8 @@ def _infer_window(types: Sequence[ValueType], attrs: A.WindowAttrs) -> ValueType
     ):
         dim = shape[axis]
         last = (count - 1) * stride + (size - 1) * dilation
-        if isinstance(dim, int) and isinstance(last, int) and count and last >= dim:
+        known = isinstance(dim, int) and isinstance(last, int)
+        if known and count and last >= dim and not attrs.padding:
             raise IRError(f"window: {attrs} reads outside {t}")
         shape[axis] = count
     return t.with_shape((*shape, *attrs.sizes))
@@ -234,7 +235,14 @@ def _eval_window(inputs: Sequence[Any], attrs: A.WindowAttrs, values: SymbolValu
             torch.arange(count, device=x.device)[:, None] * attrs.strides[k]
             + torch.arange(attrs.sizes[k], device=x.device) * attrs.dilations[k]
         )
-        x = x.index_select(axis, at.reshape(-1)).unflatten(axis, at.shape)
+        if attrs.padding:
+            at = at - attrs.padding[k]
+            inside = (at >= 0) & (at < x.shape[axis])
+            found = x.index_select(axis, at.clamp(0, x.shape[axis] - 1).reshape(-1))
+            shape = [at.numel() if d == axis else 1 for d in range(x.dim())]
+            x = found.masked_fill(~inside.reshape(shape), 0).unflatten(axis, at.shape)
+        else:
+            x = x.index_select(axis, at.reshape(-1)).unflatten(axis, at.shape)
         x = x.movedim(axis + 1, rank + k)
     return x
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim, DType, Shape, is_nonneg
-from lazyc.passes.realize import inline_costs
+from lazyc.passes.realize import INLINE_LEAVES, inline_costs
 from lazyc.passes.strided import StridedView
 
 _HALVES = (DType.F16, DType.BF16)
@@ -58,18 +58,48 @@ def _certainly_ge(a: Dim, b: Dim) -> bool:
 
 def stored_factors(nodes: list[Node]) -> set[Node]:
     """Factors of products that are loops of a kernel that must be in memory as they are: those that were
-    padded, to be of use; and those of a half type that are too much to be computed at each reading. (In
+    padded, to be of use; what windows are read from, which would be computed for each of them;
+    and those of a half type that are too much to be computed at each reading. (In
     memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
     attention, which are made of products that never have memory."""
     factors = {_stored(x) for node in nodes for x in _factors(node)}
+    images = {_stored(w.inputs[0]) for w in windows_of_products(nodes)}
+    factors = {x for x in factors if x.op != "window"} | images
     if not factors:
         return set()
     costs = inline_costs(nodes, frozenset())
     return {
         x
         for x in factors
-        if x.op == "pad" or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
+        if x.op == "pad"
+        or (x in images and x.op not in INLINE_LEAVES)
+        or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
     }
+
+
+def image_orders(nodes: list[Node]) -> dict[Node, tuple[int, ...]]:
+    """The images that products read windows of, each with its ``image_order``: the last dim that windows do
+    not move along, the channels, comes last."""
+    found: dict[Node, tuple[int, ...]] = {}
+    for window in windows_of_products(nodes):
+        image = window.inputs[0]
+        while image.op == "cast" and image.dtype not in _HALVES:
+            image = image.inputs[0]
+        found[image] = image_order(window)
+    return found
+
+
+def image_order(window: Node) -> tuple[int, ...]:
+    """The dims of what a convolution reads windows of from slowest to fastest: its channels come last."""
+    dims = range(len(window.inputs[0].shape))
+    channel = max((d for d in dims if d not in window.attrs.axes), default=dims[-1])
+    return (*(d for d in dims if d != channel), channel)
+
+
+def windows_of_products(nodes: list[Node]) -> list[Node]:
+    """The windows that are factors of products that are loops of a kernel."""
+    factors = (_stored(x) for node in nodes for x in _factors(node))
+    return [x for x in dict.fromkeys(factors) if x.op == "window"]
 
 
 def _factors(node: Node) -> tuple[Node, ...]:
@@ -80,9 +110,14 @@ def _factors(node: Node) -> tuple[Node, ...]:
     return node.inputs[0].inputs if is_loop_product(node) else ()
 
 
+def is_copy(node: Node) -> bool:
+    """Whether a node is there to be a copy: a ``reshape`` to the same shape."""
+    return node.op == "reshape" and node.inputs[0].shape == node.shape
+
+
 def _stored(x: Node) -> Node:
-    """What a factor is a view of, before it was widened."""
-    while x.op in ("cast", "expand", "reshape", "permute", "slice"):
+    """What a factor is a view of, before it was widened; a copy, or windows, where it is one of these."""
+    while x.op in ("cast", "expand", "reshape", "permute", "slice") and not is_copy(x):
         if x.dtype in _HALVES and x.inputs[0].dtype not in _HALVES:
             break
         x = x.inputs[0]

@@ -59,7 +59,7 @@ def _note(b: Rewriter, node: Node, way: Lowering) -> None:
     """The decision about a convolution, in channels-last order whichever way it runs."""
     x, weight = (n.tensor for n in node.inputs[:2])
     how, why = {
-        _product: ("a matrix product", "its kernel is 1 x 1"),
+        as_product: ("a matrix product", "its kernel is 1 x 1"),
         _by_windows: ("a generated kernel", "it has few channels a filter"),
         _by_copied_windows: (
             "a matrix product of copied windows",
@@ -79,12 +79,8 @@ def _choose(node: Node) -> Lowering:
     x, weight, *_ = node.inputs
     if node.dtype not in (DType.F32, DType.F64):
         return _library_call
-    if (
-        node.attrs.groups == 1
-        and all(d == 1 for d in weight.shape[2:])
-        and not any(node.attrs.padding)
-    ):
-        return _product
+    if is_plain_product(node):
+        return as_product
     if not all(isinstance(d, int) for d in node.shape[2:]):
         return _library_call
     if node.attrs.groups == weight.shape[0] == x.shape[1]:
@@ -97,12 +93,24 @@ def _choose(node: Node) -> Lowering:
     return _library_call
 
 
-def _channels_last(rank: int) -> tuple[int, ...]:
+def is_plain_product(node: Node) -> bool:
+    """Whether a convolution is a matrix product over its channels: its kernel is 1 x 1."""
+    attrs, kernel = node.attrs, node.inputs[1].shape[2:]
+    has_gaps = attrs.transposed and any(n != 1 for n in attrs.stride)
+    is_dense = attrs.groups == 1 and not has_gaps
+    return (
+        is_dense
+        and not any((*attrs.padding, *attrs.output_padding))
+        and all(d == 1 for d in kernel)
+    )
+
+
+def channels_last(rank: int) -> tuple[int, ...]:
     """The dims of (N, C, *spatial) from slowest to fastest."""
     return (0, *range(2, rank), 1)
 
 
-def _finish(b: Rewriter, out: Node, bias: Node | None) -> Node:
+def as_output(b: Rewriter, out: Node, bias: Node | None) -> Node:
     """out (N, *spatial, O) as (N, O, *spatial), plus bias (O,)."""
     rank = len(out.shape)
     out = b.emit("permute", out, attrs=A.PermuteAttrs((0, rank - 1, *range(1, rank - 1))))
@@ -115,16 +123,17 @@ def _finish(b: Rewriter, out: Node, bias: Node | None) -> Node:
 # --- 1 x 1 kernels --------------------------------------------------------------------------------
 
 
-def _product(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
+def as_product(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
+    """A convolution by a kernel of 1 x 1 that is an ``is_plain_product``."""
     x = _every(b, x, node.attrs.stride)
     n, channels, *spatial = x.shape
     outputs = weight.shape[0]
-    order = _channels_last(len(x.shape))
+    order = channels_last(len(x.shape))
     rows = b.emit("permute", x, attrs=A.PermuteAttrs(order))
     rows = b.reshape(rows, (numel((n, *spatial)), channels))
     matrix = b.reshape(weight, (outputs, channels))
     out = b.emit("matmul", rows, b.emit("permute", matrix, attrs=A.PermuteAttrs((1, 0))))
-    return _finish(b, b.reshape(out, (n, *spatial, outputs)), bias)
+    return as_output(b, b.reshape(out, (n, *spatial, outputs)), bias)
 
 
 def _every(b: Rewriter, x: Node, steps: Sequence[int]) -> Node:
@@ -146,7 +155,7 @@ def _windows(b: Rewriter, node: Node, x: Node) -> Node:
     axes = tuple(range(2, 2 + len(counts)))
     window = A.WindowAttrs(axes, kernel, attrs.stride, attrs.dilation, counts)
     found = b.emit("window", _padded(b, x, window, attrs.padding), attrs=window)
-    return b.emit("permute", found, attrs=A.PermuteAttrs(_channels_last(len(found.shape))))
+    return b.emit("permute", found, attrs=A.PermuteAttrs(channels_last(len(found.shape))))
 
 
 def _filters(b: Rewriter, weight: Node) -> Node:
@@ -168,7 +177,7 @@ def _by_windows(b: Rewriter, node: Node, x: Node, weight: Node, bias: Node | Non
         filters = b.reshape(filters, (*filters.shape[:-2], outputs))
     filters = b.reshape(filters, (*(1,) * (1 + spatial), *filters.shape))
     terms = b.emit("mul", windows, b.expand(filters, windows.shape))
-    return _finish(b, b.emit("reduce_sum", terms, attrs=A.ReduceAttrs(sums)), bias)
+    return as_output(b, b.emit("reduce_sum", terms, attrs=A.ReduceAttrs(sums)), bias)
 
 
 def _by_copied_windows(
@@ -180,7 +189,7 @@ def _by_copied_windows(
     terms, outputs = numel(weight.shape[1:]), weight.shape[0]
     rows = b.reshape(windows, (numel(places), terms))
     out = b.emit("matmul", rows, b.reshape(filters, (terms, outputs)))
-    return _finish(b, b.reshape(out, (*places, outputs)), bias)
+    return as_output(b, b.reshape(out, (*places, outputs)), bias)
 
 
 def _padded(b: Rewriter, x: Node, window: A.WindowAttrs, padding: Sequence[int]) -> Node:
@@ -266,4 +275,4 @@ def _row_major(shape: Shape) -> Shape:
 
 
 def _dense_channels_last(shape: Shape) -> Shape:
-    return ordered_strides(shape, _channels_last(len(shape)))
+    return ordered_strides(shape, channels_last(len(shape)))

@@ -57,6 +57,13 @@ def reads(node: Node, position: Position) -> list[Read]:
     return []
 
 
+def is_plain_view(node: Node) -> bool:
+    """Whether each element of a node is an element of its only input, whatever its position."""
+    if node.op == "window":
+        return not node.attrs.padding
+    return node.spec.has(Trait.VIEW) and node.op not in ("pad", "cat")
+
+
 def _reshape(node: Node, position: Position) -> list[Read]:
     source = node.inputs[0]
     if source.shape == node.shape:
@@ -129,7 +136,12 @@ def _window(node: Node, position: Position) -> list[Read]:
     for k, axis in enumerate(attrs.axes):
         offset = position[len(source.shape) + k] * attrs.dilations[k]
         moved[axis] = moved[axis] * attrs.strides[k] + offset
-    return [Read(source, tuple(moved))]
+        if attrs.padding:
+            moved[axis] = moved[axis] - attrs.padding[k]
+    conditions = tuple(
+        InRange(moved[axis], 0, source.shape[axis]) for axis in attrs.axes if attrs.padding
+    )
+    return [Read(source, tuple(moved), conditions)]
 
 
 _VIEWS = {

@@ -1,9 +1,9 @@
 """Where values lie in memory: strides of realized values.
 
 A value with memory gets the strides that its first demanding reader wants (the caller of the
-program, an eager call), else those of a dim order that makes its only reader's permutation free, else
-the dim order of what it is computed from (``dim_order``). With the option ``disable_passes=layout`` only the first is left: a value
-that nothing binds is row-major.
+program, an eager call), else channels last where a convolution reads windows of it, else the dim order of
+what it is computed from (``dim_order``), else one that makes its only reader's permutation free. With the
+option ``disable_passes=layout`` only the first is left: a value that nothing binds is row-major.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
-from lazyc.passes.contraction import as_matrix
+from lazyc.passes.contraction import as_matrix, image_orders, is_copy
 from lazyc.passes.dim_order import inherited_order
 from lazyc.passes.realize import live_users
 from lazyc.passes.strided import StridedView, storable_strides, strided_view
@@ -49,6 +49,7 @@ def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> La
                 if strides is not None:
                     demands.setdefault(arg, storable_strides(arg.shape, strides))
     users = live_users(graph)
+    images = image_orders(list(users)) if freely else {}
     layouts = Layouts()
     found, reasons = layouts.strides, layouts.reasons
     for node in sorted(realized, key=lambda n: n.id):
@@ -73,7 +74,10 @@ def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> La
                 found[node] = wanted
                 reasons[node] = "its only reader permutes it so"
             order = inherited_order(node, realized, found)
-            if order is not None:
+            if node in images and node.op != "pad":
+                found[node] = ordered_strides(node.shape, images[node])
+                reasons[node] = "a product reads windows of it so"
+            elif order is not None:
                 wanted = ordered_strides(node.shape, order)
                 if _products_can_read(node, users, realized, {node: wanted}):
                     found[node] = wanted
@@ -132,10 +136,10 @@ def fixed_strides(node: Node) -> Shape | None:
 def order_for_reader(node: Node, users: list[Node]) -> Shape:
     """Row-major, or the order in which a permutation that is the only reader leaves the dims.
 
-    The dims that a reduction leaves keep their order: that of its loops; and padding keeps that of what
-    it pads, whose rows it is there to align.
+    The dims that a reduction leaves keep their order: that of its loops; padding keeps that of what
+    it pads, whose rows it is there to align; and a copy has the order that it was made for.
     """
-    keeps = node.spec.has(Trait.REDUCTION) or node.op == "pad"
+    keeps = node.spec.has(Trait.REDUCTION) or node.op == "pad" or is_copy(node)
     if len(users) == 1 and users[0].op == "permute" and not keeps:
         return ordered_strides(node.shape, users[0].attrs.dims)
     return contiguous_strides(node.shape)

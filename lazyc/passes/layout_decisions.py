@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from lazyc.ir.decisions import Decision, size_of
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Shape, TensorType
+from lazyc.passes.contraction import is_copy
 from lazyc.passes.lasting import Lasting
 from lazyc.passes.plan import Plan
 
@@ -24,7 +25,7 @@ def layout_decisions(plan: Plan) -> Iterator[Decision]:
         if node in plan.reasons:
             what = f"{node.type} stored with strides {_dims(plan.strides[node])}"
             yield Decision(what, plan.reasons[node], _line(plan, node))
-        if node in plan.copied_operands and node not in plan.kept and not _is_copy(node):
+        if node in plan.copied_operands and node not in plan.kept and not is_copy(node):
             made = size_of(node.tensor)
             what = f"operand {node.type} of a product gets memory of its own"
             copied, kept = (0, made) if lasting(node) else (made, 0)
@@ -45,11 +46,6 @@ def layout_decisions(plan: Plan) -> Iterator[Decision]:
             why = "the caller takes it so, in memory that nothing else shares"
         what = f"{node.type} copied to strides {_dims(strides)}"
         yield Decision(what, why, _line(plan, node), size_of(node.tensor))
-
-
-def _is_copy(node: Node) -> bool:
-    """Whether a node is there to be a copy (``matrix_operands``, whose decision that is)."""
-    return node.op == "reshape" and node.inputs[0].shape == node.shape
 
 
 def moved_dims(permute: Node) -> bool:

@@ -26,7 +26,7 @@ from lazyc.ir.index import (
 )
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType, contiguous_strides, is_nonneg
-from lazyc.passes.index_maps import InRange, Position, reads
+from lazyc.passes.index_maps import InRange, Position, Read, is_plain_view, reads
 
 Location = tuple[int, Index, DType]  # buffer param, element, its type in memory
 Locate = Callable[[Node, Position], Location | None]
@@ -227,8 +227,12 @@ class Body:
         if not any(r.conditions for r in found):
             (read,) = found
             return self.value(read.node, read.position, mask)
-        if node.op == "pad":
-            result = self.const(node.attrs.value, node.dtype.compute)
+        first = found[0]
+        if node.op == "window" and self._is_loaded(first):
+            return self.value(first.node, first.position, self.mask(first.conditions, mask))
+        if node.op in ("pad", "window"):
+            fill = node.attrs.value if node.op == "pad" else 0.0 if node.dtype.is_float else 0
+            result = self.const(fill, node.dtype.compute)
         else:  # cat: the last part needs no test of its own
             last = found.pop()
             test = self.mask(last.conditions, mask)
@@ -242,6 +246,16 @@ class Body:
             value = self.value(read.node, read.position, inside)
             result = self.compute("where", node.dtype.compute, test, value, result)
         return result
+
+    def _is_loaded(self, read: Read) -> bool:
+        """Whether a read is a load, which gives 0 where its mask is false."""
+        while self.known(read.node, read.position) is None:
+            if self.locate(read.node, read.position) is not None:
+                return True
+            if not is_plain_view(read.node):
+                return False
+            (read,) = reads(read.node, read.position)
+        return False
 
     def mask(self, conditions: tuple[InRange, ...], mask: int | None) -> int | None:
         """``mask`` and all conditions that are not certain; None when nothing is left to test."""
@@ -299,7 +313,7 @@ class Body:
             return Index(int(node.attrs.value))
         if node.op == "size":
             return Index(node.attrs.expr)
-        if node.spec.has(Trait.VIEW) and node.op not in ("pad", "cat"):
+        if is_plain_view(node):
             (read,) = reads(node, position)
             return self.affine(read.node, read.position)
         if node.dtype is DType.I64 and node.op in ("add", "sub", "mul", "cast"):

@@ -9,12 +9,14 @@ from lazyc.codegen.product_costs import ProductCosts
 from lazyc.passes.attention import Mode, Report, attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
+from lazyc.passes.convolutions_as_loops import convolutions_as_loops
 from lazyc.passes.fold_norm import fold_norm
 from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.split_batches import split_batches
+from lazyc.passes.split_products import split_products
 from lazyc.passes.split_reduction import split_reductions
 
 
@@ -37,7 +39,8 @@ def pipeline(
     attending = partial(attention, mode=attend, report=report)
     passes = (
         Pass("canonicalize", canonicalize),
-        *(_WEIGHT_PASSES if pack_weights else ()),
+        *((Pass("fold_norm", fold_norm),) if pack_weights else ()),
+        *_convolutions(pack_weights, has_products, keeps),
         Pass("split_batches", split_batches),
         *((Pass("attention", attending),) if has_products else ()),
         *(
@@ -46,13 +49,20 @@ def pipeline(
             else (Pass("padding", partial(pad_products, costs=costs, keeps=keeps)),)
         ),
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
+        *_splits(has_products, costs),
         Pass("split_reductions", split_reductions),
         *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
     )
     return tuple(p for p in passes if p.name not in disabled)
 
 
-_WEIGHT_PASSES = (
-    Pass("fold_norm", fold_norm),
-    Pass("lower_convolutions", lower_convolutions),
-)
+def _splits(has_products: bool, costs: ProductCosts | None) -> tuple[Pass, ...]:
+    if not has_products or costs is None:
+        return ()
+    return (Pass("split_products", partial(split_products, costs=costs)),)
+
+
+def _convolutions(pack_weights: bool, has_products: bool, keeps: bool) -> tuple[Pass, ...]:
+    if has_products:
+        return (Pass("lower_convolutions", partial(convolutions_as_loops, keeps=keeps)),)
+    return (Pass("lower_convolutions", lower_convolutions),) if pack_weights else ()

@@ -13,7 +13,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import MatrixView, as_matrix, stored_factors
+from lazyc.passes.contraction import MatrixView, as_matrix, is_copy, stored_factors
 from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
@@ -82,6 +82,7 @@ def make_plan(graph: Graph, layout: bool = True, device: str = "cpu", keeps: boo
     forced |= {v for _, v in graph.mutations if v.spec.has(Trait.VIEW)}
     kept = kept_values(graph) if keeps else frozenset[Node]()
     forced |= kept | stored_factors(live_nodes(graph))
+    forced |= {n for n in live_nodes(graph) if is_copy(n)}
     copied_operands: set[Node] = set()
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))

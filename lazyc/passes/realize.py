@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import numel
+from lazyc.passes.index_maps import is_plain_view
 
 # Recomputing at most this much is cheaper than a store and a load.
 _CHEAP_OPS = 2
@@ -143,13 +144,13 @@ def realized_nodes(graph: Graph, forced: frozenset[Node] = frozenset()) -> set[N
         found: set[Node] = {node} if node in roots else set()
         for user in users[node]:
             found |= {user} if user in realized else readers[user]
-            through_view = user in addressed and user not in realized and _is_plain_view(user)
+            through_view = user in addressed and user not in realized and is_plain_view(user)
             if _addresses(user, node) or through_view:
                 addressed.add(node)
         readers[node] = found
         if node in realized:
             continue
-        is_pointed_at = node in addressed and not _is_plain_view(node)
+        is_pointed_at = node in addressed and not is_plain_view(node)
         if is_pointed_at or (
             node not in streamed and _wants_memory(node, users[node], found, costs)
         ):
@@ -183,10 +184,6 @@ def _may_be_handed_out_as_view(node: Node) -> bool:
     return base is not node and has_memory(base) and not base.spec.has(Trait.LEAF)
 
 
-def _is_plain_view(node: Node) -> bool:
-    return node.spec.has(Trait.VIEW) and node.op not in ("pad", "cat")
-
-
 def _addresses(user: Node, node: Node) -> bool:
     return user.spec.has(_LIBRARY) or (user.op == "gather" and node is user.inputs[0])
 
@@ -197,7 +194,7 @@ def _wants_memory(
     if node.op in INLINE_LEAVES:
         return False
     cost = costs[node]
-    plain_view = _is_plain_view(node)
+    plain_view = is_plain_view(node)
     for user in users:
         if _amplifies(user, node) and cost.is_once_only:
             return True

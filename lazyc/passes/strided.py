@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from lazyc.ir.graph import Node
 from lazyc.ir.index import Axis, Index, axis_index, linearize
-from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
-from lazyc.passes.index_maps import reads
+from lazyc.passes.index_maps import is_plain_view, reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def strided_view(
     position = tuple(axis_index(a) for a in axes)
     base = node
     while base not in realized:
-        if not base.spec.has(Trait.VIEW) or base.op in ("pad", "cat"):
+        if not is_plain_view(base):
             return None
         (read,) = reads(base, position)
         base, position = read.node, read.position

@@ -16,9 +16,9 @@ from lazyc.codegen.triton.compile import Compiled, compile_kernel
 from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.kernel import generate
 from lazyc.errors import ConfigError
-from lazyc.ir.graph import Graph
+from lazyc.ir.graph import Graph, Node
 from lazyc.ir.loops import LoopNest
-from lazyc.ir.program import Program
+from lazyc.ir.program import KernelStep, Program
 from lazyc.ir.types import DType
 from lazyc.passes.manager import run_passes
 from lazyc.passes.pipeline import pipeline
@@ -28,6 +28,7 @@ from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
 from tests.passes.build import Make, kernels
+from tests.passes.test_convolution import conv
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -52,6 +53,54 @@ def test_products_use_tensor_cores(arch: int) -> None:
     found = compiled(product(4096, 4096, 4096, DType.BF16, epilogue=True), arch)
     assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
     assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
+
+
+def convolution(channels: int, outputs: int, kernel: int, stride: int = 1) -> LoopNest:
+    """A convolution in bf16 of 8 images of 56 x 56 with bias, residual and relu, channels last."""
+    b = Make()
+
+    def image(*shape: int) -> Node:
+        _, c, h, w = shape
+        return b.input(*shape, dtype=DType.BF16, strides=(c * h * w, 1, w * c, c))
+
+    x = image(8, channels, 56, 56)
+    w = b.input(outputs, channels, kernel, kernel, dtype=DType.BF16, parameter=True)
+    bias = b.input(outputs, dtype=DType.BF16, parameter=True)
+    y = conv(b, x, w, bias, stride=stride, padding=kernel // 2)
+    residual = image(*y.shape)
+    wide = b.emit("add", b.cast(y, DType.F32), b.cast(residual, DType.F32))
+    out = b.cast(b.maximum(wide, 0.0), DType.BF16)
+    graph = b.outputs(out, strides=[residual.attrs.strides])
+    program = schedule(run_passes(graph, pipeline(True, True), verify=True)[-1].graph)
+    (step,) = program.steps
+    assert isinstance(step, KernelStep)
+    return program.nests[step.nest]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "stride"),
+    [(64, 64, 3, 1), (128, 256, 3, 2), (40, 64, 3, 1), (64, 256, 1, 2)],
+)
+def test_convolutions_use_tensor_cores(
+    arch: int, channels: int, outputs: int, kernel: int, stride: int
+) -> None:
+    """The factors are loaded by 128 bits, masks of the border and all; also where a tile of the loop goes
+    across channels (40)."""
+    nest = convolution(channels, outputs, kernel, stride)
+    products = generate(nest, "kernel").products
+    assert products is not None and products.aligned
+    found = compiled(nest, arch)
+    assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
+    assert (found.copy_bits or found.load_bits - {32}) == {128}  # 32: the bias
+    assert bool(found.copy_bits) == (kernel > 1), "factors are not loaded ahead"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_first_convolution_fits_registers(arch: int) -> None:
+    """Of three channels, each of which is loaded by an address of its own."""
+    found = compiled(convolution(3, 64, 7, 2), arch)
+    assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

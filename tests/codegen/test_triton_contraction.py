@@ -202,3 +202,8 @@ def test_columns_that_lie_apart(apart: int, ends: list[str]) -> None:
 @pytest.mark.parametrize("size", [(1, 64, 64), (64, 8, 64), (64, 64, 8)], ids=str)
 def test_too_small_for_a_tile(size: tuple[int, int, int]) -> None:
     assert Contraction.find(product(*size)) is None
+
+
+@pytest.mark.parametrize("size", [(128, 3, 128), (5, 150, 140)], ids=str)
+def test_few_rows_or_columns_of_long_sums_are_a_tile(size: tuple[int, int, int]) -> None:
+    check(product(*size), tolerance=2e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import lazyc
 from lazyc.backend import EVENTS, executables
 from lazyc.codegen.base import LaunchedKernel
+from lazyc.codegen.triton.contraction import Contraction
 from lazyc.ir.program import EagerStep, GemmStep, KernelStep
 from lazyc.report import events as E
 
@@ -116,6 +118,68 @@ def test_convolutions() -> None:
         torch.nn.Conv2d(16, 32, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
     ).eval()  # fmt: skip
     check(model, (torch.randn(1, 3, 12, 12),), train=False)
+
+
+class Residual(torch.nn.Module):
+    """The basic block of a ResNet (He et al. 2015) that halves the image, after a stem with a pool."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.stem = torch.nn.Conv2d(3, channels, 5, stride=2, padding=2, bias=False)
+        self.first = torch.nn.Conv2d(channels, wide, 3, stride=2, padding=1, bias=False)
+        self.second = torch.nn.Conv2d(wide, wide, 3, padding=2, dilation=2, bias=False)
+        self.short = torch.nn.Conv2d(channels, wide, 1, stride=2)
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(c) for c in (channels, wide, wide))
+        for norm in self.norms:
+            norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(torch.relu(self.norms[0](self.stem(x))), 2)
+        y = torch.relu(self.norms[1](self.first(x)))
+        return torch.relu(self.norms[2](self.second(y)) + self.short(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_residual_block(dtype: torch.dtype, nothing_left_to_eager: None) -> None:
+    """Convolutions are kernels with what follows them, as exact as eager's."""
+    model, x = Residual().eval(), torch.randn(2, 3, 30, 30)
+    exact = copy.deepcopy(model).double()(x.double())
+    before = set(map(id, executables()))
+    model, x = model.to(dtype), x.to(dtype)
+    with torch.no_grad():
+        got = torch.compile(model, backend="lazyc", options=OPTIONS)(x)
+        eager = model(x)
+    least = 1e-6 if dtype is torch.float32 else 0.0
+    error, allowed = (got.double() - exact).abs().max(), (eager.double() - exact).abs().max()
+    assert got.dtype is dtype and error <= 3 * allowed + least
+    (made,) = (e for e in executables() if id(e) not in before)
+    nests = [made.program.nests[s.nest] for s in made.program.steps if isinstance(s, KernelStep)]
+    assert len(nests) == len(made.program.steps), "something is left to eager"
+    assert sum(Contraction.find(n) is not None for n in nests) == 4
+
+
+def test_a_residual_block_is_trained() -> None:
+    """Gradients too: of images, with stride, dilation and 1 x 1 kernels, and of weights."""
+    check(Residual(8).train(), (torch.randn(2, 3, 22, 22),), train=True)
+
+
+def test_a_transposed_convolution_is_trained() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv1d(3, 8, 3), torch.nn.ReLU(),
+        torch.nn.ConvTranspose1d(8, 16, 5, stride=2, padding=1, output_padding=1),
+    )  # fmt: skip
+    check(model, (torch.randn(2, 3, 14),), train=True)
+
+
+def test_a_batch_that_changes(nothing_left_to_eager: None) -> None:
+    model = torch.nn.Conv2d(8, 16, 3, padding=1).eval()
+    compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
+    with torch.no_grad():
+        for batch in (2, 3, 5):
+            x = torch.randn(batch, 8, 7, 6)
+            torch._dynamo.mark_dynamic(x, 0)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision(nothing_left_to_eager: None) -> None:

@@ -40,6 +40,10 @@ ROW_DEPTH, COLUMN_DEPTH = 4, 8  # the depth in tiles of either factor
 _BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at least
 _LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
+_SHORT_RUN = 32  # depth below which tiles go across the ends of an axis, so that there are fewer
+_LONG_SUM = (
+    128  # depth, and rows or columns, of a product that is worth tiles that are mostly empty
+)
 _UNKNOWN = 64  # rows, columns or depth of a tile along a size that is a symbol
 
 
@@ -86,12 +90,22 @@ class Contraction:
             left, right, rows, columns = right, left, columns, rows
         batch = tuple(a for a in nest.axes if a not in rows and a not in columns)
         found = Contraction(nest, loop, last, left, right, batch, tuple(rows), tuple(columns))
-        return None if any(map(_is_small, (found.rows, found.columns, loop.axes))) else found
+        return None if found.is_small else found
+
+    @property
+    def is_small(self) -> bool:
+        """Whether tiles would be mostly empty. Few rows or columns are worth a tile where the sums are long:
+        those of a convolution to a few channels."""
+        *sides, depth = (_size(axes) for axes in (self.rows, self.columns, self.loop.axes))
+        if depth < LEAST or min(sides) < LEAST:
+            return depth < _LONG_SUM or min(sides) < LEAST // 8 or max(sides) < _LONG_SUM
+        return False
 
 
-def _is_small(axes: tuple[Axis, ...]) -> bool:
+def _size(axes: tuple[Axis, ...]) -> int:
+    """How many points axes have; many where a size is a symbol."""
     size = numel(a.size for a in axes)
-    return isinstance(size, int) and size < LEAST
+    return size if isinstance(size, int) else _LONG_SUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +135,13 @@ def choose_tiles(
     c = contraction
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
     across = numel(a.size for a in c.columns)
+    by_id = values_of(c.nest)
     heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
     if is_half:
         most, depth = _HALF_TILES[heavy:], 64
     elif float32 == "tf32":
         most, depth = _TF32_TILES[heavy:], 32
-    elif len(c.loop.body) == 4:  # two loads, their product and its sum
+    elif all(isinstance(by_id[k], L.Load) for k in (c.left, c.right)):
         most, depth = _SINGLE_TILES, 16
     else:
         most, depth = _EXACT_TILES, 32  # so that a thread loads a vector of a half type
@@ -138,8 +153,21 @@ def choose_tiles(
             break
     on_tensor_cores = is_half or float32 == "tf32"
     of_eight = 64 * 64 if not on_tensor_cores else 128 * 64 if heavy else 128 * 128
-    depth = tile_size(c.loop.axes, depth, _UNKNOWN)
+    depth = _depth(c, depth)
     return Tiles(rows, columns, depth, 8 if rows * columns >= of_eight else 4, 3)
+
+
+def _depth(c: Contraction, most: int) -> int:
+    """The depth of a tile, at most ``most``. Along several axes (channels within the window of a
+    convolution) one that divides the last, if not much less: the others are then numbers of the tile."""
+    *others, last = c.loop.axes
+    if others and isinstance(last.size, int):
+        run = min(most, last.size & -last.size)
+        if run >= min(most, _SHORT_RUN):
+            return run
+        if not are_aligned(c.loop.body, (c.left, c.right), c.loop.axes):
+            most = min(most, _SHORT_RUN)  # each element is loaded by an address of its own
+    return tile_size(c.loop.axes, most, _UNKNOWN)
 
 
 def _programs(c: Contraction, rows: int, columns: int) -> int:
@@ -231,21 +259,32 @@ class _Kernel:
         depth = numel(a.size for a in c.loop.axes)
         total = w.variable(w.full("0.0", DType.F32, ROWS | COLUMNS))
         with w.loop(f"for r in range(0, {code.dim(depth)}, {t.depth}):"):
-            left = self._factor(c.left, ROW_DEPTH, f"r + tl.arange(0, {t.depth})[None, :]", depth)
-            right = self._factor(
-                c.right, COLUMN_DEPTH, f"r + tl.arange(0, {t.depth})[:, None]", depth
-            )
+            left = self._factor(c.left, ROW_DEPTH, f"tl.arange(0, {t.depth})[None, :]", depth)
+            right = self._factor(c.right, COLUMN_DEPTH, f"tl.arange(0, {t.depth})[:, None]", depth)
             precision = "" if self.half else f', input_precision="{self.float32}"'
             w.line(f"{total} = tl.dot({left}, {right}, {total}{precision})")
         return Value(total, DType.F32, ROWS | COLUMNS)
 
-    def _factor(self, value: int, bit: int, flat: str, depth: Dim) -> str:
+    def _open_depth(self, bit: int, lanes: str, depth: Dim) -> None:
+        """Positions along the axes of the loop, from r on."""
+        code, w, axes, step = self.code, self.w, self.c.loop.axes, self.tiles.depth
+        *others, last = axes
+        if not others or not isinstance(last.size, int) or last.size % step:
+            flat = w.value(f"r + {lanes}", code.index_type, bit)
+            code.open(bit, flat.text, axes, depth, step)
+            return
+        w.ends[bit] = ""
+        outer = w.value(f"r // {last.size} + {w.full('0', code.index_type)}", code.index_type, 0)
+        code.unravel(0, outer.text, others)
+        # Not a remainder: Triton does not see that it is a multiple of the step.
+        text = f"r - r // {last.size} * {last.size} + {lanes}"
+        code.positions[last] = w.value(text, code.index_type, bit)
+
+    def _factor(self, value: int, bit: int, lanes: str, depth: Dim) -> str:
         """A tile of a factor: its part of the loop's body, at the depth that starts at r."""
         code, w, c = self.code, self.w, self.c
         outer = dict(code.values)
-        code.open(
-            bit, w.value(flat, code.index_type, bit).text, c.loop.axes, depth, self.tiles.depth
-        )
+        self._open_depth(bit, lanes, depth)
         needed = cone(c.loop.body, (value,))
         for instr in c.loop.body[:-1]:
             if not isinstance(instr, L.Store) and instr.id in needed:

@@ -9,7 +9,7 @@ from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.writer import Value
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis
-from lazyc.ir.nest_values import cone
+from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import Dim, DType, numel
 
 ROWS, COLUMNS = 1, 2  # what values vary along, in every kernel with tiles
@@ -89,24 +89,26 @@ def are_aligned(body: Sequence[L.Instr], factors: Iterable[int], axes: Iterable[
     """Whether what factors are made of along ``axes`` lies in vectors that start at multiples of their
     size, so that it can be loaded by VECTOR_BYTES."""
     needed, along = cone(body, factors), set(axes)
+    varies = axes_of_values([L.Stage((), tuple(body))])
     loads = [i for i in body if isinstance(i, L.Load) and i.id in needed]
-    return all(_is_aligned(i) for i in loads if i.index.axes() & along)
+    return all(_is_aligned(i, varies) for i in loads if i.index.axes() & along)
 
 
-def _is_aligned(load: L.Load) -> bool:
-    """Whether the elements of a load lie together along one axis, in whole vectors."""
+def _is_aligned(load: L.Load, varies: Mapping[int, set[Axis]]) -> bool:
+    """Whether the elements of a load lie together along one axis, in whole vectors, all of which its mask
+    hides or none. ``varies``: the axes that values vary along."""
     per_vector = max(1, VECTOR_BYTES // load.dtype.itemsize)
-    together = 0
+    together: list[Axis] = []
     for atom, coef in load.index.terms:
         if not isinstance(atom, Axis) or not isinstance(coef, int):
             return False
         if coef == 1:
-            together += 1
+            together.append(atom)
             if not isinstance(atom.size, int) or atom.size % per_vector:
                 return False
         elif coef % per_vector:
             return False
     const = load.index.const
-    return (
-        together == 1 and load.mask is None and isinstance(const, int) and const % per_vector == 0
-    )
+    if len(together) != 1 or not isinstance(const, int) or const % per_vector:
+        return False
+    return load.mask is None or (load.mask in varies and together[0] not in varies[load.mask])
