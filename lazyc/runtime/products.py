@@ -13,7 +13,7 @@ from lazyc.runtime.host import Host
 from lazyc.runtime.library import Blas, GemmCall
 
 _GRAIN_CYCLES = 30_000  # about 10 us: less is not worth another thread
-_LINE_CYCLES = 4  # to copy a line from the L2 cache
+_LINE_CYCLES = 10  # to copy a line from the L3 cache
 
 
 def packed_product(
