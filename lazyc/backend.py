@@ -323,11 +323,13 @@ def mark_step() -> None:
     _SESSION.flush("mark_step")
 
 
-def _restore_nothing(capture: str, gm: torch.fx.GraphModule) -> None:
+def _restore_nothing(capture: str, gm: torch.fx.GraphModule, arguments: Sequence[Any]) -> None:
     return None
 
 
-def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | None:
+def _restore(
+    config: Config, capture: str, gm: torch.fx.GraphModule, arguments: Sequence[Any]
+) -> Boxed | None:
     from lazyc.frontend.autograd import run_in_eager
 
     try:
@@ -343,6 +345,7 @@ def _restore(config: Config, capture: str, gm: torch.fx.GraphModule) -> Boxed | 
     if found is None:
         return None
     executable, may_fail = found
+    executable.prepare(arguments)
     return _rerun_on_error(executable, run_in_eager(gm)) if may_fail else executable
 
 
@@ -374,8 +377,11 @@ def _compile_graph(
         compile = functools.partial(_compile_padded, config, in_eager)
         return Bucketed(graph, rooms, compile, in_eager, policy, bool(new_shape), EVENTS, count)
 
+    # What compiles in the background would keep arguments alive.
+    arguments = () if config.on_new_shape == "background" else part.arguments
+
     def make() -> Boxed:
-        return _compile(config, graph, in_eager, part.capture)
+        return _compile(config, graph, in_eager, part.capture, arguments)
 
     return for_new_shape(config.on_new_shape, new_shape, make, in_eager, EVENTS)
 
@@ -392,21 +398,29 @@ def _compile_padded(
         except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
             _report(config, CompilerBug("pass pad_to_bucket", error))
             return in_eager
-    return _compile(config, graph, in_eager, None)
+    return _compile(config, graph, in_eager)
 
 
 def _compile_joined(config: Config, graph: Graph, in_eager: Boxed) -> Boxed:
     with collector.paused():
-        return _compile(config, graph, in_eager, None)
+        return _compile(config, graph, in_eager)
 
 
-def _compile(config: Config, graph: Graph, in_eager: Boxed, capture: str | None) -> Boxed:
-    """What runs a Graph: a compiled program, or ``in_eager`` where there can be none."""
+def _compile(
+    config: Config,
+    graph: Graph,
+    in_eager: Boxed,
+    capture: str | None = None,
+    arguments: Sequence[Any] = (),
+) -> Boxed:
+    """What runs a Graph: a compiled program, or ``in_eager`` where there can be none. ``arguments``: those of
+    its first call, if known."""
     from lazyc.compiler import device_of, may_report_errors
     from lazyc.passes.plan import Unschedulable
 
     try:
         executable = _SESSION.compiler(config, device_of(graph)).compile(graph, capture)
+        executable.prepare(arguments)
     except (Unschedulable, CodeNotLoaded) as error:
         EVENTS.emit(E.Fallback("graph", str(error)))
         return _fallback(in_eager, str(error))

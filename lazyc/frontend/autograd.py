@@ -35,7 +35,7 @@ GraphKind: TypeAlias = Literal["forward", "backward", "inference"]
 # Boxed: takes the list of arguments, may empty it, returns the list of results.
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 CompileGraph: TypeAlias = Callable[[Graph, torch.fx.GraphModule, "Part"], Boxed]
-Restore: TypeAlias = Callable[[str, torch.fx.GraphModule], "Boxed | None"]
+Restore: TypeAlias = Callable[[str, torch.fx.GraphModule, Sequence[Any]], "Boxed | None"]
 LeftToEager: TypeAlias = Callable[[str, str, str], None]
 Marks: TypeAlias = Mapping[int, Sparsity]
 ImportFailed: TypeAlias = Callable[[Exception, torch.fx.GraphModule, GraphKind], Boxed]
@@ -47,11 +47,13 @@ class Part:
 
     ``is_plain``: AOTAutograd adds nothing around it, the compiled function takes and returns what the
     captured one does. ``capture``: the key under which ``Restore`` is to find it again, or None.
+    ``arguments``: those of the first call, where they are known.
     """
 
     kind: GraphKind
     is_plain: bool = False
     capture: str | None = None
+    arguments: Sequence[Any] = ()
 
 
 def run_in_eager(gm: torch.fx.GraphModule) -> Boxed:
@@ -76,7 +78,7 @@ def _say_nothing(op: str, reason: str, line: str) -> None:
     pass
 
 
-def _find_nothing(key: str, gm: torch.fx.GraphModule) -> None:
+def _find_nothing(key: str, gm: torch.fx.GraphModule, arguments: Sequence[Any]) -> None:
     return None
 
 
@@ -86,7 +88,8 @@ class AotBackend:
 
     ``import_failed`` decides what runs in place of a graph that has no Graph IR: its exception is
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
-    of Dynamo's from before (``capture_key``); AOTAutograd is then left out. ``left_to_eager`` is told
+    of Dynamo's from before (``capture_key``), and is given the arguments of its first call; AOTAutograd
+    is then left out. ``left_to_eager`` is told
     the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
     ``import_graph``; ``recompute``: hand-written attention is computed again in the backward pass.
     """
@@ -111,7 +114,7 @@ class AotBackend:
             self.left_to_eager(op, "out= of another dtype than the result", line)
             return gm.forward
         capture = capture_key(gm, example_inputs)
-        known = self.restore(capture, gm) if capture is not None else None
+        known = self.restore(capture, gm, example_inputs) if capture is not None else None
         if known is not None:
             return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
         try:
@@ -131,9 +134,9 @@ class AotBackend:
         marks: dict[int, Sparsity] = {
             k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None
         }
-        forward = partial(self._compile, "forward", None, {})
-        backward = partial(self._compile, "backward", None, {})
-        inference = partial(self._compile, "inference", capture)
+        forward = partial(self._compile, "forward", None, (), {})
+        backward = partial(self._compile, "backward", None, (), {})
+        inference = partial(self._compile, "inference", capture, example_inputs)
         count = len(example_inputs)
         with tensors_stay_tensors(gm):
             return aot_module_simplified(
@@ -151,9 +154,15 @@ class AotBackend:
             )
 
     def _compile(
-        self, kind: GraphKind, capture: str | None, sparsity: Marks, gm: torch.fx.GraphModule
+        self,
+        kind: GraphKind,
+        capture: str | None,
+        arguments: Sequence[Any],
+        sparsity: Marks,
+        gm: torch.fx.GraphModule,
     ) -> Boxed:
-        """One graph of AOTAutograd's; ``sparsity``: what some of its arguments are declared to be."""
+        """One graph of AOTAutograd's; ``arguments``: Dynamo's, ``sparsity``: what some of its own are declared
+        to be."""
         parameters = _parameter_inputs() if kind == "inference" else frozenset()
         try:
             gm = read_storage_from_bases(gm)
@@ -165,7 +174,7 @@ class AotBackend:
         context = TracingContext.try_get()
         metadata = None if context is None else context.fw_metadata
         plain = kind == "inference" and metadata is not None and is_plain(metadata, gm)
-        part = Part(kind, plain, capture if plain else None)
+        part = Part(kind, plain, capture, arguments) if plain else Part(kind)
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
             return _boxed(self.compile_graph(graph, gm, part))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL
 from dataclasses import dataclass
 
 from lazyc.report.events import EventStream
@@ -27,6 +28,7 @@ class Host:
     outputs: OutputPool | DeviceOutputs
     spans: Spans
     events: EventStream
+    library: CDLL | None  # torch's
     device: Device | None = None
     cuda_graphs: bool = False
 
@@ -53,6 +55,7 @@ def create_host(
         ),
         spans=Spans() if spans is None else spans,
         events=EventStream() if events is None else events,
+        library=library,
         device=device,
         cuda_graphs=cuda_graphs,
     )

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from lazyc.codegen.base import Kernel
 from lazyc.ir.program import GemmStep, Program
 from lazyc.report.events import RowTilesChosen
@@ -26,6 +28,7 @@ from lazyc.runtime.host import Host
 from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.runner import NativeRunner, Runner
 from lazyc.runtime.sizes import Sizes
+from lazyc.runtime.threads import leave_bound_cores
 from lazyc.runtime.weights import NOTHING_KEPT, Kept, WeightCache, packed_program
 
 _MOST_RUNNERS = 64  # sizes of one Program kept bound; the ones used longest ago go first
@@ -64,6 +67,7 @@ class Executable:
         self._lock = threading.Lock()
         self._sources = [(s.input, s.dim) for s in program.symbols]
         self.weights = self._weight_cache(pack_weights)
+        self._packing: threading.Thread | None = None
         self._only = (
             None if program.symbols or self.weights else self._bind(((), False, frozenset()))
         )
@@ -85,7 +89,26 @@ class Executable:
         weights.packs_matrices &= pack_weights
         return weights
 
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Packs weights on another thread while the caller goes on, where that is all that is to be done to
+        them; ``args`` are to be those of the first call. It waits for this."""
+        weights = self.weights
+        if weights is None or self._sources or not weights.can_pack_ahead(args):
+            return
+
+        def pack() -> None:
+            leave_bound_cores(self._host.library)
+            with suppress(Exception), torch.no_grad():  # the first call meets the exception
+                self._prepare(list(args))
+
+        self._packing = threading.Thread(target=pack, name="lazyc-pack")
+        self._packing.start()
+
     def __call__(self, args: list[Any]) -> list[Any]:
+        packing = self._packing
+        if packing is not None:
+            packing.join()
+            self._packing = None
         if self._spans.recordings or torch_profiler._is_profiler_enabled:  # Spans.on, in place
             with self._spans.span("program", self.name):
                 runner, packs, kept = self._prepare(args)

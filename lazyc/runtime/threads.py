@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def find_openmp(library: ctypes.CDLL | None) -> OpenMP:
         symbol_address(library, "omp_get_num_threads"),
     )
     return found if found.available else OpenMP()
+
+
+def leave_bound_cores(library: ctypes.CDLL | None) -> None:
+    """Lets the calling thread run on every core that OpenMP may use. (``OMP_PROC_BIND`` binds the main
+    thread to one core, and threads that it starts inherit that.)"""
+    if not hasattr(os, "sched_setaffinity") or not symbol_address(library, "omp_get_num_places"):
+        return
+    assert library is not None
+    cores: set[int] = set()
+    for place in range(library.omp_get_num_places()):
+        numbers = (ctypes.c_int * library.omp_get_place_num_procs(place))()
+        library.omp_get_place_proc_ids(place, numbers)
+        cores.update(numbers)
+    if cores:
+        with suppress(OSError):
+            os.sched_setaffinity(0, cores)
 
 
 def _one() -> int:

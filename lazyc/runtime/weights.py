@@ -147,6 +147,21 @@ class WeightCache:
         compressed = {id(t): t for t in (kept.compressed or {}).values()}
         return sum(t.nbytes for t in (*kept.matrices.values(), *compressed.values()))
 
+    def can_pack_ahead(self, args: Sequence[Any]) -> bool:
+        """Whether one thread may do what the first call with ``args`` needs: only the library's packing does not
+        run on OpenMP's."""
+        parameters = [args[i] for i in self._program.parameters if i < len(args)]
+        return (
+            self.packs_matrices
+            and self._host.device is None
+            and self._compute is None
+            and len(parameters) == len(self._program.parameters)
+            and all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in parameters)
+            and all(p.device.type == "cpu" for p in parameters)
+            and not any(isinstance(s, GemmStep) and s.tile for s in self._program.steps)
+            and not self._program.sparse_products()
+        )
+
     def current(self, args: Sequence[Any]) -> Kept:
         """What is kept for the parameters among ``args``, computed anew if they have changed."""
         device = self._host.device

@@ -22,6 +22,7 @@ from lazyc.ir.program import (
 )
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.types import DType, SymbolSource
+from lazyc.runtime import weights as weights_module
 from lazyc.runtime.program import Executable
 from lazyc.runtime.weights import _Guard
 from tests.runtime import toy
@@ -219,6 +220,72 @@ def test_a_weight_that_died_frees_what_was_kept():
     del kept, w
     gc.collect()
     assert packed() is None and executable.weights.nbytes == 0
+
+
+def prepared(count: int = 1) -> tuple[Executable, list[torch.nn.Parameter]]:
+    """An executable that has packed its weights before its first call."""
+    executable, weights = linear(count=count), [weight() for _ in range(count)]
+    executable.prepare([torch.randn(M, K), *weights])
+    assert executable._packing is not None
+    executable._packing.join()
+    assert renewals(executable) == 1
+    assert executable.weights is not None and executable.weights.nbytes >= count * N * K * 4
+    return executable, weights
+
+
+def test_packed_before_the_first_call():
+    executable, weights = prepared(count=3)
+    check(executable, *weights)
+    assert renewals(executable) == 1
+
+
+@pytest.mark.parametrize("change", [sgd, in_place, data_edit, new_data, storage_swap])
+def test_changed_between_packing_and_the_first_call(change):
+    executable, (w,) = prepared()
+    change(w)
+    check(executable, w)
+    assert renewals(executable) == 2
+
+
+def test_the_first_call_waits_for_packing(monkeypatch: pytest.MonkeyPatch):
+    begun, go = threading.Event(), threading.Event()
+    pack = weights_module.pack
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        assert go.wait(10)
+        pack(*args)
+
+    monkeypatch.setattr(weights_module, "pack", slow)
+    executable, w = linear(), weight()
+    executable.prepare([torch.randn(M, K), w])
+    assert begun.wait(10)
+    threading.Timer(0.05, go.set).start()
+    check(executable, w)
+    assert renewals(executable) == 1
+
+
+def test_what_cannot_be_packed_is_met_by_the_call(monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any) -> None:
+        raise MemoryError("no memory for a packed weight")
+
+    monkeypatch.setattr(weights_module, "pack", fail)
+    executable, w = linear(), weight()
+    executable.prepare([torch.randn(M, K), w])
+    with pytest.raises(MemoryError, match="packed weight"):
+        executable([torch.randn(M, K), w])
+    monkeypatch.undo()
+    check(executable, w)
+
+
+def test_arguments_that_are_not_those_of_a_call_are_left_alone():
+    executable = linear()
+    for arguments in ([], [torch.randn(M, K), torch.empty(N, K, device="meta")]):
+        executable.prepare(arguments)
+        assert executable._packing is None
+    folding = folded()
+    folding.prepare([torch.randn(M, K), torch.randn(N, K), torch.randn(N)])
+    assert folding._packing is None  # its steps run on OpenMP's threads
 
 
 def test_two_executables_and_their_packs_go_with_them():
