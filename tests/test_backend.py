@@ -181,6 +181,22 @@ def test_updated_weights_are_never_stale() -> None:
             torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
+def test_kernels_read_what_an_eager_call_made_of_a_weight() -> None:
+    """One of two results, which is kept between calls, and so is what a kernel makes of it."""
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x @ (torch.linalg.qr(weight)[0] * 2)
+
+    weight = torch.nn.Parameter(torch.randn(24, 24))
+    function = compiled(f, strict=True)
+    with torch.no_grad():
+        for _ in range(2):
+            for _ in range(2):
+                x = torch.randn(5, 24)
+                torch.testing.assert_close(function(x), f(x), rtol=1e-4, atol=1e-4)
+            weight.mul_(torch.randn(24, 24))
+
+
 def test_debug_output_names_the_fallback(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log"
     with warnings.catch_warnings():

@@ -30,13 +30,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lazyc.codegen.base import Kernel
 from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
+    Buffer,
     EagerStep,
     GemmStep,
     KernelStep,
@@ -46,7 +47,7 @@ from lazyc.ir.program import (
 from lazyc.ir.sparse import SparseProduct, Sparsity, compress_24
 from lazyc.ir.types import storage_extent
 from lazyc.report.events import WeightNotSparse, WeightsPacked
-from lazyc.runtime.binding import Plan
+from lazyc.runtime.binding import Plan, touched
 from lazyc.runtime.compressed import compress, compressed_buffers, compressed_key
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
@@ -71,20 +72,32 @@ _data_ptr = torch.Tensor.data_ptr
 def packed_program(program: Program) -> Program | None:
     """The Program that computes the packed buffers from the arguments; None if there are none.
 
-    A packed buffer is a plain output of it. What an eager step returns is kept as it is.
+    A packed buffer is a plain output of it. What an eager step returns is kept as it is, but for what
+    native steps read: that gets the layout that they count on.
     """
     if not program.packed:
         return None
     by_eager = {b for s in program.packed if isinstance(s, EagerStep) for b in s.outputs}
-    buffers = tuple(
-        b if b.kind != "packed" else replace(b, kind="opaque" if b.id in by_eager else "output")
-        for b in program.buffers
-    )
-    kept = [b for b in program.buffers if b.kind == "packed"]
+    native = (s for s in (*program.packed, *program.steps) if not isinstance(s, EagerStep))
+    addressed = {b for step in native for b in touched(step)}
+
+    def kind(b: Buffer) -> Literal["output", "eager", "opaque"]:
+        if b.id in addressed:
+            return "eager" if b.id in by_eager else "output"
+        return "opaque"
+
+    buffers = tuple(replace(b, kind=kind(b)) if b.kind == "packed" else b for b in program.buffers)
+    kept = _filled_buffers(program)
     outputs = tuple(ProgramOutput(b.id, b.shape, b.strides) for b in kept)
     return replace(
         program, buffers=buffers, steps=program.packed, outputs=outputs, packed=(), tiles=()
     )
+
+
+def _filled_buffers(program: Program) -> list[Buffer]:
+    """The packed buffers that have a value: not those of a tuple of which only elements are read."""
+    filled = {b for step in program.packed for b in touched(step)}
+    return [b for b in program.buffers if b.kind == "packed" and b.id in filled]
 
 
 @dataclass(slots=True)
@@ -130,7 +143,7 @@ class WeightCache:
         self._kernels = kernels
         self._host = host
         self._compute = compute
-        self._ids = [b.id for b in program.buffers if b.kind == "packed"]
+        self._ids = [b.id for b in _filled_buffers(program)]
         self._compressed_ids = compressed_buffers(program)
         self._kept: Kept | None = None
         self._wasted = 0
@@ -185,7 +198,7 @@ class WeightCache:
             self.packs_matrices = False
         results = self._compute(list(args)) if self._compute is not None else []
         packed = list(zip(self._ids, results, strict=True))
-        self._tell(results)
+        self._tell([t for t in results if isinstance(t, torch.Tensor)])
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
             return Kept(packed, lambda now: False)
