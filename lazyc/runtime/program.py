@@ -155,7 +155,7 @@ class Executable:
                 )
             device = self._host.device
             if self._host.cuda_graphs and device is not None and can_replay(program, plan):
-                runner.run = Replayer(runner.run, device)
+                runner.run = Replayer(runner.run, device, plan.inputs)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)
             self._runners[key] = runner
