@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from lazyc.codegen.base import Kernel
@@ -79,7 +80,8 @@ class Executable:
         compute = None
         if steps is not None:
             name = f"{self.name}, weights"
-            compute = Executable(steps, self._kernels, self._host, pack_weights=False, name=name)
+            host = replace(self._host, cuda_graphs=False)  # it runs too seldom
+            compute = Executable(steps, self._kernels, host, pack_weights=False, name=name)
             compute.eager_log = self.eager_log
         weights = WeightCache(program, self._kernels, self._host, compute)
         weights.packs_matrices &= pack_weights

@@ -51,7 +51,8 @@ class Launch:
 
 @dataclass
 class StandInGpu:
-    """A ``Device`` whose memory is the CPU's. ``status``: what launches return."""
+    """A ``Device`` whose memory is the CPU's. ``status``: what launches return. ``is_late``: launches wait in
+    the queue of their stream until ``finish``, or until a stream that is finished waits for them."""
 
     name: str = "cpu"
     handle: int = 77
@@ -62,9 +63,10 @@ class StandInGpu:
     captures: int = 0
     captured: list[Callable[[], None]] | None = None
     arenas: list[Arena] = field(default_factory=list)
-    waits: int = 0
     used: list[torch.Tensor] = field(default_factory=list)
     is_captured: bool = False
+    is_late: bool = False
+    queues: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.functions: dict[int, tuple[LaunchRef, tuple[Any, ...], Callable[..., None]]] = {}
@@ -85,8 +87,27 @@ class StandInGpu:
 
         return results, replay
 
-    def wait(self) -> None:
-        self.waits += 1
+    def mark(self) -> Callable[[], None]:
+        there = self._queue(self.handle)
+        count = len(there)
+
+        def join() -> None:
+            # What is done is gone from the front of the queue.
+            before = [*there[:count]]
+            self._queue(self.handle).append(lambda: self._do(there, before))
+
+        return join
+
+    def finish(self, stream: int) -> None:
+        """Runs what waits in the queue of a stream."""
+        self._do(self._queue(stream), [*self._queue(stream)])
+
+    def _queue(self, stream: int) -> list[Callable[[], None]]:
+        return self.queues.setdefault(stream, [])
+
+    def _do(self, queue: list[Callable[[], None]], which: Sequence[Callable[[], None]]) -> None:
+        while queue and queue[0] in which:
+            queue.pop(0)()
 
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
         self.used += tensors
@@ -132,10 +153,12 @@ class StandInGpu:
             if int(error):
                 raise AssertionError("a kernel reported an error: on a GPU it would have faulted")
 
-        if self.captured is None:
-            run()
-        else:
+        if self.captured is not None:
             self.captured.append(run)
+        elif self.is_late:
+            self._queue(stream).append(run)
+        else:
+            run()
 
     def check(self) -> None:
         """Raises what went wrong in a launch."""
@@ -221,7 +244,8 @@ class StandInGenerator:
 
 
 class _Arenas(DeviceArenas):
-    """Memory of captured calls stays, as torch reserves it for their graph."""
+    """Memory of captured calls stays, as torch reserves it for their graph, and that of late ones, as torch hands
+    it out again in the order of its stream."""
 
     def __init__(self, gpu: StandInGpu) -> None:
         super().__init__(gpu)
@@ -229,7 +253,7 @@ class _Arenas(DeviceArenas):
 
     def take(self, nbytes: int) -> Arena:
         arena = super().take(nbytes)
-        if self._gpu.captured is not None:
+        if self._gpu.captured is not None or self._gpu.is_late:
             self._gpu.arenas.append(arena)
         return arena
 
