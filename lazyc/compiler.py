@@ -71,7 +71,6 @@ class Compiler:
         self._config = config
         self._generator = generator
         self._host = host
-        self._keeps = generator.keeps_weights
         self._device = "cpu" if host.device is None else host.device.name
         self._events = events
         self._spans = spans
@@ -275,13 +274,12 @@ class Compiler:
             if self._config.verify:
                 verify_graph(graph)
             passes = pipeline(
-                self._config.pack_weights and self._keeps,
+                self._config.pack_weights,
                 self._generator.has_products,
                 self._generator.product_costs,
                 self._config.disabled_passes,
                 cast(Mode, self._config.attention),
                 self._report_attention,
-                self._keeps,
             )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
@@ -305,7 +303,9 @@ class Compiler:
 
     def _schedule(self, graph: Graph) -> Program:
         layout = "layout" not in self._config.disabled_passes
-        program = schedule(graph, self._config.fusion, layout, self._device, self._keeps)
+        program = schedule(
+            graph, self._config.fusion, layout, self._device, self._config.pack_weights
+        )
         kernels = self._generator.sparse_products
         if self._config.pack_weights and self._generator.has_products:
             program = choose_sparse_contractions(program, graph, kernels)

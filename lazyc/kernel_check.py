@@ -23,7 +23,7 @@ from lazyc.codegen.base import Kernel, KernelCode, LaunchRef, Ref
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.triton.compile import compile_kernel
-from lazyc.codegen.triton.cuda import CudaGenerator, generator_key
+from lazyc.codegen.triton.cuda import generator_key
 from lazyc.codegen.triton.kernel import generate
 from lazyc.compiler import Compiler
 from lazyc.config import Config
@@ -112,7 +112,6 @@ class _Collector:
     """A ``Generator`` that notes kernels as for a GPU, and loads none."""
 
     keeps_code = False
-    keeps_weights = CudaGenerator.keeps_weights
     has_products = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     product_tile = None

@@ -26,7 +26,7 @@ from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import DType
 from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
-from lazyc.runtime.device import DeviceArenas
+from lazyc.runtime.device import DeviceArenas, DeviceOutputs
 from lazyc.runtime.host import create_host
 from lazyc.runtime.memory import Arena
 from tests.cuda_emulator.emulate import Emulated
@@ -62,7 +62,7 @@ class StandInGpu:
     inside: int = 0
     captures: int = 0
     captured: list[Callable[[], None]] | None = None
-    arenas: list[Arena] = field(default_factory=list)
+    held: list[object] = field(default_factory=list)
     used: list[torch.Tensor] = field(default_factory=list)
     is_captured: bool = False
     is_late: bool = False
@@ -101,6 +101,11 @@ class StandInGpu:
     def finish(self, stream: int) -> None:
         """Runs what waits in the queue of a stream."""
         self._do(self._queue(stream), [*self._queue(stream)])
+
+    def hold(self, memory: object) -> None:
+        """Keeps memory that was taken now, where launches that use it come later."""
+        if self.captured is not None or self.is_late:
+            self.held.append(memory)
 
     def _queue(self, stream: int) -> list[Callable[[], None]]:
         return self.queues.setdefault(stream, [])
@@ -201,7 +206,6 @@ class StandInGenerator:
     """A ``Generator`` of kernels that a stand-in launches. ``sparse_products``: as of a GPU where asked for."""
 
     keeps_code = False
-    keeps_weights = False
     has_products = True
     product_tile = None
     prefers_library = True
@@ -253,9 +257,28 @@ class _Arenas(DeviceArenas):
 
     def take(self, nbytes: int) -> Arena:
         arena = super().take(nbytes)
-        if self._gpu.captured is not None or self._gpu.is_late:
-            self._gpu.arenas.append(arena)
+        self._gpu.hold(arena)
         return arena
+
+
+class _Outputs(DeviceOutputs):
+    """Like ``_Arenas``. What no kernel has written yet is nan."""
+
+    def __init__(self, gpu: StandInGpu) -> None:
+        super().__init__(gpu)
+        self._gpu = gpu
+
+    def allocator(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
+    ) -> Callable[[], torch.Tensor]:
+        make = super().allocator(shape, strides, dtype)
+
+        def make_and_hold() -> torch.Tensor:
+            tensor = make()
+            self._gpu.hold(tensor)
+            return tensor.fill_(float("nan")) if dtype.is_floating_point else tensor
+
+        return make_and_hold
 
 
 def stand_in_compiler(
@@ -263,10 +286,11 @@ def stand_in_compiler(
     cuda_graphs: bool = False,
     sparse: bool = False,
     events: EventStream | None = None,
+    pack_weights: bool = True,
 ) -> Compiler:
     """A Compiler whose programs run on a stand-in; ``sparse``: with kernels for sparse weights."""
     events = EventStream() if events is None else events
     host = create_host(device=gpu, cuda_graphs=cuda_graphs, events=events)
-    host = replace(host, arenas=_Arenas(gpu))
-    config = Config(strict=True, verify=True, disk_cache=False)
+    host = replace(host, arenas=_Arenas(gpu), outputs=_Outputs(gpu))
+    config = Config(strict=True, verify=True, disk_cache=False, pack_weights=pack_weights)
     return Compiler(config, StandInGenerator(gpu, sparse), host, events, Spans())

@@ -24,7 +24,6 @@ class LlvmGenerator:
     """A ``Generator`` for one CPU target. What it loads stays as long as it lives."""
 
     keeps_code = True
-    keeps_weights = True
     has_products = False
     suffix = "ll"
 

@@ -41,7 +41,6 @@ class CudaGenerator:
 
     keeps_code = True
     has_products = True
-    keeps_weights = False  # it would have to wait for the stream that it was computed on
     sparse_products = _SPARSE_PRODUCTS
     product_tile = None
     prefers_library = True

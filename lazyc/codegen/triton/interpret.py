@@ -45,7 +45,6 @@ class InterpretedGenerator:
 
     keeps_code = False
     has_products = True
-    keeps_weights = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = BLOCK_PRODUCTS
     product_tile = None
     prefers_library = True
