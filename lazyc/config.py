@@ -157,8 +157,9 @@ class Config:
     )  # fmt: skip
     pack_weights: bool = _option(
         True, "LAZYC_PACK_WEIGHTS",
-        "Keep weights of inference graphs repacked for the matrix product between calls; a changed"
-        " weight is repacked. Costs memory: one more copy of those weights.",
+        "Keep between calls of inference graphs what is made of weights alone: matrices packed for the product,"
+        " weights padded, reordered, cast, scaled or compressed. It is made anew when a weight changed; on a GPU,"
+        " an edit through `.data` is not noticed (docs/gpu.md). Costs memory: one more copy of those weights.",
         affects_code=True,
     )  # fmt: skip
     gemm: str = _option(
