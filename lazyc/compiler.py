@@ -71,8 +71,9 @@ class Compiler:
         self._config = config
         self._generator = generator
         self._host = host
-        self._keeps = generator.keeps_weights
         self._device = "cpu" if host.device is None else host.device.name
+        # What nobody asked for must not go stale.
+        self._keeps = config.pack_weights and (generator.sees_edits or config.keep_gpu_weights)
         self._events = events
         self._spans = spans
         on_disk = config if generator.keeps_code else replace(config, disk_cache=False)
@@ -275,13 +276,12 @@ class Compiler:
             if self._config.verify:
                 verify_graph(graph)
             passes = pipeline(
-                self._config.pack_weights and self._keeps,
+                self._keeps,
                 self._generator.has_products,
                 self._generator.product_costs,
                 self._config.disabled_passes,
                 cast(Mode, self._config.attention),
                 self._report_attention,
-                self._keeps,
             )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:

@@ -157,8 +157,16 @@ class Config:
     )  # fmt: skip
     pack_weights: bool = _option(
         True, "LAZYC_PACK_WEIGHTS",
-        "Keep weights of inference graphs repacked for the matrix product between calls; a changed"
-        " weight is repacked. Costs memory: one more copy of those weights.",
+        "Keep between calls of inference graphs what is made of weights alone: matrices packed for the product,"
+        " weights padded, reordered, cast, scaled or compressed. It is made anew when a weight changed. Costs memory:"
+        " one more copy of those weights. On a GPU: compressed ones alone, unless `keep_gpu_weights` is set.",
+        affects_code=True,
+    )  # fmt: skip
+    keep_gpu_weights: bool = _option(
+        False, "LAZYC_KEEP_GPU_WEIGHTS",
+        "With `pack_weights`, keep on GPUs too what is made of weights. For weights that are not edited through"
+        " `.data` between calls: such an edit is not noticed there, and gives results of the old weights"
+        " (docs/gpu.md).",
         affects_code=True,
     )  # fmt: skip
     gemm: str = _option(

@@ -112,7 +112,7 @@ class _Collector:
     """A ``Generator`` that notes kernels as for a GPU, and loads none."""
 
     keeps_code = False
-    keeps_weights = CudaGenerator.keeps_weights
+    sees_edits = CudaGenerator.sees_edits
     has_products = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     product_tile = None

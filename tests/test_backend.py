@@ -14,6 +14,7 @@ import torch
 import lazyc
 from lazyc import backend
 from lazyc.errors import CompilerBugWarning, LazycWarning, UnsupportedVersion
+from lazyc.ir.program import GemmStep
 from lazyc.passes import canonicalize
 
 
@@ -179,6 +180,36 @@ def test_updated_weights_are_never_stale() -> None:
         ):
             change()
             torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_option_no_weight_is_packed() -> None:
+    layer = torch.nn.Linear(64, 64)
+    x = torch.randn(32, 64)
+    for packs in (True, False):
+        before = set(backend.executables())
+        with torch.no_grad():
+            run = torch.compile(layer, backend="lazyc", options={"pack_weights": packs})
+            torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-5)
+        (made,) = set(backend.executables()) - before
+        marks = [s.pack_b for s in made.program.steps if isinstance(s, GemmStep)]
+        assert marks == [packs] and (made.weights is not None or not packs)
+        torch._dynamo.reset()
+
+
+def test_kernels_read_what_an_eager_call_made_of_a_weight() -> None:
+    """One of two results, which is kept between calls, and so is what a kernel makes of it."""
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x @ (torch.linalg.qr(weight)[0] * 2)
+
+    weight = torch.nn.Parameter(torch.randn(24, 24))
+    function = compiled(f, strict=True)
+    with torch.no_grad():
+        for _ in range(2):
+            for _ in range(2):
+                x = torch.randn(5, 24)
+                torch.testing.assert_close(function(x), f(x), rtol=1e-4, atol=1e-4)
+            weight.mul_(torch.randn(24, 24))
 
 
 def test_debug_output_names_the_fallback(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

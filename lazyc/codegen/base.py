@@ -161,8 +161,8 @@ class Generator(Protocol):
     are worth their while;
     ``product_tile`` the tile of its kernels for products with weights that are kept packed, None where
     it has none, and ``prefers_library`` whether a library is likely to be faster than these;
-    ``keeps_weights`` whether steps on weights may be run once and kept between calls (sparse weights are kept in
-    any case);
+    ``sees_edits`` whether a change of a weight that advances no version counter is noticed there, because its
+    memory can be looked at before each call;
     ``product_costs`` what products cost there (a part of the key, as it decides what is padded).
     """
 
@@ -185,7 +185,7 @@ class Generator(Protocol):
     def prefers_library(self) -> bool: ...
 
     @property
-    def keeps_weights(self) -> bool: ...
+    def sees_edits(self) -> bool: ...
 
     @property
     def product_costs(self) -> ProductCosts: ...

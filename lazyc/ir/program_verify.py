@@ -51,9 +51,12 @@ class _Verifier:
             self._in(f"buffer b{place}", self._buffer, place, buffer)
         self._inputs()
         # A buffer without elements needs no step that writes it.
-        self.defined = {b.id for b in self.program.buffers if b.kind in _GIVEN or 0 in b.shape}
+        given = {b.id for b in self.program.buffers if b.kind in _GIVEN or 0 in b.shape}
+        self.defined = set(given)
         for place, step in enumerate(self.program.packed):
             self._in(f"packed step {place}, {_name(step)}", self._step, step, True)
+        # Of what packed steps write, calls find the packed buffers.
+        self.defined = {b for b in self.defined if b in given or self._get(b).kind == "packed"}
         for place, step in enumerate(self.program.steps):
             self._in(f"step {place}, {_name(step)}", self._step, step, False)
         for place, output in enumerate(self.program.outputs):
@@ -128,7 +131,8 @@ class _Verifier:
     def _may_write(self, buffer: Buffer, is_packed: bool) -> None:
         if buffer.kind == "constant" or buffer.id in self.parameters:
             raise IRError(f"writes to b{buffer.id}, which must not change")
-        if is_packed and buffer.kind not in ("packed", "temp"):
+        # Opaque is what nothing reads: other results of a call that has several.
+        if is_packed and buffer.kind not in ("packed", "temp", "opaque"):
             raise IRError(f"writes to b{buffer.id}, a {buffer.kind}, between calls")
         if not is_packed and buffer.kind == "packed":
             raise IRError(f"writes to b{buffer.id}, which is kept between calls")

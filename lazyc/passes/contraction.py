@@ -62,7 +62,7 @@ def stored_factors(nodes: list[Node]) -> set[Node]:
     and those of a half type that are too much to be computed at each reading. (In
     memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
     attention, which are made of products that never have memory."""
-    factors = {_stored(x) for node in nodes for x in _factors(node)}
+    factors = factors_as_stored(nodes)
     images = {_stored(w.inputs[0]) for w in windows_of_products(nodes)}
     factors = {x for x in factors if x.op != "window"} | images
     if not factors:
@@ -98,8 +98,13 @@ def image_order(window: Node) -> tuple[int, ...]:
 
 def windows_of_products(nodes: list[Node]) -> list[Node]:
     """The windows that are factors of products that are loops of a kernel."""
-    factors = (_stored(x) for node in nodes for x in _factors(node))
-    return [x for x in dict.fromkeys(factors) if x.op == "window"]
+    return [x for x in factors_as_stored(nodes) if x.op == "window"]
+
+
+def factors_as_stored(nodes: list[Node]) -> dict[Node, None]:
+    """What factors of products that are loops of a kernel are views of, in the type that they are multiplied
+    in."""
+    return dict.fromkeys(_stored(x) for node in nodes for x in _factors(node))
 
 
 def _factors(node: Node) -> tuple[Node, ...]:

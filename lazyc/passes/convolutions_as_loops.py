@@ -37,11 +37,11 @@ _LEAST = 16  # sizes below make no tile of the tensor cores
 
 
 def convolutions_as_loops(graph: Graph, keeps: bool = True) -> Graph:
-    """The Graph with convolutions as sums. Unless the target ``keeps`` what is made of weights, a weight
-    that does not lie as the sum reads it is copied at each call."""
+    """The Graph with convolutions as sums. Unless what is made of weights is kept (``keeps``), a weight that
+    does not lie as the sum reads it is copied at each call."""
     if not any(node.op in ("convolution", "window") for node in graph.nodes):
         return graph
-    lasting = Lasting(graph)
+    lasting = Lasting(graph, keeps)
 
     def lower(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
         image, weight, *bias = x
@@ -56,7 +56,7 @@ def convolutions_as_loops(graph: Graph, keeps: bool = True) -> Graph:
             return None
         order = _filter_order(sums)
         if sums.weight is not weight or _lies_apart(node.inputs[1], order):
-            size, kept = size_of(sums.weight.tensor), keeps and lasting(node.inputs[1])
+            size, kept = size_of(sums.weight.tensor), lasting(node.inputs[1])
             b.decide(
                 f"{_named(node)}: weight reordered",
                 "the loop reads it as it lies then",

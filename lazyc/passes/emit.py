@@ -39,7 +39,7 @@ class _Emitter:
     def __init__(self, plan: Plan, units: UnitGraph) -> None:
         self.plan = plan
         self.order = units.order()
-        self.lasting = Lasting(plan.graph)
+        self.lasting = Lasting(plan.graph, plan.keeps)
         self.buffers: list[P.Buffer] = []
         self.memory: dict[Node, P.Buffer] = {}
         self.targets: dict[Target, P.Buffer] = {}

@@ -9,19 +9,23 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import TensorType
-from lazyc.passes.contraction import is_loop_product
+from lazyc.passes.contraction import factors_as_stored, is_loop_product
 from lazyc.passes.realize import live_nodes, view_base
 
 
 class Lasting:
-    """Which nodes of a Graph (or of one rewritten from it) last; remembers what it has found."""
+    """Which nodes of a Graph (or of one rewritten from it) last; remembers what it has found. None does unless
+    what is made of weights is kept (``keeps``)."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, keeps: bool = True) -> None:
+        self._keeps = keeps
         self._written = {target.attrs.index for target, _ in graph.mutations}
         self._known: dict[Node, bool] = {}
 
     def is_leaf(self, node: Node) -> bool:
         """Whether a node is a constant, or a parameter that the Graph does not write to."""
+        if not self._keeps:
+            return False
         if node.op == "input":
             return node.attrs.is_parameter and node.attrs.index not in self._written
         return node.op in ("tensor_constant", "constant", "iota")
@@ -67,9 +71,15 @@ def kept_values(graph: Graph) -> frozenset[Node]:
             if lasting(arg):
                 # A kernel reads the factors of a product in any order.
                 value = view_base(arg) if node in products else _without_plain_views(arg)
-                if value.inputs and not value.spec.has(Trait.BARRIER) and _is_small(value):
+                if _is_worth_keeping(value):
                     found.add(value)
+    # One of a half type lies beneath its widening, which lasts too and is no use to keep.
+    found |= {x for x in factors_as_stored(nodes) if lasting(x) and _is_worth_keeping(x)}
     return frozenset(found)
+
+
+def _is_worth_keeping(node: Node) -> bool:
+    return bool(node.inputs) and not node.spec.has(Trait.BARRIER) and _is_small(node)
 
 
 def _without_plain_views(node: Node) -> Node:

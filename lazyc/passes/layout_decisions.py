@@ -18,7 +18,7 @@ from lazyc.passes.plan import Plan
 def layout_decisions(plan: Plan) -> Iterator[Decision]:
     """Values stored in another order than row-major, permutations that move nothing, operands that got
     memory of their own, copies to other strides, and work on weights that is kept."""
-    lasting = Lasting(plan.graph)
+    lasting = Lasting(plan.graph, plan.keeps)
     for node in plan.nodes:
         if not isinstance(node.type, TensorType) or 0 in node.shape:
             continue

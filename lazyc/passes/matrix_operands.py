@@ -22,9 +22,10 @@ from lazyc.passes.rewrite import Rewriter, rewrite
 from lazyc.passes.strided import StridedView
 
 
-def copy_matrix_operands(graph: Graph) -> Graph:
-    """The Graph with a copy (``reshape`` to the same shape) of each operand that BLAS cannot read."""
-    lasting = Lasting(graph)
+def copy_matrix_operands(graph: Graph, keeps: bool = True) -> Graph:
+    """The Graph with a copy (``reshape`` to the same shape) of each operand that BLAS cannot read. ``keeps`` as
+    in ``Lasting``."""
+    lasting = Lasting(graph, keeps)
 
     def readable(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
         operands = [arg if _is_matrix(arg) else _copy(b, arg, lasting(arg)) for arg in x]

@@ -40,13 +40,13 @@ _MOST_ADDED = 1 / 16  # to a dim, for padding it to ``ProductCosts.multiple``
 
 
 def pad_products(graph: Graph, costs: ProductCosts, keeps: bool = True) -> Graph:
-    """The Graph with operands padded where the model of the target says that it pays. Unless the target
-    ``keeps`` what is made of weights, they too are copied at each call."""
+    """The Graph with operands padded where the model of the target says that it pays. Unless what is made of
+    weights is kept (``keeps``), they too are copied at each call."""
     if costs.loads_per_second == math.inf or not any(n.op == "matmul" for n in graph.nodes):
         return graph
     find = _Finder(
         costs,
-        Lasting(graph) if keeps else None,
+        Lasting(graph, keeps),
         live_users(graph),
         set(graph.roots()),
         inline_costs(graph.nodes, frozenset()),
@@ -101,7 +101,7 @@ class _Finder:
     def __init__(
         self,
         costs: ProductCosts,
-        lasting: Lasting | None,
+        lasting: Lasting,
         users: Mapping[Node, list[Node]],
         roots: Set[Node],
         inline: Mapping[Node, Cost],
@@ -137,7 +137,7 @@ class _Finder:
             by_columns,
             _width(steps, node.dtype.itemsize, self._costs),
             math.prod(self._likely(d) for d in node.shape),
-            self._lasting is not None and self._lasting(node),
+            self._lasting(node),
             base.spec.has(Trait.POINTWISE)
             and self._inline[base].is_once_only
             and self._is_for_products(base),

@@ -21,26 +21,25 @@ from lazyc.passes.split_reduction import split_reductions
 
 
 def pipeline(
-    pack_weights: bool = True,
+    keeps: bool = True,
     has_products: bool = False,
     costs: ProductCosts | None = None,
     disabled: Container[str] = (),
     attend: Mode = "auto",
     report: Report | None = None,
-    keeps: bool = True,
 ) -> tuple[Pass, ...]:
     """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
 
-    Without ``pack_weights`` nothing made of weights is kept between calls. ``has_products``: matrix
-    products are kernels of the target, and no calls of a library; ``attend`` and ``report`` are then
-    those of ``attention``. ``costs`` are those of its products; without them none is padded. ``keeps`` as
-    in ``schedule``.
+    ``keeps``: what is made of weights alone is kept between calls. ``has_products``:
+    matrix products are kernels of the target, and no calls of a library; ``attend`` and ``report`` are then
+    those of ``attention``. ``costs`` are those of its products; without them none is padded.
     """
     attending = partial(attention, mode=attend, report=report)
+    operands = partial(copy_matrix_operands, keeps=keeps)
     passes = (
         Pass("canonicalize", canonicalize),
-        *((Pass("fold_norm", fold_norm),) if pack_weights else ()),
-        *_convolutions(pack_weights, has_products, keeps),
+        *((Pass("fold_norm", fold_norm),) if keeps else ()),
+        *_convolutions(keeps, has_products),
         Pass("split_batches", split_batches),
         *((Pass("attention", attending),) if has_products else ()),
         *(
@@ -51,7 +50,7 @@ def pipeline(
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         *_splits(has_products, costs),
         Pass("split_reductions", split_reductions),
-        *(() if has_products else (Pass("copy_matrix_operands", copy_matrix_operands),)),
+        *(() if has_products else (Pass("copy_matrix_operands", operands),)),
     )
     return tuple(p for p in passes if p.name not in disabled)
 
@@ -62,7 +61,7 @@ def _splits(has_products: bool, costs: ProductCosts | None) -> tuple[Pass, ...]:
     return (Pass("split_products", partial(split_products, costs=costs)),)
 
 
-def _convolutions(pack_weights: bool, has_products: bool, keeps: bool) -> tuple[Pass, ...]:
+def _convolutions(keeps: bool, has_products: bool) -> tuple[Pass, ...]:
     if has_products:
         return (Pass("lower_convolutions", partial(convolutions_as_loops, keeps=keeps)),)
-    return (Pass("lower_convolutions", lower_convolutions),) if pack_weights else ()
+    return (Pass("lower_convolutions", lower_convolutions),) if keeps else ()

@@ -4,7 +4,10 @@ The first calls run as they are, and show which arguments come at the same addre
 and which do not. Then a call is captured. The graph reads the former where they are, and the latter from
 memory of its own, to which each call copies them. Its results are copied out, so that a later call does not
 change what a caller holds. An argument that turns up at another address after all is copied from then on,
-for which the graph is captured again; so it is where weights are kept at another address than before.
+for which the graph is captured again. Where weights are kept at another address than before, as many calls as
+at first run as they are before one is captured: these weights may change all the time.
+
+While the caller captures a graph of his own, calls run as they are, to become a part of it.
 
 Capturing is torch's (``torch.cuda.graph``): the memory that a graph uses stays reserved for it.
 """
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 
 from lazyc.errors import LazycWarning
-from lazyc.ir.program import EagerStep, Program
+from lazyc.ir.program import Program, SeedStep
 from lazyc.runtime.binding import Plan
 from lazyc.runtime.device import Device
 
@@ -29,28 +32,32 @@ Run = Callable[..., list[Any]]
 
 
 def can_replay(program: Program, plan: Plan) -> bool:
-    """Whether calls of a Program may be replayed: it has one size, leaves nothing to eager, writes to no
-    argument and returns none."""
-    inputs = set(program.inputs)
+    """Whether calls of a Program may be replayed: it has one size, launches all but draws of seeds, writes to
+    no argument, and returns none, nor what is kept of weights."""
+    apart = {*program.inputs, *(b.id for b in program.buffers if b.kind == "packed")}
     return (
         plan.stream_slot >= 0
         and not program.symbols
         and not plan.mutated
-        and not any(isinstance(step, EagerStep) for step in program.steps)
-        and not any(output.buffer in inputs for output in program.outputs)
+        and all(isinstance(step, SeedStep) for s in plan.segments for step in s.python)
+        and not any(output.buffer in apart for output in program.outputs)
     )
 
 
 class Replayer:
-    """Calls ``run`` (a Runner's), by a CUDA graph once it is warm. Safe to call from several threads."""
+    """Calls ``run`` (a Runner's), by a CUDA graph once it is warm. Safe to call from several threads.
 
-    def __init__(self, run: Run, device: Device) -> None:
+    ``inputs``: the positions of the arguments that it reads (not those of weights that are only read in the
+    form in which they are kept)."""
+
+    def __init__(self, run: Run, device: Device, inputs: Sequence[int]) -> None:
         self._run = run
         self._device = device
+        self._inputs = inputs
         self._lock = threading.Lock()
         self._calls = 0
         self._stream = 0
-        self._pointers: list[int] = []
+        self._pointers: dict[int, int] = {}
         self._packs: list[int] = []
         self._copied: set[int] = set()  # positions of the arguments that the graph has memory for
         self._memory: dict[int, torch.Tensor] = {}
@@ -73,16 +80,16 @@ class Replayer:
 
     def _is_ready(self, args: list[Any], packs: Sequence[int]) -> bool:
         """Looks at where arguments are; whether this call may be a replay."""
-        if self._failed:
+        if self._failed or self._device.is_capturing():
             return False
-        pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else 0 for a in args]
+        pointers = {k: args[k].data_ptr() for k in self._inputs}
         stream = self._device.stream()
         if self._calls == 0:
             self._pointers, self._stream = pointers, stream
-        moved = {k for k, p in enumerate(pointers) if p != self._pointers[k]} - self._copied
+        moved = {k for k, p in pointers.items() if p != self._pointers[k]} - self._copied
         self._calls += 1
         if list(packs) != self._packs:
-            self._packs = list(packs)
+            self._packs, self._calls = list(packs), 1
             self._forget()
         if moved:
             self._copied |= moved

@@ -35,8 +35,9 @@ class Device(Protocol):
         """Makes the device torch's current one."""
         ...
 
-    def wait(self) -> None:
-        """Until all is done that torch's current stream was given."""
+    def mark(self) -> Callable[[], None]:
+        """A function that has torch's current stream, when it is called, wait for what the one that is current
+        now was given so far. It does not wait itself."""
         ...
 
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -45,7 +46,7 @@ class Device(Protocol):
         ...
 
     def is_capturing(self) -> bool:
-        """Whether the caller captures torch's current stream: nothing may wait then."""
+        """Whether the caller captures torch's current stream."""
         ...
 
     def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
@@ -71,8 +72,10 @@ class CudaGpu:
             return nullcontext()
         return torch.cuda.device(self.index)
 
-    def wait(self) -> None:
-        torch.cuda.current_stream(self.index).synchronize()
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.index))
+        return lambda: torch.cuda.current_stream(self.index).wait_event(event)
 
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
         stream = torch.cuda.current_stream(self.index)
@@ -88,6 +91,22 @@ class CudaGpu:
         with torch.cuda.graph(graph):
             results = run()
         return results, graph.replay
+
+
+class Shared:
+    """Tensors that torch's current stream was given to make, for calls on any stream to read."""
+
+    def __init__(self, device: Device, tensors: Sequence[torch.Tensor]) -> None:
+        self._device = device
+        self._tensors = tensors
+        self._stream = device.stream()
+        self._join = device.mark()
+
+    def use(self) -> None:
+        """To be called before each call that reads them."""
+        if self._device.stream() != self._stream:
+            self._join()
+            self._device.use(self._tensors)
 
 
 class DeviceArenas:

@@ -232,9 +232,10 @@ class MixedRunner(Runner):
                     result = _own(
                         result, layout, state.arena, [values[b] for b in apart], slot >= 0
                     )
+                    # One that is kept is read by native steps of another Program.
+                    if on_device and result.data_ptr() % ALIGNMENT:
+                        result = aligned(result)
                     if slot >= 0:
-                        if on_device and result.data_ptr() % ALIGNMENT:
-                            result = aligned(result)
                         state.env.words[slot] = result.data_ptr()
                 values[buffer] = result
 

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,7 +84,8 @@ class Executable:
         compute = None
         if steps is not None:
             name = f"{self.name}, weights"
-            compute = Executable(steps, self._kernels, self._host, pack_weights=False, name=name)
+            host = replace(self._host, cuda_graphs=False)  # it runs too seldom
+            compute = Executable(steps, self._kernels, host, pack_weights=False, name=name)
             compute.eager_log = self.eager_log
         weights = WeightCache(program, self._kernels, self._host, compute)
         weights.packs_matrices &= pack_weights
@@ -178,7 +180,7 @@ class Executable:
                 )
             device = self._host.device
             if self._host.cuda_graphs and device is not None and can_replay(program, plan):
-                runner.run = Replayer(runner.run, device)
+                runner.run = Replayer(runner.run, device, plan.inputs)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)
             self._runners[key] = runner

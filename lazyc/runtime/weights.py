@@ -13,7 +13,9 @@ parameter is compared with what it was:
   does.
 
 On a GPU the words are not looked at, which would have to wait for it: there an edit goes unnoticed that
-advances no counter.
+advances no counter. What is kept is made on the stream of the call that needs it first; calls on other streams
+wait for it there. While the caller captures a CUDA graph, nothing that is kept is used: what is made of weights
+is made again in each replay, since they may have changed by then.
 
 What fails is computed again from the parameters. To compress a weight takes as long as dozens of its
 products: after a change these are dense ones until the weights have stayed the same for some calls, and
@@ -30,13 +32,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lazyc.codegen.base import Kernel
 from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
+    Buffer,
     EagerStep,
     GemmStep,
     KernelStep,
@@ -46,8 +49,9 @@ from lazyc.ir.program import (
 from lazyc.ir.sparse import SparseProduct, Sparsity, compress_24
 from lazyc.ir.types import storage_extent
 from lazyc.report.events import WeightNotSparse, WeightsPacked
-from lazyc.runtime.binding import Plan
+from lazyc.runtime.binding import Plan, touched
 from lazyc.runtime.compressed import compress, compressed_buffers, compressed_key
+from lazyc.runtime.device import Shared
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import GemmCall, pack, packed_bytes
@@ -71,20 +75,32 @@ _data_ptr = torch.Tensor.data_ptr
 def packed_program(program: Program) -> Program | None:
     """The Program that computes the packed buffers from the arguments; None if there are none.
 
-    A packed buffer is a plain output of it. What an eager step returns is kept as it is.
+    A packed buffer is a plain output of it. What an eager step returns is kept as it is, but for what
+    native steps read: that gets the layout that they count on.
     """
     if not program.packed:
         return None
     by_eager = {b for s in program.packed if isinstance(s, EagerStep) for b in s.outputs}
-    buffers = tuple(
-        b if b.kind != "packed" else replace(b, kind="opaque" if b.id in by_eager else "output")
-        for b in program.buffers
-    )
-    kept = [b for b in program.buffers if b.kind == "packed"]
+    native = (s for s in (*program.packed, *program.steps) if not isinstance(s, EagerStep))
+    addressed = {b for step in native for b in touched(step)}
+
+    def kind(b: Buffer) -> Literal["output", "eager", "opaque"]:
+        if b.id in addressed:
+            return "eager" if b.id in by_eager else "output"
+        return "opaque"
+
+    buffers = tuple(replace(b, kind=kind(b)) if b.kind == "packed" else b for b in program.buffers)
+    kept = _filled_buffers(program)
     outputs = tuple(ProgramOutput(b.id, b.shape, b.strides) for b in kept)
     return replace(
         program, buffers=buffers, steps=program.packed, outputs=outputs, packed=(), tiles=()
     )
+
+
+def _filled_buffers(program: Program) -> list[Buffer]:
+    """The packed buffers that have a value: not those of a tuple of which only elements are read."""
+    filled = {b for step in program.packed for b in touched(step)}
+    return [b for b in program.buffers if b.kind == "packed" and b.id in filled]
 
 
 @dataclass(slots=True)
@@ -95,17 +111,17 @@ class Kept:
     ``is_current`` tells whether parameters (in the order of ``Program.parameters``) are what they were.
     ``matrices`` holds packed matrices, and
     ``pointers`` what was found for each plan (by its id; the plan beside it keeps that unique).
-    ``compressed`` holds sparse weights by the numbers of the steps that read them, which were made on the
-    GPU's ``stream``.
+    ``compressed`` holds sparse weights by the numbers of the steps that read them. ``shared``: what of all
+    this was made on a GPU.
     """
 
-    packed: list[tuple[int, Any]]
+    packed: Sequence[tuple[int, Any]]
     is_current: Callable[[Sequence[torch.Tensor]], bool]
     matrices: dict[Any, torch.Tensor] = field(default_factory=dict)
     pointers: dict[int, tuple[Plan, list[int]]] = field(default_factory=dict)
     uses: int = 0
     compressed: Mapping[int, torch.Tensor] | None = None  # None: not looked at yet
-    stream: int = 0
+    shared: tuple[Shared, ...] = ()
 
     @property
     def sparse(self) -> frozenset[int]:
@@ -130,7 +146,7 @@ class WeightCache:
         self._kernels = kernels
         self._host = host
         self._compute = compute
-        self._ids = [b.id for b in program.buffers if b.kind == "packed"]
+        self._ids = [b.id for b in _filled_buffers(program)]
         self._compressed_ids = compressed_buffers(program)
         self._kept: Kept | None = None
         self._wasted = 0
@@ -165,14 +181,12 @@ class WeightCache:
     def current(self, args: Sequence[Any]) -> Kept:
         """What is kept for the parameters among ``args``, computed anew if they have changed."""
         device = self._host.device
-        if device is None:
-            return self._current(args)
-        if device.is_capturing():
+        if device is not None and device.is_capturing():
             # The graph may outlive what is kept, and has to follow weights that change.
-            return Kept([], lambda now: True)
+            return Kept(self._computed(args), lambda now: True)
         kept = self._current(args)
-        if kept.compressed and device.stream() != kept.stream:
-            device.use(kept.compressed.values())
+        for shared in kept.shared:
+            shared.use()
         return kept
 
     def _current(self, args: Sequence[Any]) -> Kept:
@@ -182,14 +196,15 @@ class WeightCache:
             kept.uses += 1
             if kept.compressed is None and kept.uses >= _SETTLED:
                 with self._lock:
-                    if kept.compressed is None:
-                        self._compress(kept, args)
+                    if self._kept is kept:
+                        kept = self._kept = self._with_compressed(kept, args)
             return kept
         with self._lock:
             kept = self._kept
-            if kept is None or not kept.is_current(parameters):
-                kept = self._renew(args, parameters)
-            return kept
+            if kept is not None and kept.is_current(parameters):
+                return kept
+            kept = None  # what takes its place may have its memory
+            return self._renew(args, parameters)
 
     def _renew(self, args: Sequence[Any], parameters: Sequence[torch.Tensor]) -> Kept:
         if self._kept is not None:
@@ -198,29 +213,44 @@ class WeightCache:
         self.renewals += 1
         if self._wasted >= _PATIENCE:
             self.packs_matrices = False
-        results = self._compute(list(args)) if self._compute is not None else []
-        packed = list(zip(self._ids, results, strict=True))
-        self._tell(results)
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
-            return Kept(packed, lambda now: False)
+            return Kept(self._computed(args), lambda now: False)
         on_cpu = self._host.device is None
+        # Made before anything is made of the weights: what is written to them meanwhile is a change.
         guard = _Guard(parameters, self._host.driver.run_short, self._forget, on_cpu)
-        kept = Kept(packed, guard.holds)
+        packed = self._computed(args)
+        made = [t for _, t in packed if isinstance(t, torch.Tensor)]
+        self._tell(made)
+        kept = Kept(packed, guard.holds, shared=self._shared(made))
         if self.renewals == 1:
-            self._compress(kept, args)
+            kept = self._with_compressed(kept, args)
         self._kept = kept
         return kept
 
-    def _compress(self, kept: Kept, args: Sequence[Any]) -> None:
-        """Keeps the sparse weights in compressed form, of those that are as sparse as declared."""
-        found = self._compressed(args) if self.packs_matrices else {}
+    def _computed(self, args: Sequence[Any]) -> list[tuple[int, Any]]:
+        """Each packed buffer with its value."""
+        results = self._compute(list(args)) if self._compute is not None else []
+        return list(zip(self._ids, results, strict=True))
+
+    def _shared(self, made: Sequence[torch.Tensor]) -> tuple[Shared, ...]:
         device = self._host.device
-        if device is not None and found:
-            kept.stream = device.stream()
-            device.wait()  # other streams may read them from now on
-        kept.packed += [(b, found[n]) for n, b in self._compressed_ids.items() if n in found]
-        kept.compressed = found  # last: another thread then looks for them in ``packed``
+        return (Shared(device, made),) if device is not None and made else ()
+
+    def _with_compressed(self, kept: Kept, args: Sequence[Any]) -> Kept:
+        """``kept`` with the sparse weights in compressed form, of those that are as sparse as declared. (It is
+        another one: a thread that has ``kept`` finds in it what it was.)"""
+        found = self._compressed(args) if self.packs_matrices else {}
+        made = {id(t): t for t in found.values()}
+        return replace(
+            kept,
+            packed=[
+                *kept.packed,
+                *((b, found[n]) for n, b in self._compressed_ids.items() if n in found),
+            ],
+            compressed=found,
+            shared=(*kept.shared, *self._shared([*made.values()])),
+        )
 
     def _compressed(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
         made: dict[tuple[Any, ...], torch.Tensor | None] = {}

@@ -168,6 +168,8 @@ BREAKS = {
         put(packed=(KernelStep("k1", (1, 4), ()),)), "b4, a output, between calls"),
     "packed reads": (
         put(packed=(KernelStep("k1", (0, 2), ()),)), "b0 is no parameter"),
+    "packed but not kept": (
+        lambda p: edit_buffer(p, 2, kind="temp"), "b2 is read before it is written"),
     "gemm dtype": (lambda p: edit_step(p, 2, dtype=DType.F64), "is f32, not f64"),
     "gemm batch": (lambda p: edit_step(p, 2, batch=(2,)), "no stride for each batch dim"),
     "gemm in place": (

@@ -186,7 +186,7 @@ def test_double_precision_stays() -> None:
 
 
 def test_nothing_is_kept_without_packing() -> None:
-    names = {p.name for p in pipeline(pack_weights=False)}
+    names = {p.name for p in pipeline(keeps=False)}
     assert names == {p.name for p in pipeline()} - {"fold_norm", "lower_convolutions"}
 
 

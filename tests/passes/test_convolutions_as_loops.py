@@ -25,7 +25,7 @@ from tests.passes.test_convolution import channels_last, conv, relu
 
 def lowered(graph: Graph, keeps: bool = True) -> Graph:
     costs = gpu_target("sm_90").product_costs
-    passes = pipeline(keeps, True, costs, keeps=keeps)
+    passes = pipeline(keeps, True, costs)
     return run_passes(graph, passes, verify=True)[-1].graph
 
 

@@ -319,11 +319,11 @@ def test_one_copy_serves_both_products_of_a_backward_pass() -> None:
 
 
 def test_a_weight_that_is_not_kept_is_copied_at_each_call() -> None:
-    """A GPU's programs keep nothing: the model counts the copy, and the program packs nothing."""
+    """The model counts the copy, and the program packs nothing."""
     for keeps in (True, False):
         b = Make()
         x, w = b.input(64, 32, dtype=BF16), b.input(32, 35, dtype=BF16, parameter=True)
-        passes = pipeline(True, True, SLOW, keeps=keeps)
+        passes = pipeline(keeps, True, SLOW)
         graph = run_passes(b.outputs(b.emit("matmul", x, w)), passes, verify=True)[-1].graph
         (decision,) = (d for d in graph.decisions if d.by == "padding")
         assert (decision.bytes_copied == 0) == keeps

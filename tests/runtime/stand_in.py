@@ -26,7 +26,7 @@ from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import DType
 from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
-from lazyc.runtime.device import DeviceArenas
+from lazyc.runtime.device import DeviceArenas, DeviceOutputs
 from lazyc.runtime.host import create_host
 from lazyc.runtime.memory import Arena
 from tests.cuda_emulator.emulate import Emulated
@@ -51,7 +51,8 @@ class Launch:
 
 @dataclass
 class StandInGpu:
-    """A ``Device`` whose memory is the CPU's. ``status``: what launches return."""
+    """A ``Device`` whose memory is the CPU's. ``status``: what launches return. ``is_late``: launches wait in
+    the queue of their stream until ``finish``, or until a stream that is finished waits for them."""
 
     name: str = "cpu"
     handle: int = 77
@@ -61,10 +62,11 @@ class StandInGpu:
     inside: int = 0
     captures: int = 0
     captured: list[Callable[[], None]] | None = None
-    arenas: list[Arena] = field(default_factory=list)
-    waits: int = 0
+    held: list[object] = field(default_factory=list)
     used: list[torch.Tensor] = field(default_factory=list)
     is_captured: bool = False
+    is_late: bool = False
+    queues: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.functions: dict[int, tuple[LaunchRef, tuple[Any, ...], Callable[..., None]]] = {}
@@ -85,8 +87,32 @@ class StandInGpu:
 
         return results, replay
 
-    def wait(self) -> None:
-        self.waits += 1
+    def mark(self) -> Callable[[], None]:
+        there = self._queue(self.handle)
+        count = len(there)
+
+        def join() -> None:
+            # What is done is gone from the front of the queue.
+            before = [*there[:count]]
+            self._queue(self.handle).append(lambda: self._do(there, before))
+
+        return join
+
+    def finish(self, stream: int) -> None:
+        """Runs what waits in the queue of a stream."""
+        self._do(self._queue(stream), [*self._queue(stream)])
+
+    def hold(self, memory: object) -> None:
+        """Keeps memory that was taken now, where launches that use it come later."""
+        if self.captured is not None or self.is_late:
+            self.held.append(memory)
+
+    def _queue(self, stream: int) -> list[Callable[[], None]]:
+        return self.queues.setdefault(stream, [])
+
+    def _do(self, queue: list[Callable[[], None]], which: Sequence[Callable[[], None]]) -> None:
+        while queue and queue[0] in which:
+            queue.pop(0)()
 
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
         self.used += tensors
@@ -132,10 +158,12 @@ class StandInGpu:
             if int(error):
                 raise AssertionError("a kernel reported an error: on a GPU it would have faulted")
 
-        if self.captured is None:
-            run()
-        else:
+        if self.captured is not None:
             self.captured.append(run)
+        elif self.is_late:
+            self._queue(stream).append(run)
+        else:
+            run()
 
     def check(self) -> None:
         """Raises what went wrong in a launch."""
@@ -178,7 +206,7 @@ class StandInGenerator:
     """A ``Generator`` of kernels that a stand-in launches. ``sparse_products``: as of a GPU where asked for."""
 
     keeps_code = False
-    keeps_weights = False
+    sees_edits = False
     has_products = True
     product_tile = None
     prefers_library = True
@@ -221,7 +249,8 @@ class StandInGenerator:
 
 
 class _Arenas(DeviceArenas):
-    """Memory of captured calls stays, as torch reserves it for their graph."""
+    """Memory of captured calls stays, as torch reserves it for their graph, and that of late ones, as torch hands
+    it out again in the order of its stream."""
 
     def __init__(self, gpu: StandInGpu) -> None:
         super().__init__(gpu)
@@ -229,9 +258,28 @@ class _Arenas(DeviceArenas):
 
     def take(self, nbytes: int) -> Arena:
         arena = super().take(nbytes)
-        if self._gpu.captured is not None:
-            self._gpu.arenas.append(arena)
+        self._gpu.hold(arena)
         return arena
+
+
+class _Outputs(DeviceOutputs):
+    """Like ``_Arenas``. What no kernel has written yet is nan."""
+
+    def __init__(self, gpu: StandInGpu) -> None:
+        super().__init__(gpu)
+        self._gpu = gpu
+
+    def allocator(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
+    ) -> Callable[[], torch.Tensor]:
+        make = super().allocator(shape, strides, dtype)
+
+        def make_and_hold() -> torch.Tensor:
+            tensor = make()
+            self._gpu.hold(tensor)
+            return tensor.fill_(float("nan")) if dtype.is_floating_point else tensor
+
+        return make_and_hold
 
 
 def stand_in_compiler(
@@ -239,10 +287,15 @@ def stand_in_compiler(
     cuda_graphs: bool = False,
     sparse: bool = False,
     events: EventStream | None = None,
+    pack_weights: bool = True,
+    keep_gpu_weights: bool = True,
 ) -> Compiler:
     """A Compiler whose programs run on a stand-in; ``sparse``: with kernels for sparse weights."""
     events = EventStream() if events is None else events
     host = create_host(device=gpu, cuda_graphs=cuda_graphs, events=events)
-    host = replace(host, arenas=_Arenas(gpu))
-    config = Config(strict=True, verify=True, disk_cache=False)
+    host = replace(host, arenas=_Arenas(gpu), outputs=_Outputs(gpu))
+    config = Config(
+        strict=True, verify=True, disk_cache=False,
+        pack_weights=pack_weights, keep_gpu_weights=keep_gpu_weights,
+    )  # fmt: skip
     return Compiler(config, StandInGenerator(gpu, sparse), host, events, Spans())

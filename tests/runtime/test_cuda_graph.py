@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lazyc.errors import LazycWarning
+from lazyc.frontend.fx_import import import_graph
 from lazyc.runtime.program import Executable
-from tests.frontend.trace import graph_of
+from tests.frontend.trace import graph_of, trace
 from tests.runtime.stand_in import StandInGpu, stand_in_compiler
 
 
@@ -70,6 +71,34 @@ def test_another_stream_is_not_replayed_to() -> None:
     gpu.handle = 5
     called(program, gpu, x, w)
     assert len(gpu.launches) > queued and gpu.launches[-1].stream == 5
+
+
+def test_a_capture_of_the_caller_s_takes_part_in_no_replay() -> None:
+    """His graph records the kernels; ours, which stays, is for calls outside of it."""
+    gpu = StandInGpu()
+    program, x, w = made(gpu), torch.randn(32, 24), torch.randn(24, 48)
+    for _ in range(5):
+        called(program, gpu, x, w)
+    queued = len(gpu.launches)
+    gpu.is_captured = True
+    called(program, gpu, x, w)
+    assert len(gpu.launches) > queued
+    gpu.is_captured = False
+    queued = len(gpu.launches)
+    called(program, gpu, x, w)
+    assert (gpu.captures, len(gpu.launches)) == (1, queued)
+
+
+def test_an_argument_that_is_not_read_may_move() -> None:
+    gpu = StandInGpu()
+    gm = trace(lambda x, unused: torch.sin(x), torch.randn(64), torch.randn(8))
+    program = stand_in_compiler(gpu, cuda_graphs=True).compile(import_graph(gm))
+    x, first, second = torch.randn(64), torch.randn(8), torch.randn(8)
+    for unused in (first, first, first, first, second, second):
+        (got,) = program([x, unused])
+        torch.testing.assert_close(got, torch.sin(x))
+    gpu.check()
+    assert gpu.captures == 1 and len(gpu.launches) == 4
 
 
 def test_sizes_that_change_are_not_captured() -> None:

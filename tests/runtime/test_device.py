@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from lazyc.backend import Session
 from lazyc.config import Config
 from lazyc.errors import CodeNotLoaded
-from lazyc.frontend.fx_import import import_graph
 from lazyc.passes.plan import Unschedulable
 from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
@@ -21,7 +20,7 @@ from lazyc.runtime.driver import ERROR_LAUNCH, LITERAL, TableWriter
 from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.program import Executable
 from lazyc.runtime.runner import LaunchFailed, NativeRunner
-from tests.frontend.trace import graph_of, trace
+from tests.frontend.trace import graph_of
 from tests.runtime import toy
 from tests.runtime.stand_in import SHARED, WARPS, StandInGpu, stand_in_compiler
 
@@ -168,12 +167,6 @@ def test_tensors_elsewhere_are_refused() -> None:
 def test_devices_without_code_are_left_to_eager(device: str) -> None:
     with pytest.raises(CodeNotLoaded, match=device):
         Session(EventStream(), Spans()).compiler(Config(), device)
-
-
-def test_nothing_is_kept_of_weights(gpu: StandInGpu) -> None:
-    gm = trace(lambda x, w: x @ (w * 2).t(), torch.randn(16, 32), torch.randn(24, 32))
-    program = stand_in_compiler(gpu).compile(import_graph(gm, frozenset({1})))
-    assert not program.program.packed and program.weights is None
 
 
 def test_a_record_holds_slots_and_literals() -> None:

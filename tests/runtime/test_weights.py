@@ -473,6 +473,35 @@ def test_opaque_layouts_are_kept_as_they_are():
     assert renewals(executable) == 2
 
 
+def test_an_eager_result_that_kernels_read_has_the_layout_that_they_count_on():
+    """``aten.t`` returns a view with other strides than the Program says."""
+    S = (M, M)
+    b = [toy.buffer(0, "input", S, 0), toy.buffer(1, "input", S, 1), toy.buffer(2, "packed", S),
+         toy.buffer(3, "packed", S), toy.buffer(4, "packed", S), toy.buffer(5, "output", S),
+         toy.buffer(6, "output", S)]  # fmt: skip
+    packed = (
+        EagerStep("aten.t.default", (BufferRef(1),), (), (2,), False, False),
+        KernelStep("double", (2, 3), ()),
+        EagerStep("aten.t.default", (BufferRef(3),), (), (4,), False, False),
+    )
+    steps = (KernelStep("add", (0, 2, 5), ()), KernelStep("mul", (0, 4, 6), ()))
+    nests = {k: toy.nest(k, M * M) for k in ("double", "add", "mul")}
+    program = Program(
+        (0, 1), tuple(b), steps, (toy.whole(b[5]), toy.whole(b[6])), nests, packed=packed,
+        parameters=(1,),
+    )  # fmt: skip
+    verify_program(program)
+    executable = Executable(program, {k: toy.kernel(k, M * M) for k in nests}, toy.host())
+    w = torch.nn.Parameter(torch.randn(S))
+    for _ in range(2):
+        for _ in range(2):
+            x = torch.randn(S)
+            added, scaled = executable([x, w])
+            assert torch.equal(added, x + w.t()) and torch.equal(scaled, x * (2 * w))
+        in_place(w)
+    assert renewals(executable) == 2
+
+
 def test_an_output_may_be_a_parameter():
     executable = linear()
     w = weight()

@@ -24,7 +24,7 @@ class LlvmGenerator:
     """A ``Generator`` for one CPU target. What it loads stays as long as it lives."""
 
     keeps_code = True
-    keeps_weights = True
+    sees_edits = True
     has_products = False
     suffix = "ll"
 

@@ -40,8 +40,8 @@ class CudaGenerator:
     ``device``."""
 
     keeps_code = True
+    sees_edits = False  # that would have to wait for the stream
     has_products = True
-    keeps_weights = False  # it would have to wait for the stream that it was computed on
     sparse_products = _SPARSE_PRODUCTS
     product_tile = None
     prefers_library = True

@@ -44,8 +44,8 @@ class InterpretedGenerator:
     products in single precision are computed there."""
 
     keeps_code = False
+    sees_edits = True
     has_products = True
-    keeps_weights = True
     sparse_products: frozenset[tuple[Sparsity, DType]] = BLOCK_PRODUCTS
     product_tile = None
     prefers_library = True
