@@ -8,6 +8,7 @@ from lazyc.codegen.triton.attention import Attention, attention_kernel
 from lazyc.codegen.triton.blocks import choose_blocks
 from lazyc.codegen.triton.contraction import Contraction, contraction_kernel
 from lazyc.codegen.triton.loop_kernel import loop_kernel
+from lazyc.codegen.triton.tile_rules import attention_tiles, contraction_tiles
 from lazyc.ir.loops import LoopNest
 
 
@@ -24,8 +25,10 @@ def generate(
     """
     attention = Attention.find(nest)
     if attention is not None:
-        return attention_kernel(attention, symbol, reports_division, float32)
+        tiles = attention_tiles(attention, float32)
+        return attention_kernel(attention, symbol, tiles, reports_division, float32)
     contraction = Contraction.find(nest)
     if contraction is not None:
-        return contraction_kernel(contraction, symbol, reports_division, float32)
+        tiles = contraction_tiles(contraction, float32)
+        return contraction_kernel(contraction, symbol, tiles, reports_division, float32)
     return loop_kernel(nest, symbol, choose_blocks(nest), reports_division)
