@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from lazyc.codegen.base import KernelCode
 from lazyc.codegen.llvm import Loader, compile_text, generate
 from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis, Index, axis_index
@@ -52,15 +53,15 @@ class Kernel:
 
 
 class TritonInterpreted:
-    """A kernel of the GPU's, run by Triton's interpreter."""
+    """A kernel of the GPU's, run by Triton's interpreter; ``code``: other than the generator's."""
 
-    def __init__(self, nest: LoopNest, name: str) -> None:
+    def __init__(self, nest: LoopNest, name: str, code: KernelCode | None = None) -> None:
         from lazyc.codegen.triton.interpret import InterpretedGenerator
 
         self.nest = nest
         generator = InterpretedGenerator()
-        code = generator.generate(nest, name)
-        self.kernel = generator.load({code.ref: generator.compile(code)})[name]
+        code = generator.generate(nest, name) if code is None else code
+        self.kernel = generator.load({code.ref: generator.compile(code)})[code.ref.symbol]
 
     def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
         """Runs all programs of the grid (``pieces`` is for the CPU's); returns the error bits."""
