@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from lazyc.codegen.base import Kernel
@@ -26,6 +27,7 @@ from lazyc.runtime.host import Host
 from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.runner import NativeRunner, Runner
 from lazyc.runtime.sizes import Sizes
+from lazyc.runtime.tuning import Budget, TunedCall, Tuner
 from lazyc.runtime.weights import NOTHING_KEPT, Kept, WeightCache, packed_program
 
 _MOST_RUNNERS = 64  # sizes of one Program kept bound; the ones used longest ago go first
@@ -43,7 +45,7 @@ class Executable:
     Raises KernelError when a kernel reports an error, and what an eager step raises.
 
     ``pack_weights``: products marked ``pack_b`` keep a packed copy of their weight between calls.
-    ``name``: of its calls among spans.
+    ``name``: of its calls among spans. ``tuner``: knows faster kernels, or finds them in a first call.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Executable:
         host: Host,
         pack_weights: bool = True,
         name: str = "program",
+        tuner: Tuner | None = None,
     ) -> None:
         self.program = program
         self.name = name
@@ -61,7 +64,9 @@ class Executable:
         self._host = host
         self._spans = host.spans
         self._runners: OrderedDict[Key, Runner] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tuner = tuner
+        self._budget = Budget(0.0 if tuner is None else tuner.seconds)
+        self._lock = threading.RLock()
         self._sources = [(s.input, s.dim) for s in program.symbols]
         self.weights = self._weight_cache(pack_weights)
         self._only = (
@@ -125,6 +130,28 @@ class Executable:
             return self._only
         return next(reversed(self._runners.values()), None)
 
+    def _fastest(self) -> Mapping[str, Kernel]:
+        """The kernels, by what is known of how fast they are."""
+        tuner = self._tuner
+        if tuner is None:
+            return self._kernels
+        return {key: tuner.winner(kernel) or kernel for key, kernel in self._kernels.items()}
+
+    def _is_to_tune(self, program: Program) -> bool:
+        """Whether there is time, and kernels to spend it on. (A Program that was loaded has no nests to make
+        alternatives of; it is loaded only where the winners are known.)"""
+        assert self._tuner is not None
+        return self._budget.left > 0 and bool(self._tuner.unknown(self._kernels, self._budget))
+
+    def _rebind(self, key: Key) -> Runner:
+        """The runner for these values of the symbols, with the kernels that are known to be fastest by now."""
+        with self._lock:
+            self._runners.pop(key, None)
+            runner = self._bind(key)
+            if self._only is not None:
+                self._only = runner
+            return runner
+
     def _bind(self, key: Key) -> Runner:
         values, use_packs, sparse = key
         with self._lock:
@@ -134,9 +161,10 @@ class Executable:
             symbols = (s.symbol for s in self.program.symbols)
             sizes = Sizes(dict(zip(symbols, values, strict=True)))
             program = with_compressed(self.program, sparse)
+            kernels = self._fastest()
             plan = bind(
                 program,
-                self._kernels,
+                kernels,
                 self._host.blas,
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
@@ -150,11 +178,13 @@ class Executable:
             if plan.is_native:
                 runner: Runner = NativeRunner(program, plan, self._host, sizes)
             else:
-                runner = MixedRunner(
-                    program, plan, self._kernels, self._host, sizes, self.eager_log
-                )
+                runner = MixedRunner(program, plan, kernels, self._host, sizes, self.eager_log)
             device = self._host.device
-            if self._host.cuda_graphs and device is not None and can_replay(program, plan):
+            if self._tuner is not None and self._is_to_tune(program):
+                runner.run = TunedCall(
+                    runner, kernels, self._tuner, self._budget, partial(self._rebind, key)
+                )
+            elif self._host.cuda_graphs and device is not None and can_replay(program, plan):
                 runner.run = Replayer(runner.run, device)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)
