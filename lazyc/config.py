@@ -217,8 +217,9 @@ class Config:
     )  # fmt: skip
     autotune: bool = _option(
         False, "LAZYC_AUTOTUNE",
-        "Time the kernels of a program on its GPU in the first call, by several tiles and blocks, and keep the"
-        " fastest; winners are kept in the disk cache. Off: tiles and blocks by rules.",
+        "Time the kernels of a program on its GPU in the first call, by several tiles and blocks; later calls, and"
+        " later processes through the disk cache, have the fastest, whose sums may round otherwise. Off: tiles and"
+        " blocks by rules.",
     )  # fmt: skip
     autotune_seconds: int = _option(
         60, "LAZYC_AUTOTUNE_SECONDS",
