@@ -137,7 +137,7 @@ class Executable:
             return self._kernels
         return {key: tuner.winner(kernel) or kernel for key, kernel in self._kernels.items()}
 
-    def _is_to_tune(self, program: Program) -> bool:
+    def _is_to_tune(self) -> bool:
         """Whether there is time, and kernels to spend it on. (A Program that was loaded has no nests to make
         alternatives of; it is loaded only where the winners are known.)"""
         assert self._tuner is not None
@@ -147,12 +147,12 @@ class Executable:
         """The runner for these values of the symbols, with the kernels that are known to be fastest by now."""
         with self._lock:
             self._runners.pop(key, None)
-            runner = self._bind(key)
+            runner = self._bind(key, tune=False)
             if self._only is not None:
                 self._only = runner
             return runner
 
-    def _bind(self, key: Key) -> Runner:
+    def _bind(self, key: Key, tune: bool = True) -> Runner:
         values, use_packs, sparse = key
         with self._lock:
             if key in self._runners:
@@ -180,7 +180,7 @@ class Executable:
             else:
                 runner = MixedRunner(program, plan, kernels, self._host, sizes, self.eager_log)
             device = self._host.device
-            if self._tuner is not None and self._is_to_tune(program):
+            if tune and self._tuner is not None and self._is_to_tune():
                 runner.run = TunedCall(
                     runner, kernels, self._tuner, self._budget, partial(self._rebind, key)
                 )

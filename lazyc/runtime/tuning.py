@@ -17,6 +17,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ from lazyc.runtime.device import Device
 from lazyc.runtime.driver import LITERAL, TableWriter
 from lazyc.runtime.key import choice_key
 from lazyc.runtime.runner import Runner
-from lazyc.runtime.serialize import KERNEL_REF
+from lazyc.runtime.serialize import LAUNCHED_KERNEL
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.watched import step_tables
 
@@ -134,7 +135,7 @@ class Tuner:
         if not entry.parts:  # the rules' choice won
             return kernel
         try:
-            ref = KERNEL_REF.decode(entry.header["ref"])
+            ref = LAUNCHED_KERNEL.decode(entry.header["ref"])
             return self._loaded(ref, entry.parts["object"])
         except (CacheCorrupt, CodeNotLoaded, KeyError):
             return None
@@ -148,7 +149,7 @@ class Tuner:
         self._winners[kernel.symbol] = won.kernel
         header, parts = {"choice": won.choice}, {}
         if won.ref is not None:
-            header |= {"ref": KERNEL_REF.encode(won.ref)}
+            header |= {"ref": LAUNCHED_KERNEL.encode(won.ref)}
             parts = {"object": won.code}
         self._disk.store("choices", self._key(kernel), header, parts)
 
@@ -158,16 +159,15 @@ class Tuner:
         """Finds the winner in so many seconds, if it can."""
         start = _clock()
         default = _Trial(self._generator.generate(launch.nest, kernel.symbol).choice, kernel)
-        trials, dropped, late = self._compiled(kernel, launch.nest, start + seconds)
+        trials, dropped = self._compiled(kernel, launch.nest, start + seconds)
         timed = [default, *trials]
-        try:
+        with suppress(torch.OutOfMemoryError):  # the call itself may fit all the same
             dropped += [t.choice for t in self._time(timed, launch, start + seconds)]
-        except torch.OutOfMemoryError:  # the call itself may fit all the same
-            late += len(trials)
         measured = [t for t in timed if t.best < math.inf]
         won = min(measured, key=lambda t: t.best) if default in measured else default
         if won.best > (1 - _GAIN) * default.best:
             won = default
+        late = 1 + kernel.alternatives - len(measured) - len(dropped)
         # Where nothing could be compared a later process may have time or room.
         if default in measured and (len(measured) > 1 or not late):
             self._keep(kernel, won)
@@ -184,15 +184,14 @@ class Tuner:
 
     def _compiled(
         self, kernel: DeviceKernel, nest: LoopNest, deadline: float
-    ) -> tuple[list[_Trial], list[str], int]:
-        """Alternatives, those that failed or spill, and how many there was no time for."""
+    ) -> tuple[list[_Trial], list[str]]:
+        """The alternatives that there is time for, and those that failed or spill."""
         trials: list[_Trial] = []
         dropped: list[str] = []
-        codes = self._generator.alternatives(nest, kernel.symbol)
-        for count, code in enumerate(codes):
+        for count, code in enumerate(self._generator.alternatives(nest, kernel.symbol)):
             start = _clock()
             if start + (self._longest if count else 0) >= deadline:
-                return trials, dropped, len(codes) - count
+                break
             try:
                 trial = self._alternative(code)
             except Exception:  # noqa: BLE001 - the compiler's own errors are many, and cost a candidate
@@ -202,7 +201,7 @@ class Tuner:
                 dropped.append(code.choice)
             else:
                 trials.append(trial)
-        return trials, dropped, 0
+        return trials, dropped
 
     def _alternative(self, code: KernelCode) -> _Trial | None:
         made, ref = self._generator.compile_alternative(code), code.ref
@@ -213,20 +212,24 @@ class Tuner:
         """Fills in the best times; returns those that do not run. All take turns, so that a clock that changes
         meanwhile is fair to them."""
         memory = _Memory(trials, launch, self.device)
-        failed = []
-        alive = []
-        for trial in trials:  # loads the code, and tells how long one takes
+        failed: list[_Trial] = []
+        alive: list[_Trial] = []
+        repeats = 1
+        for trial in trials:  # its first launch loads its code
+            if len(alive) > 1 and _clock() >= deadline:
+                break
             once = self._reading(trial, launch, memory, 1)
             (failed if once is None else alive).append(trial)
-        if failed and failed[0] is trials[0]:
-            return failed
-        first = self._reading(trials[0], launch, memory, 1) or _SAMPLE_SECONDS
-        repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_SECONDS / max(first, 1e-9))))
+            if not alive:
+                return failed  # nothing to compare with
+        if not memory.is_changed:
+            first = self._reading(trials[0], launch, memory, 1) or _SAMPLE_SECONDS
+            repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_SECONDS / first)))
         for number in range(_ROUNDS):
             if number and _clock() >= deadline:
                 break
             for trial in alive:
-                spent = self._reading(trial, launch, memory, 1 if memory.is_changed else repeats)
+                spent = self._reading(trial, launch, memory, repeats)
                 trial.best = min(trial.best, math.inf if spent is None else spent)
             most = _HOPELESS * min(t.best for t in alive)
             alive = [t for t in alive if t.best <= most]
@@ -366,8 +369,6 @@ class TunedCall:
         assert isinstance(kernel, DeviceKernel)
         nest = runner.program.nests[step.nest]
         known = Sizes(dict(zip(nest.symbols, runner.sizes.all(step.sizes), strict=True)))
-        if not known(kernel.programs):
-            return  # nothing to time at these sizes
         budget.tried.add(kernel.symbol)
         memory = tuple(self._place(buffer, env) for buffer in step.buffers)
         stream, driver = tuner.device.stream(), runner.host.driver.run

@@ -324,3 +324,40 @@ def test_an_entry_of_another_shape_is_a_miss(monkeypatch: pytest.MonkeyPatch, fo
     (result,) = program(list(ARGS))
     torch.testing.assert_close(result, rows(*ARGS), rtol=1e-5, atol=1e-6)
     assert len(again.tuned) == 2
+
+
+def test_a_slow_kernel_is_not_timed_for_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readings of four seconds each: the rules' choice twice, then one round of what has run."""
+    bench = Bench(monkeypatch, autotune_seconds=8)
+    bench.gpu.seconds_of = lambda symbol: 4.0
+    readings: list[float] = []
+    run = bench.gpu.seconds
+
+    def seconds(queue: Callable[[], None]) -> float:
+        readings.append(run(queue))
+        return readings[-1]
+
+    bench.gpu.seconds = seconds  # type: ignore[method-assign]
+    monkeypatch.setattr(tuning, "_clock", lambda: sum(readings))
+    program = bench.compile(lambda x: torch.softmax(x, -1), ARGS[0])
+    program([ARGS[0]])
+    (event,) = bench.tuned
+    assert len(event.times) == 2 and event.late > 0 and not event.dropped
+    assert len(readings) == 2 + 1 + 2
+
+
+def test_sizes_without_elements_cost_nothing(bench: Bench) -> None:
+    """There is nothing to time for them, which is found out once."""
+    soft = bench.compile(lambda x: torch.softmax(x * 2, -1), torch.randn(6, 40), mode="symbolic")
+    empty = torch.randn(0, 40)
+    numbers = [empty.shape[s.dim] for s in soft.program.symbols if s.dim is None]
+    soft([empty, *numbers])
+    first = soft.last_runner
+    soft([empty, *numbers])
+    assert soft.last_runner is first and not isinstance(first.run, tuning.TunedCall)  # type: ignore[union-attr]
+    assert not bench.tuned
+    x = torch.randn(6, 40)
+    soft([x, *(x.shape[s.dim] for s in soft.program.symbols if s.dim is None)])
+    assert len(bench.tuned) == 1
