@@ -33,6 +33,7 @@ class Bench:
             self.gpu, events=stream, generator=self.generator, **{"autotune": True, **options}
         )
         monkeypatch.setattr(tuning, "_clock", lambda: float(len(self.generator.compiled)))
+        monkeypatch.setattr(tuning, "_ROUNDS", 2)  # more would show nothing more
 
     def fast(self, number: str) -> None:
         """Makes the alternative of this number the fastest of every kernel."""
@@ -181,12 +182,17 @@ def test_the_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(e.times) == 2 and e.late > 0 for e in bench.tuned)
     assert all(s.endswith("_1") for s in bench.symbols(program, *ARGS))
 
+    # What is left is shared out: two seconds for the first, which uses one, three for the second.
+    bench = Bench(monkeypatch, autotune_seconds=4)
+    bench.compile(rows, *ARGS)(list(ARGS))
+    assert [len(e.times) for e in bench.tuned] == [2, 3]
+
     bench = Bench(monkeypatch, autotune_seconds=1)
     bench.fast("1")
     program = bench.compile(rows, *ARGS)
     for _ in range(3):
         program(list(ARGS))
-    assert len(bench.generator.compiled) == 1
+    assert len(bench.generator.compiled) == len(bench.tuned) == 1
     first, second = bench.symbols(program, *ARGS)
     assert first.endswith("_1") and not second.endswith("_1")  # no time was left for the second
 

@@ -20,7 +20,7 @@ from lazyc.codegen.triton.code import VECTOR_BYTES
 from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.cost_model import Work, seconds
 from lazyc.codegen.triton.tile_rules import attention_tiles, contraction_tiles, tile_depth
-from lazyc.codegen.triton.tiles import LEAST, Tiles, are_aligned, tile_size
+from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, Tiles, are_aligned, tile_size
 from lazyc.ir import loops as L
 from lazyc.ir.types import Dim, numel
 
@@ -104,13 +104,15 @@ def _ways(
 
 def _of_contraction(c: Contraction, rule: Tiles, target: GpuTarget) -> Iterator[Tiles]:
     """Other shapes and depths, each with other warps and stages. Exact products keep to tiles no larger than
-    those of the rules, which were made for their registers and stay below EXACT_ROWS where they must."""
+    those of the rules, which were made for their registers and stay below EXACT_ROWS where they must; these hold
+    factors that were computed, and would spill them in deeper tiles."""
     exact = c.half is None and target.float32 == "ieee"
+    deepest = rule.depth if exact and rule.rows < EXACT_ROWS else 2 * rule.depth
     sides = [(rule.rows, rule.columns)]
     sides += ((tile_size(c.rows, y), tile_size(c.columns, x)) for y, x in _SHAPES)
     depths = [
         rule.depth,
-        *(tile_depth(c, max(d, LEAST)) for d in (rule.depth * 2, rule.depth // 2)),
+        *(tile_depth(c, max(d, LEAST)) for d in (deepest, rule.depth // 2)),
     ]
     for (rows, columns), depth in itertools.product(dict.fromkeys(sides), dict.fromkeys(depths)):
         if exact and (rows > rule.rows or rows * columns > rule.rows * rule.columns):
