@@ -198,10 +198,18 @@ class Compiler:
                 kernels = self._kernels.restore(refs, objects, timings)
             except (CacheCorrupt, KeyError):
                 return None
-            if self._tuner is not None and None in map(self._tuner.winner, kernels.values()):
+            if self._tuner is not None and self._waits_for_tuning(self._tuner, program, kernels):
                 return None  # what is loaded has no nests to make other kernels of
         self._programs[key] = (program, kernels)
         return program, kernels
+
+    def _waits_for_tuning(
+        self, tuner: Tuner, program: Program, kernels: Mapping[str, Kernel]
+    ) -> bool:
+        """Whether it is not known which is the fastest of some kernel. (The dense kernel of a product with a
+        sparse weight has no turn before the weight is dense.)"""
+        run = [s.nest for s in program.steps if isinstance(s, KernelStep) and not _is_sparse(s)]
+        return any(tuner.winner(kernels[nest]) is None for nest in run)
 
     def _capture_key(self, capture: str) -> str:
         return combine(capture_parts(capture, self._generator.key, self._config))
@@ -373,6 +381,10 @@ class Compiler:
             return
         for d in program.decisions:
             self._events.emit(E.Decided(graph=number, **asdict(d)))
+
+
+def _is_sparse(step: KernelStep) -> bool:
+    return step.sparse is not None and step.sparse.is_used
 
 
 def device_of(graph: Graph) -> str:

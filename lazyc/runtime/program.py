@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from lazyc.codegen.base import Kernel
-from lazyc.ir.program import GemmStep, Program
+from lazyc.ir.program import GemmStep, KernelStep, Program
 from lazyc.report.events import RowTilesChosen
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
@@ -137,11 +137,11 @@ class Executable:
             return self._kernels
         return {key: tuner.winner(kernel) or kernel for key, kernel in self._kernels.items()}
 
-    def _is_to_tune(self) -> bool:
-        """Whether there is time, and kernels to spend it on. (A Program that was loaded has no nests to make
-        alternatives of; it is loaded only where the winners are known.)"""
-        assert self._tuner is not None
-        return self._budget.left > 0 and bool(self._tuner.unknown(self._kernels, self._budget))
+    def _timed(self, program: Program, kernels: Mapping[str, Kernel]) -> Mapping[str, Kernel]:
+        """The kernels that its steps run, as far as there is a nest to make alternatives of: not in a Program
+        that was loaded."""
+        used = {s.nest for s in program.steps if isinstance(s, KernelStep)}
+        return {key: kernels[key] for key in used if program.nests[key].stages}
 
     def _rebind(self, key: Key) -> Runner:
         """The runner for these values of the symbols, with the kernels that are known to be fastest by now."""
@@ -180,10 +180,10 @@ class Executable:
             else:
                 runner = MixedRunner(program, plan, kernels, self._host, sizes, self.eager_log)
             device = self._host.device
-            if tune and self._tuner is not None and self._is_to_tune():
-                runner.run = TunedCall(
-                    runner, kernels, self._tuner, self._budget, partial(self._rebind, key)
-                )
+            tuner, timed = self._tuner, self._timed(program, kernels)
+            if tune and tuner is not None and tuner.has_work(timed, self._budget):
+                rebind = partial(self._rebind, key)
+                runner.run = TunedCall(runner, timed, tuner, self._budget, rebind)
             elif self._host.cuda_graphs and device is not None and can_replay(program, plan):
                 runner.run = Replayer(runner.run, device)
             if len(self._runners) >= _MOST_RUNNERS:

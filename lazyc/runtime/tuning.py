@@ -123,6 +123,10 @@ class Tuner:
         }
         return [k for symbol, k in found.items() if symbol not in budget.tried]
 
+    def has_work(self, kernels: Mapping[str, Kernel], budget: Budget) -> bool:
+        """Whether kernels wait for their turn, and there is time."""
+        return budget.left > 0 and bool(self.unknown(kernels, budget))
+
     # --- the disk cache ---------------------------------------------------------------------------
 
     def _key(self, kernel: DeviceKernel) -> str:
@@ -315,7 +319,7 @@ class _Memory:
 class TunedCall:
     """Runs a Runner's calls (in place of its ``run``) until one has timed its kernels; then ``rebind`` makes the
     Runner of the winners, which later calls go to. No call is slowed down while the caller captures it, or
-    while another thread times kernels."""
+    while another thread times kernels. ``kernels``: those to time, by the keys of steps."""
 
     def __init__(
         self,
@@ -363,10 +367,9 @@ class TunedCall:
     def _tune(self, step: KernelStep, env: int) -> None:
         tuner, budget, runner = self._tuner, self._budget, self._runner
         waiting = tuner.unknown(self._kernels, budget)
-        kernel = self._kernels[step.nest]
-        if budget.left <= 0 or kernel not in waiting:
+        kernel = self._kernels.get(step.nest)
+        if budget.left <= 0 or not isinstance(kernel, DeviceKernel) or kernel not in waiting:
             return
-        assert isinstance(kernel, DeviceKernel)
         nest = runner.program.nests[step.nest]
         known = Sizes(dict(zip(nest.symbols, runner.sizes.all(step.sizes), strict=True)))
         budget.tried.add(kernel.symbol)

@@ -10,20 +10,28 @@ from typing import Any
 import pytest
 import torch
 
+import lazyc
 from lazyc.compiler import Compiler
+from lazyc.frontend.fx_import import import_graph
 from lazyc.report import events as E
 from lazyc.runtime import tuning
 from lazyc.runtime.program import Executable
-from tests.frontend.trace import graph_of
+from tests.frontend.trace import graph_of, trace
 from tests.runtime.stand_in import StandInGenerator, StandInGpu, stand_in_compiler
 
 
 class Bench:
     """A compiler on a stand-in, and what it tells. A compilation takes a second by its clock, and launches none."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path | None = None, **options: Any):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path | None = None,
+        sparse: bool = False,
+        **options: Any,
+    ) -> None:
         self.gpu = StandInGpu()
-        self.generator = StandInGenerator(self.gpu, keeps_code=folder is not None)
+        self.generator = StandInGenerator(self.gpu, sparse, keeps_code=folder is not None)
         self.events: list[E.Event] = []
         stream = E.EventStream()
         stream.subscribe(self.events.append)
@@ -367,3 +375,29 @@ def test_sizes_without_elements_cost_nothing(bench: Bench) -> None:
     x = torch.randn(6, 40)
     soft([x, *(x.shape[s.dim] for s in soft.program.symbols if s.dim is None)])
     assert len(bench.tuned) == 1
+
+
+def test_the_dense_kernel_of_a_sparse_weight_has_no_turn_while_it_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """And a program is found on disk without it."""
+    x, w = torch.randn(24, 64), torch.randn(96, 64)
+    lazyc.sparse.to_block_sparse(w, (16, 16), 0.75)
+
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ w.t(), -1)
+
+    graph = import_graph(trace(f, x, w), frozenset({1}), {1: "block 16"}, True)
+    bench = Bench(monkeypatch, folder, sparse=True)
+    bench.fast("1")
+    program = bench.compiler.compile(graph)
+    (result,) = program([x, w])
+    bench.gpu.check()
+    torch.testing.assert_close(result, f(x, w), rtol=1e-5, atol=1e-6)
+    assert len(bench.tuned) == 1 and len(entries(folder)) == 1
+    product, softmax = bench.symbols(program, x, w)
+    assert softmax.endswith("_1") and not product.endswith("_1")
+
+    again = Bench(monkeypatch, folder, sparse=True)
+    again.compiler.compile(graph)
+    assert not again.generator._codes
