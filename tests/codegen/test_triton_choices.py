@@ -22,7 +22,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.types import DType
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
-from tests.codegen.harness import TritonInterpreted, pointwise
+from tests.codegen.harness import OnGpu, TritonInterpreted, gpu, pointwise
 from tests.codegen.test_reductions import reduce_nest, softmax_nest
 from tests.codegen.test_triton_compile import convolution
 from tests.codegen.test_triton_contraction import product
@@ -45,7 +45,7 @@ NESTS: dict[str, LoopNest] = {
 
 
 @pytest.mark.parametrize("name", NESTS)
-def test_every_choice_computes_the_same(name: str) -> None:
+def test_every_choice_computes_the_same(name: str, triton_target: str) -> None:
     nest = NESTS[name]
     known = dict.fromkeys(nest.symbols, 33)
     torch.manual_seed(0)
@@ -57,11 +57,13 @@ def test_every_choice_computes_the_same(name: str) -> None:
     wanted = [x.clone() for x in given]
     assert run_nest(nest, wanted, known) == 0
     near = 2e-2 if BF16 in {p.dtype for p in nest.buffers} else 1e-4
-    codes = [generate(nest, "k"), *alternatives(nest, "k", TARGETS[1])]
+    on_gpu = triton_target == "cuda"
+    target = gpu()[1] if on_gpu else TARGETS[1]
+    codes = [generate(nest, "k"), *alternatives(nest, "k", target)]
     assert len({code.choice for code in codes}) == len(codes) >= 3
     for code in codes:
         memory = [x.clone() for x in given]
-        kernel = TritonInterpreted(nest, "", code)
+        kernel = (OnGpu if on_gpu else TritonInterpreted)(nest, "", code)
         assert kernel(*memory, sizes=tuple(known.values())) == 0
         for got, want in zip(memory, wanted, strict=True):
             torch.testing.assert_close(got, want, rtol=near, atol=near, msg=code.choice)
