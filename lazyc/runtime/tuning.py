@@ -16,6 +16,7 @@ import ctypes
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from lazyc.codegen.base import DeviceKernel, Kernel, KernelCode, LaunchRef, TunableGenerator
-from lazyc.errors import CacheCorrupt, CodeNotLoaded
+from lazyc.errors import CacheCorrupt, CodeNotLoaded, LazycWarning
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelStep
 from lazyc.report.events import EventStream, KernelTuned
@@ -377,7 +378,11 @@ class TunedCall:
         stream, driver = tuner.device.stream(), runner.host.driver.run
         launch = _Launch(nest, known, step.comment, memory, driver, stream)
         start = _clock()
-        tuner.tune(kernel, launch, budget.left / len(waiting))
+        try:
+            tuner.tune(kernel, launch, budget.left / len(waiting))
+        except Exception as error:  # noqa: BLE001 - the call does not need what failed here
+            text = f"a kernel of {step.comment or 'a program'} could not be timed: {error}"
+            warnings.warn(text, LazycWarning, stacklevel=2)
         budget.left -= _clock() - start
 
     def _place(self, buffer: int, env: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 
 import lazyc
 from lazyc.compiler import Compiler
+from lazyc.errors import LazycWarning
 from lazyc.frontend.fx_import import import_graph
 from lazyc.report import events as E
 from lazyc.runtime import tuning
@@ -401,3 +402,15 @@ def test_the_dense_kernel_of_a_sparse_weight_has_no_turn_while_it_does_not_run(
     again = Bench(monkeypatch, folder, sparse=True)
     again.compiler.compile(graph)
     assert not again.generator._codes
+
+
+def test_a_device_that_cannot_be_timed_costs_a_warning(bench: Bench) -> None:
+    def seconds(queue: Callable[[], None]) -> float:
+        raise RuntimeError("no events")
+
+    bench.gpu.seconds = seconds  # type: ignore[method-assign]
+    program = bench.compile(lambda x: torch.softmax(x, -1), ARGS[0])
+    with pytest.warns(LazycWarning, match="softmax.* could not be timed: no events"):
+        (result,) = program([ARGS[0]])
+    torch.testing.assert_close(result, torch.softmax(ARGS[0], -1))
+    program([ARGS[0]])  # not tried again
