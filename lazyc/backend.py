@@ -42,7 +42,7 @@ from lazyc.version import check_versions
 if TYPE_CHECKING:
     import sympy
 
-    from lazyc.codegen.base import Generator
+    from lazyc.codegen.base import Generator, TunableGenerator
     from lazyc.codegen.gpu_target import Float32Products
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
@@ -151,14 +151,11 @@ class Session:
                     self._tracing.add(config.trace)
                     self._events.subscribe(TraceWriter(Path(config.trace)))
                 place = None if device == "cpu" else _gpu(device)
-                generator = (
-                    _generator(config.target, float32)
-                    if place is None
-                    else _gpu_generator(place, float32)
-                )
+                tunable = None if place is None else _gpu_generator(place, float32)
+                generator = tunable or _generator(config.target, float32)
                 pool = config.output_pool_mb << 20
                 host = create_host(pool, self._spans, self._events, place, config.cuda_graphs)
-                found = Compiler(config, generator, host, self._events, self._spans)
+                found = Compiler(config, generator, host, self._events, self._spans, tunable)
                 self._compilers[config, device, float32] = found
             return found
 
@@ -266,7 +263,7 @@ def _gpu(device: str) -> CudaGpu:
     return CudaGpu(found.index or 0)
 
 
-def _gpu_generator(gpu: CudaGpu, float32: Float32Products) -> Generator:
+def _gpu_generator(gpu: CudaGpu, float32: Float32Products) -> TunableGenerator:
     """What makes and loads the kernels of a GPU. Raises CodeNotLoaded."""
     try:
         from lazyc.codegen.triton.cuda import CudaGenerator

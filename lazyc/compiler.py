@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import cast
 
-from lazyc.codegen.base import Generator, Kernel, Ref
+from lazyc.codegen.base import Generator, Kernel, Ref, TunableGenerator
 from lazyc.config import Config
 from lazyc.errors import (
     CacheCorrupt,
@@ -58,15 +58,23 @@ from lazyc.runtime.host import Host
 from lazyc.runtime.key import capture_parts, combine, key_parts
 from lazyc.runtime.program import Executable
 from lazyc.runtime.serialize import dump_program, load_program
+from lazyc.runtime.tuning import Tuner
 
 _graph_numbers = itertools.count()
 
 
 class Compiler:
-    """Compiles Graphs for one target with one Config; keeps Programs and kernels for reuse."""
+    """Compiles Graphs for one target with one Config; keeps Programs and kernels for reuse. ``tunable``: the
+    generator, where its kernels are to be timed on the device (option ``autotune``)."""
 
     def __init__(
-        self, config: Config, generator: Generator, host: Host, events: E.EventStream, spans: Spans
+        self,
+        config: Config,
+        generator: Generator,
+        host: Host,
+        events: E.EventStream,
+        spans: Spans,
+        tunable: TunableGenerator | None = None,
     ) -> None:
         self._config = config
         self._generator = generator
@@ -79,6 +87,10 @@ class Compiler:
         on_disk = config if generator.keeps_code else replace(config, disk_cache=False)
         self._disk = DiskCache(on_disk, events, self._generator.key)
         self._kernels = KernelStore(generator, self._disk, events)
+        self._tuner = None
+        if tunable is not None and host.device is not None and config.autotune:
+            seconds = float(config.autotune_seconds)
+            self._tuner = Tuner(tunable, host.device, self._disk, events, seconds)
         self._programs: dict[str, tuple[Program, dict[str, Kernel]]] = {}
         self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()
@@ -139,7 +151,9 @@ class Compiler:
         self._report_sparse(program)
         self._report_decisions(number, program)
         with timings.stage("bind"):
-            executable = Executable(program, kernels, self._host, name=f"graph {number}")
+            executable = Executable(
+                program, kernels, self._host, name=f"graph {number}", tuner=self._tuner
+            )
             self.executables.add(executable)
         seconds = tuple(timings.seconds.items())
         self._events.emit(
@@ -185,8 +199,18 @@ class Compiler:
                 kernels = self._kernels.restore(refs, objects, timings)
             except (CacheCorrupt, KeyError):
                 return None
+            if self._tuner is not None and self._waits_for_tuning(self._tuner, program, kernels):
+                return None  # what is loaded has no nests to make other kernels of
         self._programs[key] = (program, kernels)
         return program, kernels
+
+    def _waits_for_tuning(
+        self, tuner: Tuner, program: Program, kernels: Mapping[str, Kernel]
+    ) -> bool:
+        """Whether it is not known which is the fastest of some kernel. (The dense kernel of a product with a
+        sparse weight has no turn before the weight is dense.)"""
+        run = [s.nest for s in program.steps if isinstance(s, KernelStep) and not _is_sparse(s)]
+        return any(tuner.winner(kernels[nest]) is None for nest in run)
 
     def _capture_key(self, capture: str) -> str:
         return combine(capture_parts(capture, self._generator.key, self._config))
@@ -357,6 +381,10 @@ class Compiler:
             return
         for d in program.decisions:
             self._events.emit(E.Decided(graph=number, **asdict(d)))
+
+
+def _is_sparse(step: KernelStep) -> bool:
+    return step.sparse is not None and step.sparse.is_used
 
 
 def device_of(graph: Graph) -> str:

@@ -223,6 +223,18 @@ class Config:
         "Replay the kernels of a program of fixed sizes on a GPU from a CUDA graph, after three calls. Inputs"
         " that move and all results are copied.",
     )  # fmt: skip
+    autotune: bool = _option(
+        False, "LAZYC_AUTOTUNE",
+        "Time the kernels of a program on its GPU in the first call, by several tiles and blocks; later calls, and"
+        " later processes through the disk cache, have the fastest, whose sums may round otherwise. Off: tiles and"
+        " blocks by rules.",
+    )  # fmt: skip
+    autotune_seconds: int = _option(
+        60, "LAZYC_AUTOTUNE_SECONDS",
+        "Most seconds that `autotune` takes for one program, compiling included. A kernel without its turn keeps"
+        " what the rules say, and has another chance in a later process.",
+        minimum=1,
+    )  # fmt: skip
     output_pool_mb: int = _option(
         512, "LAZYC_OUTPUT_POOL_MB",
         "Most memory in MiB kept warm for the outputs of later calls; 0 keeps none.",

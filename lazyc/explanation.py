@@ -35,7 +35,9 @@ class EagerOperator:
     milliseconds: float
 
 
-Choice: TypeAlias = E.AttentionChosen | E.RowTilesChosen | E.SparseProduct | E.WeightNotSparse
+Choice: TypeAlias = (
+    E.AttentionChosen | E.RowTilesChosen | E.SparseProduct | E.WeightNotSparse | E.KernelTuned
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Explanation:
     ``breaks`` pairs Dynamo's reason for a graph break with the user's line. ``flushes`` and
     ``not_lazy`` are filled with the option ``lazy``. ``bytes_moved`` adds up the buffers that each
     step of the programs reads or writes. ``choices`` tell how attention, chains of products and products
-    with sparse weights run, ``decisions`` are those about layout and padding; equal ones are printed once.
+    with sparse weights run, and what kernels were timed, ``decisions`` are those about layout and padding; equal ones are printed once.
     ``compile_seconds`` are by stage; Dynamo's and AOTAutograd's are the rest of ``first_call``.
     """
 

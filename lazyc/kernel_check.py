@@ -24,7 +24,7 @@ from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.cuda import CudaGenerator, generator_key
-from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.kernel import kernel_for
 from lazyc.compiler import Compiler
 from lazyc.config import Config
 from lazyc.errors import CodeNotLoaded
@@ -102,7 +102,7 @@ class CheckedKernel:
 
 @dataclass(slots=True)
 class Collected:
-    """``kernels`` by symbol; ``eager``: how often each operator was left to eager, and why."""
+    """``kernels`` by symbol and choice of tiles or blocks; ``eager``: how often each operator was left to eager, and why."""
 
     kernels: dict[str, FoundKernel] = field(default_factory=dict)
     eager: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -131,11 +131,12 @@ class _Collector:
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
         assert isinstance(source, LoopNest)
-        code = generate(source, symbol, reports_division=False)
-        found = self._collected.kernels.get(symbol)
+        code = kernel_for(source, symbol, self._target, reports_division=False)
+        key = f"{symbol} {code.choice}"  # targets may choose other tiles
+        found = self._collected.kernels.get(key)
         if found is None:
             found = FoundKernel(code, _kind(source, code), source.comment)
-            self._collected.kernels[symbol] = found
+            self._collected.kernels[key] = found
         found.models.add(self._model)
         found.targets.add(self._target.name)
         return code

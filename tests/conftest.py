@@ -56,6 +56,12 @@ def target(request: pytest.FixtureRequest) -> Target:
 _GPU_TARGETS = ("triton", *(["cuda"] if torch.cuda.is_available() else []))
 
 
+@pytest.fixture(params=_GPU_TARGETS)
+def triton_target(request: pytest.FixtureRequest) -> str:
+    """Triton's interpreter, and a GPU where there is one."""
+    return request.param
+
+
 @pytest.fixture(params=[*available_targets(), *_GPU_TARGETS])
 def any_target(request: pytest.FixtureRequest) -> Target | str:
     """Each target of ``target``, Triton's interpreter for what runs on GPUs, and a GPU where there is one."""

@@ -10,6 +10,7 @@ import torch
 
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.errors import LazycError
+from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
 from lazyc.ir.tiled_product import Tile
@@ -44,6 +45,7 @@ class LaunchRef:
     The grid has ``programs`` programs of ``warps`` warps (of 32 threads); each runs ``points`` outer
     points. ``stages``: iterations of a loop whose loads are in flight at one time. The ``sizes`` are
     arguments of the kernel; they and ``programs`` are expressions over the nest's symbols.
+    ``alternatives``: how many other tiles or blocks there are to try for it.
     """
 
     symbol: str
@@ -52,6 +54,7 @@ class LaunchRef:
     sizes: tuple[Dim, ...]
     warps: int
     stages: int = 2
+    alternatives: int = 0
 
 
 Ref: TypeAlias = KernelRef | LaunchRef
@@ -97,6 +100,7 @@ class KernelCode:
 
     ``products``: what it multiplies on tiles, if anything. ``is_cuda``: the text is CUDA C++,
     whose kernel of the same arguments wants ``shared_bytes`` of dynamic shared memory for a block.
+    ``choice``: its tiles or blocks in words.
     """
 
     ref: Ref
@@ -105,6 +109,7 @@ class KernelCode:
     products: Products | None = None
     is_cuda: bool = False
     shared_bytes: int = 0
+    choice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,8 @@ class DeviceKernel:
     programs: Dim
     points: int
     sizes: tuple[Dim, ...]
+    symbol: str = ""
+    alternatives: int = 0
 
 
 Kernel: TypeAlias = LoadedKernel | LaunchedKernel | DeviceKernel
@@ -203,4 +210,17 @@ class Generator(Protocol):
 
     def load(self, objects: Mapping[Ref, bytes]) -> Mapping[str, Kernel]:
         """Loads object code of ``compile``, all or none of it; the kernels by symbol."""
+        ...
+
+
+class TunableGenerator(Generator, Protocol):
+    """A Generator whose kernels can be had with other tiles or blocks, for a device to time them."""
+
+    def alternatives(self, nest: LoopNest, symbol: str) -> Sequence[KernelCode]:
+        """The kernel of a nest by other choices, the likely fastest first, with symbols of their own."""
+        ...
+
+    def compile_alternative(self, code: KernelCode) -> bytes | None:
+        """Object code as of ``compile``; None for what is not worth a try, such as code that spills registers.
+        Raises whatever the compiler does."""
         ...

@@ -257,13 +257,12 @@ class Program:
 
     def sparse_contractions(self) -> list[tuple[int, SparseContraction]]:
         """The kernels that may take the place of those of nests, with the numbers of their steps."""
-        return [
-            (
-                number,
-                SparseContraction(
-                    self.nests[step.nest], step.nest, step.sparse.weight, step.sparse.sparsity
-                ),
-            )
-            for number, step in enumerate(self.steps)
-            if isinstance(step, KernelStep) and step.sparse is not None and step.sparse.is_used
-        ]
+        found: list[tuple[int, SparseContraction]] = []
+        for number, step in enumerate(self.steps):
+            if isinstance(step, KernelStep) and step.sparse is not None and step.sparse.is_used:
+                _, n, k = step.sparse.sizes
+                assert isinstance(n, int) and isinstance(k, int)
+                factor, nest = step.sparse, self.nests[step.nest]
+                source = SparseContraction(nest, step.nest, factor.weight, factor.sparsity, (n, k))
+                found.append((number, source))
+        return found

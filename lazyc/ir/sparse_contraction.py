@@ -36,12 +36,18 @@ PLAIN_OPS = frozenset((
 @dataclass(frozen=True)
 class SparseContraction:
     """``nest`` with the sparse weight of its param ``weight`` in compressed form. ``nest_key``: by which the
-    Program knows the nest."""
+    Program knows the nest; ``shape``: of the weight, [n, k], which a nest that was loaded does not tell."""
 
     nest: L.LoopNest
     nest_key: str
     weight: int
     sparsity: Sparsity = "2:4"
+    shape: tuple[int, int] = (0, 0)
+
+    @property
+    def dtype(self) -> DType:
+        """Of the weight."""
+        return self.nest.buffers[self.weight].dtype
 
     @property
     def text(self) -> str:

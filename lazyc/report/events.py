@@ -78,7 +78,7 @@ class Decided(Event):
     seconds_saved: float = 0.0
 
 
-CacheKind: TypeAlias = Literal["captures", "programs", "kernels", "checks"]
+CacheKind: TypeAlias = Literal["captures", "programs", "kernels", "choices", "checks"]
 CacheLevel: TypeAlias = Literal["memory", "disk"]
 
 
@@ -130,6 +130,28 @@ class KernelCompiled(Event):
     key: str
     seconds: float
     comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTuned(Event):
+    """A kernel was timed on the GPU by several tiles or blocks, in ``seconds`` with compilation. ``times``:
+    (choice, seconds of a launch), that of the rules first; ``dropped``: choices that failed or spill registers;
+    ``late``: how many there was no time for. ``winner`` is what it has from now on; ``comment`` names the
+    operators and lines it is from."""
+
+    comment: str
+    times: tuple[tuple[str, float], ...]
+    dropped: tuple[str, ...]
+    late: int
+    winner: str
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast the winner is as the rules' choice."""
+        known = dict(self.times)
+        first = self.times[0][1] if self.times else 0.0
+        return first / known[self.winner] if known.get(self.winner) else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ class _Totals:
     kernels_made: int = 0
     kernels_reused: int = 0
     kernel_calls: int = 0
+    kernels_tuned: int = 0
+    tuning_seconds: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)  # by stage
     hits: Counter[str] = field(default_factory=Counter)  # by "level kind"
     misses: Counter[str] = field(default_factory=Counter)
@@ -101,6 +103,8 @@ class Metrics:
                 "kernels_made": t.kernels_made,
                 "kernels_reused": t.kernels_reused,
                 "kernel_calls": t.kernel_calls,
+                "kernels_tuned": t.kernels_tuned,
+                "tuning_seconds": t.tuning_seconds,
                 "compile_seconds": dict(t.seconds),
                 "cache_hits": dict(sorted(t.hits.items())),
                 "cache_misses": dict(sorted(t.misses.items())),
@@ -150,6 +154,9 @@ def _count(t: _Totals, event: E.Event) -> None:
             t.kernel_calls += event.kernel_calls
             for stage, seconds in event.seconds:
                 t.seconds[stage] += seconds  # type: ignore[assignment]  # a Counter of floats
+        case E.KernelTuned():
+            t.kernels_tuned += 1
+            t.tuning_seconds += event.seconds
         case E.CacheHit():
             t.hits[f"{event.level} {event.kind}"] += 1
         case E.CacheMiss():
@@ -194,6 +201,8 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("compile seconds", f"{sum(seconds.values()):.3f}"),
         *((f"  {stage}", f"{value:.3f}") for stage, value in seconds.items()),
     ]
+    if s["kernels_tuned"]:
+        rows.append(("kernels tuned", f"{s['kernels_tuned']} ({s['tuning_seconds']:.1f} s)"))
     for name in sorted(s["cache_hits"].keys() | s["cache_misses"].keys()):
         hits, misses = s["cache_hits"].get(name, 0), s["cache_misses"].get(name, 0)
         rows.append((f"cache hits / misses, {name}", f"{hits} / {misses}"))

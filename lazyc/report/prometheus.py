@@ -10,6 +10,8 @@ _PLAIN = {
     "kernels_made": "Kernels generated and compiled.",
     "kernels_reused": "Kernels that were there already.",
     "kernel_calls": "Kernels that one run of each compiled graph calls.",
+    "kernels_tuned": "Kernels timed by several tiles or blocks.",
+    "tuning_seconds": "Seconds that timing kernels took.",
     "cache_rejected": "Files of the disk cache that did not verify.",
     "cache_evicted": "Files removed to keep the disk cache within its limit.",
     "weights_packed": "Weights repacked for the matrix product.",

@@ -28,6 +28,7 @@ _LEVELS: dict[type[E.Event], int] = {
     E.CacheMiss: 2,
     E.CacheEvicted: 2,
     E.KernelCompiled: 2,
+    E.KernelTuned: 1,
     E.WeightsPacked: 2,
     E.SparseProduct: 1,
     E.WeightNotSparse: 1,
@@ -76,6 +77,8 @@ def format_event(event: E.Event, level: int) -> str:
             return (
                 f"kernel {event.key[:16]}: {1e3 * event.seconds:.1f} ms  {event.comment}".rstrip()
             )
+        case E.KernelTuned():
+            return _tuned(event, level)
         case E.Fallback():
             at = f" at {event.line}" if event.line else ""
             return f"eager: {event.op}{at}: {event.reason}"
@@ -123,6 +126,18 @@ def format_event(event: E.Event, level: int) -> str:
             )
         case _:
             raise TypeError(f"no text for {type(event).__name__}")
+
+
+def _tuned(event: E.KernelTuned, level: int) -> str:
+    of = f" {event.comment}" if event.comment else ""
+    notes = [f"{1e3 * event.seconds:.0f} ms", f"{len(event.times)} timed"]
+    notes += [f"{len(event.dropped)} dropped"] if event.dropped else []
+    notes += [f"{event.late} without time"] if event.late else []
+    line = f"tuned{of}: {event.winner}: {event.gain:.2f} times as fast ({', '.join(notes)})"
+    if level < 2:
+        return line
+    times = [f"  {choice}: {1e6 * seconds:.1f} us" for choice, seconds in event.times]
+    return "\n".join([line, *times, *(f"  {choice}: dropped" for choice in event.dropped)])
 
 
 def _effects(event: E.Decided) -> Iterator[str]:

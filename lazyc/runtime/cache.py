@@ -32,7 +32,7 @@ from lazyc.runtime.entry import Entry, Identity, pack, read_header, unpack
 from lazyc.runtime.explain import explain_difference, nearest
 from lazyc.version import versions
 
-_KINDS: tuple[E.CacheKind, ...] = ("captures", "programs", "kernels", "checks")
+_KINDS: tuple[E.CacheKind, ...] = ("captures", "programs", "kernels", "choices", "checks")
 _LAYOUT = "v1"  # changes with the format, so that versions of lazyc do not fight over files
 _TOUCH_SECONDS = 3600  # a hit renews an entry's time of use when that is older than this
 _STALE_SECONDS = 3600  # a temporary file older than this was left by a killed writer

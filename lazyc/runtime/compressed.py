@@ -15,7 +15,7 @@ import torch
 from lazyc.ir.block_sparse import compress_blocks, most_bytes
 from lazyc.ir.program import Buffer, KernelStep, Program
 from lazyc.ir.sparse import BLOCKS, SparseProduct
-from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.sparse_mma import MmaFormat, compress_for_mma
 from lazyc.ir.types import DType
 
@@ -51,34 +51,25 @@ def with_compressed(program: Program, numbers: Collection[int]) -> Program:
 def compress(source: SparseContraction, weight: torch.Tensor) -> torch.Tensor | None:
     """The compressed form that the kernel of ``source`` reads of its weight, as bytes on the weight's device;
     None where the values are not as sparse as declared. Waits for the device."""
-    factors = _factors(source)
-    shape = (factors.row_count, factors.depth)
     # The matrix is what lies in memory, whatever shape the tensor has there.
-    matrix = weight.detach().as_strided(shape, (factors.depth, 1))
+    matrix = weight.detach().as_strided(source.shape, (source.shape[1], 1))
     if source.sparsity == "2:4":
-        return compress_for_mma(MmaFormat(factors.dtype, *shape), matrix)
-    return compress_blocks(_blocks(source, factors), matrix)
+        return compress_for_mma(MmaFormat(source.dtype, *source.shape), matrix)
+    return compress_blocks(_blocks(source), matrix)
 
 
 def compressed_key(source: SparseContraction) -> tuple[object, ...]:
     """Kernels with the same key read the same compressed form of a weight."""
-    factors = _factors(source)
-    return source.sparsity, factors.row_count, factors.depth
+    return source.sparsity, *source.shape
 
 
-def _factors(source: SparseContraction) -> Factors:
-    found = find_factors(source.nest, source.weight, source.sparsity)
-    assert isinstance(found, Factors), found
-    return found
-
-
-def _blocks(source: SparseContraction, factors: Factors) -> SparseProduct:
-    rows, depth, size = factors.row_count, factors.depth, BLOCKS[source.sparsity]
-    return SparseProduct(source.sparsity, factors.dtype, 1, rows, depth, depth, rows, size)
+def _blocks(source: SparseContraction) -> SparseProduct:
+    rows, depth = source.shape
+    size = BLOCKS[source.sparsity]
+    return SparseProduct(source.sparsity, source.dtype, 1, rows, depth, depth, rows, size)
 
 
 def _most_bytes(source: SparseContraction) -> int:
-    factors = _factors(source)
     if source.sparsity == "2:4":
-        return MmaFormat(factors.dtype, factors.row_count, factors.depth).nbytes
-    return most_bytes(_blocks(source, factors))
+        return MmaFormat(source.dtype, *source.shape).nbytes
+    return most_bytes(_blocks(source))

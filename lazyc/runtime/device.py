@@ -27,6 +27,11 @@ class Device(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def hardware(self) -> str:
+        """What it is, and its driver: all besides code that decides how fast code is."""
+        ...
+
     def stream(self) -> int:
         """The handle of torch's current stream."""
         ...
@@ -49,9 +54,26 @@ class Device(Protocol):
         """Whether the caller captures torch's current stream."""
         ...
 
+    def seconds(self, run: Callable[[], None]) -> float:
+        """How long the device takes for what ``run`` queues on torch's current stream. Waits for it."""
+        ...
+
+    def copy_of(self, address: int, nbytes: int) -> torch.Tensor:
+        """A copy of memory there, as bytes."""
+        ...
+
     def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
         """What ``run`` returns, and what does again all that it queued. Nothing of it is done yet."""
         ...
+
+
+class _Bytes:
+    """Memory of a GPU as torch takes it from others (Numba, "CUDA Array Interface (Version 3)")."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +85,11 @@ class CudaGpu:
     @property
     def name(self) -> str:
         return f"cuda:{self.index}"
+
+    @property
+    def hardware(self) -> str:
+        driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # CUDA builds have it
+        return f"{torch.cuda.get_device_name(self.index)}, driver {driver}"
 
     def stream(self) -> int:
         return torch._C._cuda_getCurrentRawStream(self.index)
@@ -85,6 +112,19 @@ class CudaGpu:
     def is_capturing(self) -> bool:
         with self.current():
             return torch.cuda.is_current_stream_capturing()
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def copy_of(self, address: int, nbytes: int) -> torch.Tensor:
+        if not nbytes:
+            return torch.empty(0, dtype=torch.uint8, device=self.name)
+        return torch.as_tensor(_Bytes(address, nbytes), device=self.name).clone()
 
     def capture(self, run: Callable[[], list[Any]]) -> tuple[list[Any], Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()

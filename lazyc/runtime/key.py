@@ -44,6 +44,13 @@ def nest_key(text: str, target_key: str) -> str:
     return combine({**_version_parts(), "target": target_key, "nest": text})
 
 
+def choice_key(symbol: str, target_key: str, hardware: str) -> str:
+    """The key of what was fastest on a GPU (``Device.hardware``) for the kernel of a symbol, which is
+    made of its ``nest_key``."""
+    parts = {"target": target_key, "hardware": hardware, "kernel": symbol}
+    return combine({**_version_parts(), **parts})
+
+
 def combine(parts: Mapping[str, str]) -> str:
     """SHA-256 over named parts; their names and lengths are hashed too, so none can run over."""
     digest = hashlib.sha256()

@@ -111,6 +111,13 @@ class MixedRunner(Runner):
         turns = list(map(self._watched, self._turns, self.plan.segments))
         return self._on_device(partial(self._run, turns))
 
+    def run_with(
+        self, driver_of: Callable[[Segment], Callable[[int, int], int]]
+    ) -> Callable[..., list[Any]]:
+        pairs = zip(self._turns, self.plan.segments, strict=True)
+        turns = [replace(turn, driver=driver_of(segment)) for turn, segment in pairs]
+        return self._on_device(partial(self._run, turns))
+
     def _run(
         self,
         turns: Sequence[_Turn],

@@ -13,12 +13,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from lazyc.codegen.base import Kernel
-from lazyc.ir.program import GemmStep, Program
+from lazyc.ir.program import GemmStep, KernelStep, Program
 from lazyc.report.events import RowTilesChosen
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
@@ -30,6 +31,7 @@ from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.runner import NativeRunner, Runner
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.threads import leave_bound_cores
+from lazyc.runtime.tuning import Budget, TunedCall, Tuner
 from lazyc.runtime.weights import NOTHING_KEPT, Kept, WeightCache, packed_program
 
 _MOST_RUNNERS = 64  # sizes of one Program kept bound; the ones used longest ago go first
@@ -47,7 +49,7 @@ class Executable:
     Raises KernelError when a kernel reports an error, and what an eager step raises.
 
     ``pack_weights``: products marked ``pack_b`` keep a packed copy of their weight between calls.
-    ``name``: of its calls among spans.
+    ``name``: of its calls among spans. ``tuner``: knows faster kernels, or finds them in a first call.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Executable:
         host: Host,
         pack_weights: bool = True,
         name: str = "program",
+        tuner: Tuner | None = None,
     ) -> None:
         self.program = program
         self.name = name
@@ -65,7 +68,9 @@ class Executable:
         self._host = host
         self._spans = host.spans
         self._runners: OrderedDict[Key, Runner] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tuner = tuner
+        self._budget = Budget(0.0 if tuner is None else tuner.seconds)
+        self._lock = threading.RLock()
         self._sources = [(s.input, s.dim) for s in program.symbols]
         self.weights = self._weight_cache(pack_weights)
         self._packing: threading.Thread | None = None
@@ -150,7 +155,29 @@ class Executable:
             return self._only
         return next(reversed(self._runners.values()), None)
 
-    def _bind(self, key: Key) -> Runner:
+    def _fastest(self) -> Mapping[str, Kernel]:
+        """The kernels, by what is known of how fast they are."""
+        tuner = self._tuner
+        if tuner is None:
+            return self._kernels
+        return {key: tuner.winner(kernel) or kernel for key, kernel in self._kernels.items()}
+
+    def _timed(self, program: Program, kernels: Mapping[str, Kernel]) -> Mapping[str, Kernel]:
+        """The kernels that its steps run, as far as there is a nest to make alternatives of: not in a Program
+        that was loaded."""
+        used = {s.nest for s in program.steps if isinstance(s, KernelStep)}
+        return {key: kernels[key] for key in used if program.nests[key].stages}
+
+    def _rebind(self, key: Key) -> Runner:
+        """The runner for these values of the symbols, with the kernels that are known to be fastest by now."""
+        with self._lock:
+            self._runners.pop(key, None)
+            runner = self._bind(key, tune=False)
+            if self._only is not None:
+                self._only = runner
+            return runner
+
+    def _bind(self, key: Key, tune: bool = True) -> Runner:
         values, use_packs, sparse = key
         with self._lock:
             if key in self._runners:
@@ -159,9 +186,10 @@ class Executable:
             symbols = (s.symbol for s in self.program.symbols)
             sizes = Sizes(dict(zip(symbols, values, strict=True)))
             program = with_compressed(self.program, sparse)
+            kernels = self._fastest()
             plan = bind(
                 program,
-                self._kernels,
+                kernels,
                 self._host.blas,
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
@@ -175,11 +203,13 @@ class Executable:
             if plan.is_native:
                 runner: Runner = NativeRunner(program, plan, self._host, sizes)
             else:
-                runner = MixedRunner(
-                    program, plan, self._kernels, self._host, sizes, self.eager_log
-                )
+                runner = MixedRunner(program, plan, kernels, self._host, sizes, self.eager_log)
             device = self._host.device
-            if self._host.cuda_graphs and device is not None and can_replay(program, plan):
+            tuner, timed = self._tuner, self._timed(program, kernels)
+            if tune and tuner is not None and tuner.has_work(timed, self._budget):
+                rebind = partial(self._rebind, key)
+                runner.run = TunedCall(runner, timed, tuner, self._budget, rebind)
+            elif self._host.cuda_graphs and device is not None and can_replay(program, plan):
                 runner.run = Replayer(runner.run, device, plan.inputs)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)

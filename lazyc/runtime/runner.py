@@ -157,6 +157,12 @@ class Runner:
 
         return run_there
 
+    def run_with(
+        self, driver_of: Callable[[Segment], Callable[[int, int], int]]
+    ) -> Callable[..., list[Any]]:
+        """``run`` with something else to run the tables of segments."""
+        raise NotImplementedError
+
     def layout(self, buffer: int) -> Layout:
         """The layout of a buffer that native code touches."""
         layout = self.plan.layouts[buffer]
@@ -244,11 +250,16 @@ class NativeRunner(Runner):
 
     def __init__(self, program: Program, plan: Plan, host: Host, sizes: Sizes) -> None:
         super().__init__(program, plan, host, sizes)
-        self.run = self._on_device(self._make_run(self.driver(plan.segments[0])))
+        self.run = self.run_with(self.driver)
 
     @cached_property
     def run_watched(self) -> Callable[..., list[Any]]:
-        return self._on_device(self._make_run(self.watched_driver(self.plan.segments[0])))
+        return self.run_with(self.watched_driver)
+
+    def run_with(
+        self, driver_of: Callable[[Segment], Callable[[int, int], int]]
+    ) -> Callable[..., list[Any]]:
+        return self._on_device(self._make_run(driver_of(self.plan.segments[0])))
 
     def _make_run(self, driver: Callable[[int, int], int]) -> Callable[..., list[Any]]:
         plan, host = self.plan, self.host

@@ -33,6 +33,7 @@ LAUNCHED_KERNEL = C.record(
     sizes=C.SHAPE,
     warps=C.INT,
     stages=C.INT,
+    alternatives=C.INT,
 )
 KERNEL_REF = C.union({"cpu": CPU_KERNEL, "launched": LAUNCHED_KERNEL})
 

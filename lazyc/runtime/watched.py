@@ -53,20 +53,31 @@ class _Label:
         )
 
 
+def step_tables(
+    segment: Segment, plan: Plan
+) -> list[tuple[NativeStep, ctypes.Array[ctypes.c_int64]]]:
+    """The steps of a segment that have something to do, each with a table of its own for the driver."""
+    return [
+        (
+            native,
+            (ctypes.c_int64 * (native.end - native.start + 2))(
+                *plan.table[native.start : native.end], END, 1
+            ),
+        )
+        for native in segment.native
+        if native.start < native.end
+    ]
+
+
 def step_by_step(
     segment: Segment, plan: Plan, sizes: Sizes, spans: Spans, driver: Callable[[int, int], int]
 ) -> Callable[[int, int], int]:
     """A function like ``driver``, which runs ``segment`` whatever table it is given: each of its steps
     in a call of ``driver`` and in a span of its own."""
-    steps = [
-        (
-            _Label.of(native.step, plan, sizes, _by_kernels(native)),
-            (*plan.table[native.start : native.end], END, 1),
-        )
-        for native in segment.native
-        if native.start < native.end
+    tables = [
+        (_Label.of(native.step, plan, sizes, _by_kernels(native)), words)
+        for native, words in step_tables(segment, plan)
     ]
-    tables = [(label, (ctypes.c_int64 * len(words))(*words)) for label, words in steps]
 
     def run(table: int, env: int) -> int:
         bits = 0

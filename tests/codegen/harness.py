@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from lazyc.codegen.base import KernelCode
 from lazyc.codegen.llvm import Loader, compile_text, generate
 from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis, Index, axis_index
@@ -52,15 +53,15 @@ class Kernel:
 
 
 class TritonInterpreted:
-    """A kernel of the GPU's, run by Triton's interpreter."""
+    """A kernel of the GPU's, run by Triton's interpreter; ``code``: other than the generator's."""
 
-    def __init__(self, nest: LoopNest, name: str) -> None:
+    def __init__(self, nest: LoopNest, name: str, code: KernelCode | None = None) -> None:
         from lazyc.codegen.triton.interpret import InterpretedGenerator
 
         self.nest = nest
         generator = InterpretedGenerator()
-        code = generator.generate(nest, name)
-        self.kernel = generator.load({code.ref: generator.compile(code)})[name]
+        code = generator.generate(nest, name) if code is None else code
+        self.kernel = generator.load({code.ref: generator.compile(code)})[code.ref.symbol]
 
     def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
         """Runs all programs of the grid (``pieces`` is for the CPU's); returns the error bits."""
@@ -83,7 +84,7 @@ class TritonInterpreted:
 
 
 @cache
-def _gpu() -> tuple[Any, Any, Any]:
+def gpu() -> tuple[Any, Any, Any]:
     """The first GPU: what loads kernels, its target, and the native driver, which launches them."""
     from lazyc.codegen.gpu_target import gpu_target
     from lazyc.codegen.triton.libcuda import CudaDevice, find_libcuda
@@ -99,13 +100,14 @@ def _gpu() -> tuple[Any, Any, Any]:
 class OnGpu:
     """A kernel on a GPU, with an error word of its own: Programs give it none, and it would fault."""
 
-    def __init__(self, nest: LoopNest, name: str) -> None:
+    def __init__(self, nest: LoopNest, name: str, code: KernelCode | None = None) -> None:
         from lazyc.codegen.triton.compile import compile_kernel
         from lazyc.codegen.triton.kernel import generate as generate_triton
 
         self.nest = nest
-        device, target, self.driver = _gpu()
-        code = generate_triton(nest, name)
+        device, target, self.driver = gpu()
+        code = generate_triton(nest, name) if code is None else code
+        name = code.ref.symbol
         made = compile_kernel(code, target)
         self.ref, self.launcher = code.ref, device.launcher
         self.function = device.load(made.cubin, name, made.shared_bytes)

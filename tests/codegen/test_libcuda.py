@@ -68,7 +68,7 @@ def test_a_kernel_is_loaded_into_the_device_s_primary_context() -> None:
     assert given["cuModuleGetFunction"][2].value == b"lazyc_k"
     assert [a.value for a in given["cuFuncSetAttribute"][1:]] == [8, 100_000]
     launcher = ctypes.cast(_LAUNCH, ctypes.c_void_p).value
-    assert kernel == DeviceKernel(launcher, 4242, 256, 100_000, 12, 2, ())  # type: ignore[arg-type]
+    assert kernel == DeviceKernel(launcher, 4242, 256, 100_000, 12, 2, (), "lazyc_k")  # type: ignore[arg-type]
 
 
 def test_little_shared_memory_needs_no_leave() -> None:

@@ -12,6 +12,15 @@ from tests.report.samples import SAMPLES
 
 KEY = "0123456789abcdef" * 4
 
+TUNED = E.KernelTuned(
+    "aten.add.Tensor model.py:3",
+    (("1024x1, 4 warps", 2e-5), ("512x1, 2 warps", 1e-5)),
+    ("2048x1, 8 warps",),
+    3,
+    "512x1, 2 warps",
+    0.5,
+)
+
 # What the highest debug level prints.
 LINES: list[tuple[E.Event, str]] = [
     (E.CompileStarted(1, 10, 2), "graph 1: 10 nodes, 2 inputs"),
@@ -59,6 +68,18 @@ LINES: list[tuple[E.Event, str]] = [
         "kernel 0123456789abcdef: 20.0 ms  aten.add.Tensor model.py:3",
     ),
     (E.KernelCompiled(KEY, 0.02), "kernel 0123456789abcdef: 20.0 ms"),
+    (
+        TUNED,
+        (
+            "tuned aten.add.Tensor model.py:3: 512x1, 2 warps: 2.00 times as fast (500 ms, 2 timed, "
+            "1 dropped, 3 without time)\n  1024x1, 4 warps: 20.0 us\n  512x1, 2 warps: 10.0 us\n"
+            "  2048x1, 8 warps: dropped"
+        ),
+    ),
+    (
+        E.KernelTuned("", (), (), 6, "1024x1, 4 warps", 0.0),
+        "tuned: 1024x1, 4 warps: 1.00 times as fast (0 ms, 0 timed, 6 without time)",
+    ),
     (
         E.Recompiled("model.py:9", "x: size of dim 0, 2 -> 3", "mark it dynamic", 2, 0.5),
         "recompile 2 model.py:9: x: size of dim 0, 2 -> 3 (500 ms)\n  to avoid it: mark it dynamic",
@@ -134,6 +155,11 @@ def test_debug_line(event: E.Event, text: str) -> None:
     assert format_event(event, 0) == ""
 
 
+def test_times_are_for_those_who_ask_for_more() -> None:
+    more = format_event(TUNED, 2)
+    assert format_event(TUNED, 1) == more.partition("\n")[0] and "20.0 us" in more
+
+
 def test_every_event_has_a_golden_line() -> None:
     # By name: a dataclass with slots leaves the class that it replaced among the subclasses.
     assert {type(e).__name__ for e, _ in LINES} == {c.__name__ for c in E.Event.__subclasses__()}
@@ -167,6 +193,7 @@ REPORT = """\
  compile seconds                              │                 1.500
    passes                                     │                 0.500
    codegen                                    │                 1.000
+ kernels tuned                                │             2 (1.0 s)
  cache hits / misses, disk kernels            │                 2 / 0
  cache hits / misses, disk programs           │                 0 / 2
  cache hits / misses, memory programs         │                 2 / 0
@@ -226,6 +253,12 @@ lazyc_kernels_reused_total 18.0
 # HELP lazyc_kernel_calls_total Kernels that one run of each compiled graph calls.
 # TYPE lazyc_kernel_calls_total counter
 lazyc_kernel_calls_total 24.0
+# HELP lazyc_kernels_tuned_total Kernels timed by several tiles or blocks.
+# TYPE lazyc_kernels_tuned_total counter
+lazyc_kernels_tuned_total 2.0
+# HELP lazyc_tuning_seconds_total Seconds that timing kernels took.
+# TYPE lazyc_tuning_seconds_total counter
+lazyc_tuning_seconds_total 1.0
 # HELP lazyc_cache_rejected_total Files of the disk cache that did not verify.
 # TYPE lazyc_cache_rejected_total counter
 lazyc_cache_rejected_total 2.0

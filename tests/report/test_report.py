@@ -59,6 +59,8 @@ def test_metrics_count_what_was_emitted() -> None:
         "kernels_made": 6,
         "kernels_reused": 18,
         "kernel_calls": 24,
+        "kernels_tuned": 1,
+        "tuning_seconds": 0.5,
         "compile_seconds": {"passes": 0.5, "codegen": 1.0},
         "cache_hits": {"disk kernels": 1, "memory programs": 1},
         "cache_misses": {"disk programs": 1},
@@ -114,7 +116,7 @@ def test_debug_levels() -> None:
     shown = {level: [e for e in SAMPLES if format_event(e, level)] for level in range(4)}
     assert shown[0] == []
     assert [type(e).__name__ for e in shown[1]] == [
-        "CompileFinished", "CacheRejected", "CacheDisabled", "Recompiled", "Fallback",
+        "CompileFinished", "CacheRejected", "CacheDisabled", "KernelTuned", "Recompiled", "Fallback",
         "Flushed", "NotLazy", "Padded", "AttentionChosen", "RowTilesChosen", "CompilerBugFound",
         "SparseProduct", "WeightNotSparse",
     ]  # fmt: skip

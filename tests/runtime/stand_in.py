@@ -21,6 +21,7 @@ from lazyc.codegen.triton.cuda import CudaGenerator
 from lazyc.codegen.triton.interpret import InterpretedGenerator
 from lazyc.compiler import Compiler
 from lazyc.config import Config
+from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
 from lazyc.ir.types import DType
@@ -64,6 +65,10 @@ class StandInGpu:
     captured: list[Callable[[], None]] | None = None
     held: list[object] = field(default_factory=list)
     used: list[torch.Tensor] = field(default_factory=list)
+    hardware: str = "stand-in, driver 1"
+    # Seconds of a launch of the kernel of a symbol; symbols of kernels that are not taken.
+    seconds_of: Callable[[str], float] = lambda symbol: 1e-3
+    refused: set[str] = field(default_factory=set)
     is_captured: bool = False
     is_late: bool = False
     queues: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
@@ -114,6 +119,16 @@ class StandInGpu:
         while queue and queue[0] in which:
             queue.pop(0)()
 
+    def seconds(self, run: Callable[[], None]) -> float:
+        before = len(self.launches)
+        run()
+        ran = (self.functions[launch.function][0] for launch in self.launches[before:])
+        return sum(self.seconds_of(ref.symbol) for ref in ran)
+
+    def copy_of(self, address: int, nbytes: int) -> torch.Tensor:
+        memory = (ctypes.c_char * nbytes).from_address(address)
+        return torch.frombuffer(memory, dtype=torch.uint8).clone() if nbytes else torch.empty(0)
+
     def use(self, tensors: Iterable[torch.Tensor]) -> None:
         self.used += tensors
 
@@ -137,10 +152,13 @@ class StandInGpu:
             self._run(function, numbers, stream or 0, params)
         except BaseException as error:  # noqa: BLE001 - raised by ``check``: C cannot pass it on
             self.failure = error
-        return self.status
+        known = self.functions.get(function)
+        return 1 if known is not None and known[0].symbol in self.refused else self.status
 
     def _run(self, function: int, numbers: Sequence[int], stream: int, params: int) -> None:
         ref, types, launch = self.functions[function]
+        if ref.symbol in self.refused:
+            return
         count = len(types) + len(ref.sizes) + 3
         words = [
             ctypes.cast(p, ctypes.POINTER(ctypes.c_int64))[0] for p in _pointers(params, count)
@@ -203,7 +221,8 @@ class _Unbounded:
 
 
 class StandInGenerator:
-    """A ``Generator`` of kernels that a stand-in launches. ``sparse_products``: as of a GPU where asked for."""
+    """A ``TunableGenerator`` of kernels that a stand-in launches. ``sparse_products``: as of a GPU where asked for.
+    ``compiled``: symbols of alternatives in order; those in ``broken`` do not compile, those in ``spilling`` spill."""
 
     keeps_code = False
     sees_edits = False
@@ -214,8 +233,12 @@ class StandInGenerator:
     suffix = "py"
     key = "stand-in"
 
-    def __init__(self, gpu: StandInGpu, sparse: bool = False) -> None:
+    def __init__(self, gpu: StandInGpu, sparse: bool = False, keeps_code: bool = False) -> None:
         self._gpu = gpu
+        self.keeps_code = keeps_code
+        self.compiled: list[str] = []
+        self.broken: set[str] = set()
+        self.spilling: set[str] = set()
         self._interpreted = InterpretedGenerator()
         self._codes: dict[str, KernelCode] = {}
         self.sparse_products: frozenset[tuple[Sparsity, DType]] = (
@@ -226,25 +249,38 @@ class StandInGenerator:
         code = self._codes[symbol] = CudaGenerator(gpu_target("sm_80")).generate(source, symbol)
         return code
 
+    def alternatives(self, nest: LoopNest, symbol: str) -> list[KernelCode]:
+        return CudaGenerator(gpu_target("sm_80")).alternatives(nest, symbol)
+
+    def compile_alternative(self, code: KernelCode) -> bytes | None:
+        number = code.ref.symbol.rpartition("_")[2]
+        self.compiled.append(code.ref.symbol)
+        if number in self.broken:
+            raise RuntimeError("out of resources")
+        return None if number in self.spilling else self.compile(code)
+
     def compile(self, code: KernelCode) -> bytes:
-        return self._interpreted.compile(code)
+        types = ",".join(p.value for p in code.params)
+        return f"{types}\n".encode() + self._interpreted.compile(code)
 
     def load(self, objects: Mapping[Ref, bytes]) -> dict[str, DeviceKernel]:
         found = {}
         for ref, data in objects.items():
             assert isinstance(ref, LaunchRef)
-            code = self._codes[ref.symbol]
+            code = self._codes.get(ref.symbol)
+            names, _, text = data.partition(b"\n")
             function = 1000 + len(self._gpu.functions)
-            if code.is_cuda:
+            if code is not None and code.is_cuda:
                 launch, threads, shared = _emulated(code), 32 * ref.warps, code.shared_bytes
             else:
-                launch = self._interpreted.load({ref: data})[ref.symbol].launch
+                launch = self._interpreted.load({ref: text})[ref.symbol].launch
                 threads, shared = 32 * WARPS, SHARED
-            types = tuple(p.torch for p in code.params)
+            types = tuple(DType(n).torch for n in names.decode().split(",") if n)
             self._gpu.functions[function] = ref, types, launch
             found[ref.symbol] = DeviceKernel(
-                self._gpu.launcher, function, threads, shared, ref.programs, ref.points, ref.sizes
-            )
+                self._gpu.launcher, function, threads, shared, ref.programs, ref.points, ref.sizes,
+                ref.symbol, ref.alternatives,
+            )  # fmt: skip
         return found
 
 
@@ -287,15 +323,15 @@ def stand_in_compiler(
     cuda_graphs: bool = False,
     sparse: bool = False,
     events: EventStream | None = None,
-    pack_weights: bool = True,
-    keep_gpu_weights: bool = True,
+    generator: StandInGenerator | None = None,
+    **options: Any,
 ) -> Compiler:
-    """A Compiler whose programs run on a stand-in; ``sparse``: with kernels for sparse weights."""
+    """A Compiler whose programs run on a stand-in; ``sparse``: with kernels for sparse weights; ``generator``:
+    other than that; ``options``: of a Config."""
     events = EventStream() if events is None else events
     host = create_host(device=gpu, cuda_graphs=cuda_graphs, events=events)
     host = replace(host, arenas=_Arenas(gpu), outputs=_Outputs(gpu))
-    config = Config(
-        strict=True, verify=True, disk_cache=False,
-        pack_weights=pack_weights, keep_gpu_weights=keep_gpu_weights,
-    )  # fmt: skip
-    return Compiler(config, StandInGenerator(gpu, sparse), host, events, Spans())
+    chosen = {"strict": True, "verify": True, "disk_cache": False, "keep_gpu_weights": True}
+    config = Config(**{**chosen, **options})
+    generator = StandInGenerator(gpu, sparse) if generator is None else generator
+    return Compiler(config, generator, host, events, Spans(), generator)

@@ -119,7 +119,7 @@ def test_stats_and_clear(make: Callable[..., DiskCache], folder: Path) -> None:
     (folder / "README").write_text("of the user")
     stats = cache.stats()
     assert (
-        stats.entries == {"captures": 0, "programs": 1, "kernels": 2, "checks": 0}
+        stats.entries == {"captures": 0, "programs": 1, "kernels": 2, "choices": 0, "checks": 0}
         and stats.bytes > 3 * 1024
     )
     assert cache.clear() == 3

@@ -8,6 +8,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,14 @@ from lazyc.runtime.runner import NativeRunner
 from lazyc.runtime.weights import _SETTLED
 from tests.cuda_emulator.emulate import needs_compiler
 from tests.frontend.trace import trace
-from tests.runtime.stand_in import SHARED, WARPS, Launch, StandInGpu, stand_in_compiler
+from tests.runtime.stand_in import (
+    SHARED,
+    WARPS,
+    Launch,
+    StandInGenerator,
+    StandInGpu,
+    stand_in_compiler,
+)
 
 ROWS, INNER, OUTER, LAST = 24, 64, 96, 32
 
@@ -114,7 +123,9 @@ def made(
     mode: str = "fake",
     cuda_graphs: bool = False,
     function: Callable[..., torch.Tensor] = mlp,
+    folder: Path | None = None,
 ) -> Model:
+    """``folder``: of a disk cache."""
     torch.manual_seed(0)
     shapes = [(OUTER, INNER), (OUTER,), (LAST, OUTER)]
     weights = [(torch.randn(s) / 8).to(dtype) for s in shapes]
@@ -130,7 +141,11 @@ def made(
         {1: sparsity, 3: sparsity},
         True,
     )
-    compiler = stand_in_compiler(gpu, cuda_graphs, sparse=True, events=events)
+    options: dict[str, Any] = {}
+    if folder is not None:
+        generator = StandInGenerator(gpu, sparse=True, keeps_code=True)
+        options = {"generator": generator, "disk_cache": True, "cache_dir": str(folder)}
+    compiler = stand_in_compiler(gpu, cuda_graphs, sparse=True, events=events, **options)
     return Model(gpu, compiler.compile(graph), weights, function, heard)
 
 
@@ -177,6 +192,17 @@ def test_sparse_kernels_are_launched_with_compressed_weights(
     kept = model.compressed
     assert model.is_sparse(model.call()) == [True, True]
     assert all(model.compressed[k] is t for k, t in kept.items()), "compressed again"
+
+
+@pytest.mark.parametrize(("sparsity", "dtype"), CASES[2:])
+def test_a_program_from_the_disk_cache(
+    sparsity: Sparsity, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    made(sparsity, dtype, folder=tmp_path).call()
+    model = made(sparsity, dtype, folder=tmp_path)
+    assert not [e for e in model.heard if isinstance(e, E.KernelCompiled)]
+    launches = model.call()
+    assert len(launches) == 2 and model.is_sparse(launches) == [True, True]
 
 
 @of_each

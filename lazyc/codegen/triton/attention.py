@@ -30,6 +30,7 @@ from lazyc.codegen.triton.tiles import (
     COLUMNS,
     LEAST,
     ROWS,
+    Tiles,
     are_aligned,
     before_widening,
     common_half,
@@ -48,7 +49,7 @@ from lazyc.ir.types import Dim, DType, numel
 # What values vary along: the loop lies across a tile of scores, and down a tile of what is summed; dots
 # have their own axes across the factor of the rows and down that of the loop.
 ACROSS, DOWN, LEFT_DEPTH, RIGHT_DEPTH = 4, 8, 16, 32
-_WIDEST = 256
+WIDEST = 256
 _PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
 
 
@@ -87,6 +88,14 @@ class Attention:
     batch: tuple[Axis, ...]
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
+
+    @property
+    def half(self) -> DType | None:
+        """The half type of the factors of the first dot, where those of each product have one in common."""
+        instrs = values_of(self.nest)
+        pairs = (*self.dots.values(), *self.products.values())
+        halves = [common_half(instrs, f.left, f.right) for f in pairs]
+        return None if None in halves else halves[0]
 
     @staticmethod
     def find(nest: L.LoopNest) -> Attention | None:
@@ -251,78 +260,37 @@ def _is_linear(everything: Mapping[int, L.Instr], loop: L.Stage, value: int, wei
     return False
 
 
-# --- tiles ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Sizes of tiles, and the warps and stages of the pipeline that load them."""
-
-    rows: int
-    keys: int
-    columns: int
-    warps: int
-    stages: int
-
-
-def choose_tiles(attention: Attention, is_half: bool, float32: Float32Products = "ieee") -> Tiles:
-    """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
-    sum. In exact single precision tiles have fewer rows than EXACT_ROWS."""
-    columns = tile_size(attention.columns, _WIDEST) if attention.columns else 1
-    dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
-    widest = max([columns, *(tile_size(d.axes, _WIDEST) for d in dots)])
-    if not is_half and float32 == "tf32":
-        most = 64 if widest <= 64 else 32 if widest <= 128 or attention.online is not None else 16
-        rows, keys, warps, stages = most, min(most, 32), 8, 1
-    elif not is_half:
-        rows, keys, warps, stages = (32, 32, 8, 1) if widest <= 64 else (16, 16, 8, 1)
-    elif attention.online is not None:
-        rows, keys, warps, stages = (
-            (128, 64, 8, 3)
-            if widest <= 64
-            else (128, 64, 8, 2)
-            if widest <= 128
-            else (64, 32, 8, 2)
-        )
-    else:
-        rows, keys, warps, stages = (
-            (64, 64, 4, 2) if widest <= 64 else (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
-        )
-    rows, keys = (
-        min(most, tile_size(axes, most))
-        for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
-    )
-    return Tiles(rows, keys, columns, warps, stages)
-
-
 # --- the kernel -----------------------------------------------------------------------------------
 
 
 def attention_kernel(
     attention: Attention,
     symbol: str,
+    tiles: Tiles,
     reports_division: bool = True,
     float32: Float32Products = "ieee",
 ) -> KernelCode:
     """The kernel of an attention. Raises CodegenError for what there is no code for."""
-    return _Kernel(attention, reports_division, float32).finish(symbol)
+    return _Kernel(attention, tiles, reports_division, float32).finish(symbol)
 
 
 class _Kernel:
     """A kernel while it is written."""
 
     def __init__(
-        self, attention: Attention, reports_division: bool, float32: Float32Products
+        self,
+        attention: Attention,
+        tiles: Tiles,
+        reports_division: bool,
+        float32: Float32Products,
     ) -> None:
         self.a = attention
         self.float32 = float32
         self.instrs = values_of(attention.nest)
-        pairs = [*attention.dots.values(), *attention.products.values()]
-        halves = [common_half(self.instrs, f.left, f.right) for f in pairs]
-        self.half = None if None in halves else halves[0]  # each product may have a type of its own
-        t = self.tiles = choose_tiles(attention, self.half is not None, float32)
+        self.half = attention.half
+        t = self.tiles = tiles
         self.w = Writer({
-            ROWS: (0, t.rows), COLUMNS: (1, t.columns), ACROSS: (1, t.keys), DOWN: (0, t.keys),
+            ROWS: (0, t.rows), COLUMNS: (1, t.columns), ACROSS: (1, t.depth), DOWN: (0, t.depth),
             LEFT_DEPTH: (1, 1), RIGHT_DEPTH: (0, 1),
         })  # fmt: skip
         self.code = Code(attention.nest, self.w, "", reports_division)
@@ -366,11 +334,13 @@ class _Kernel:
         axes = {*a.loop.axes, *a.columns, *(x for d in dots for x in d.axes)}
         pairs = [*a.dots.values(), *a.products.values()]
         factors = [f.right for f in pairs] + [f.left for f in a.dots.values()]
-        depth = min(tile_size(d.axes, _WIDEST) for d in dots)
+        depth = min(tile_size(d.axes, WIDEST) for d in dots)
         aligned = are_aligned(a.loop.body, factors, axes)
         known = cone(a.loop.body, factors)
         others = any(isinstance(i, L.Load) and i.id not in known for i in a.loop.body)
-        return Products("attention", self.half or DType.F32, t.rows, t.keys, depth, aligned, others)
+        return Products(
+            "attention", self.half or DType.F32, t.rows, t.depth, depth, aligned, others
+        )
 
     def _sum(self, total: L.Reduce, varies: int) -> Value:
         online, text = self.a.online, self.sums[total.id]
@@ -419,9 +389,9 @@ class _Kernel:
         top = w.variable(w.full('float("-inf")', DType.F32, ROWS))
         first, last = self._range()
         outside = dict(code.values)
-        with w.loop(f"for r in range({first}, {last}, {t.keys}):"):
-            flat = w.value(f"r + tl.arange(0, {t.keys})[None, :]", code.index_type, ACROSS).text
-            code.open(ACROSS, flat, a.loop.axes, self.total, t.keys)
+        with w.loop(f"for r in range({first}, {last}, {t.depth}):"):
+            flat = w.value(f"r + tl.arange(0, {t.depth})[None, :]", code.index_type, ACROSS).text
+            code.open(ACROSS, flat, a.loop.axes, self.total, t.depth)
             self._body(top)
             w.ends.pop(ACROSS)
         code.values = outside
@@ -491,10 +461,10 @@ class _Kernel:
         zero = self.a.online is not None and self._is_weight(factors.left, self.a.online)
         text = left.text if zero else self._inside(left, "0.0")
         text = w.broadcast(text, left.varies, ROWS | ACROSS)
-        flat = w.value(f"r + tl.arange(0, {t.keys})[:, None]", code.index_type, DOWN).text
+        flat = w.value(f"r + tl.arange(0, {t.depth})[:, None]", code.index_type, DOWN).text
         positions = dict(code.positions)
         outside, code.values = code.values, self._outer_values()
-        code.open(DOWN, flat, self.a.loop.axes, self.total, t.keys)
+        code.open(DOWN, flat, self.a.loop.axes, self.total, t.depth)
         right = self._tile_of(factors.right, DOWN | COLUMNS, DOWN)
         code.values, code.positions = outside, positions
         w.ends.pop(DOWN)
@@ -531,7 +501,7 @@ class _Kernel:
         """A tile of a dot's factor, as deep as the dot."""
         code, w = self.code, self.w
         depth = numel(a.size for a in axes)
-        size = tile_size(axes, _WIDEST)
+        size = tile_size(axes, WIDEST)
         w.dims[bit] = (w.dims[bit][0], size)
         lanes = "[None, :]" if bit == LEFT_DEPTH else "[:, None]"
         outside, code.values = code.values, self._outer_values()
@@ -579,7 +549,7 @@ class _Kernel:
             else:
                 first = w.variable(f"tl.maximum({first}, {text})")
         if first != "0":
-            first = w.variable(f"{first} // {self.tiles.keys} * {self.tiles.keys}")
+            first = w.variable(f"{first} // {self.tiles.depth} * {self.tiles.depth}")
         return first, last
 
     def _extreme(self, limit: Limit) -> str:

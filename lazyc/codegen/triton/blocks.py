@@ -23,6 +23,10 @@ class Blocks:
     iterations: tuple[int, ...]
     warps: int
 
+    def __str__(self) -> str:
+        steps = "x".join(str(n) for n in dict.fromkeys(self.iterations))
+        return f"{self.points}x{steps}, {self.warps} warps"
+
 
 def choose_blocks(nest: LoopNest) -> Blocks:
     """By the shape of the nest alone: wide along the axis whose neighbours lie together in memory."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _NAMES = {
     DType.BOOL: "i1", DType.U8: "u8", DType.I8: "i8", DType.I16: "i16", DType.I32: "i32",
     DType.I64: "i64", DType.F16: "fp16", DType.BF16: "bf16", DType.F32: "fp32", DType.F64: "fp64",
 }  # fmt: skip
+_one_at_a_time = threading.Lock()  # Triton's settings are the process's
 ALIGNMENT = 16  # bytes, of every pointer that a kernel is given
 
 
@@ -90,7 +92,8 @@ def _compile(code: KernelCode, target: GpuTarget, more: Mapping[str, int]) -> Co
     source = ASTSource(fn=function, signature=signature, constexprs={}, attrs=aligned)
     options = {"num_warps": ref.warps, "num_stages": ref.stages, **more}
     # What Triton keeps on disk by itself is of no use: lazyc's own cache keeps the result.
-    with tempfile.TemporaryDirectory(prefix="lazyc-triton-") as folder, knobs.cache.scope():
+    folder_made = tempfile.TemporaryDirectory(prefix="lazyc-triton-")
+    with _one_at_a_time, folder_made as folder, knobs.cache.scope():
         knobs.cache.dir = folder
         made = triton.compile(source, target=GPUTarget("cuda", target.arch, 32), options=options)
         cubin, ptx, facts = made.asm["cubin"], made.asm["ptx"], made.metadata

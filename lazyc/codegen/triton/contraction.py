@@ -16,18 +16,17 @@ from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
 from lazyc.codegen.gpu_target import Float32Products
-from lazyc.codegen.triton.code import VECTOR_BYTES, Code, ceil_div
+from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
-    EXACT_ROWS,
     LEAST,
     ROWS,
+    Tiles,
     are_aligned,
     before_widening,
     common_half,
     is_loaded,
     open_tile,
-    tile_size,
     values_of,
 )
 from lazyc.codegen.triton.writer import Value, Writer
@@ -37,14 +36,10 @@ from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import Dim, DType, numel
 
 ROW_DEPTH, COLUMN_DEPTH = 4, 8  # the depth in tiles of either factor
-_BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at least
-_LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _GROUP = 8  # rows of tiles that programs numbered one after another cover
-_SHORT_RUN = 32  # depth below which tiles go across the ends of an axis, so that there are fewer
 _LONG_SUM = (
     128  # depth, and rows or columns, of a product that is worth tiles that are mostly empty
 )
-_UNKNOWN = 64  # rows, columns or depth of a tile along a size that is a symbol
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,11 @@ class Contraction:
         return None if found.is_small else found
 
     @property
+    def half(self) -> DType | None:
+        """The half type of both factors; None where they have none in common."""
+        return common_half(values_of(self.nest), self.left, self.right)
+
+    @property
     def is_small(self) -> bool:
         """Whether tiles would be mostly empty. Few rows or columns are worth a tile where the sums are long:
         those of a convolution to a few channels."""
@@ -108,98 +108,32 @@ def _size(axes: tuple[Axis, ...]) -> int:
     return size if isinstance(size, int) else _LONG_SUM
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Sizes of tiles, and the warps and stages of the pipeline that load them."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-
-_HALF_TILES = ((128, 128), (128, 64), (64, 64))  # rows and columns at most, larger ones first
-_SINGLE_TILES = ((128, 64), (64, 64))
-_TF32_TILES = ((128, 128), (128, 64), (64, 64))
-_EXACT_TILES = ((EXACT_ROWS // 2, 64),)
-
-
-def choose_tiles(
-    contraction: Contraction, is_half: bool, float32: Float32Products = "ieee"
-) -> Tiles:
-    """Large tiles read each factor less often. Smaller ones are taken where there would be too few to keep
-    a GPU busy, or where what surrounds the product needs many registers: much of it, or a result whose rows
-    start anywhere, so that each element is stored by an address of its own. Exact single precision keeps factors
-    in registers too, and gets more threads; where a factor is more than a load it keeps below EXACT_ROWS."""
-    c = contraction
-    around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
-    across = numel(a.size for a in c.columns)
-    by_id = values_of(c.nest)
-    heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
-    if is_half:
-        most, depth = _HALF_TILES[heavy:], 64
-    elif float32 == "tf32":
-        most, depth = _TF32_TILES[heavy:], 32
-    elif all(isinstance(by_id[k], L.Load) for k in (c.left, c.right)):
-        most, depth = _SINGLE_TILES, 16
-    else:
-        most, depth = _EXACT_TILES, 32  # so that a thread loads a vector of a half type
-    rows = columns = 0
-    for most_rows, most_columns in most:
-        rows = tile_size(c.rows, most_rows, _UNKNOWN)
-        columns = tile_size(c.columns, most_columns, _UNKNOWN)
-        if _programs(c, rows, columns) >= _BUSY:
-            break
-    on_tensor_cores = is_half or float32 == "tf32"
-    of_eight = 64 * 64 if not on_tensor_cores else 128 * 64 if heavy else 128 * 128
-    depth = _depth(c, depth)
-    return Tiles(rows, columns, depth, 8 if rows * columns >= of_eight else 4, 3)
-
-
-def _depth(c: Contraction, most: int) -> int:
-    """The depth of a tile, at most ``most``. Along several axes (channels within the window of a
-    convolution) one that divides the last, if not much less: the others are then numbers of the tile."""
-    *others, last = c.loop.axes
-    if others and isinstance(last.size, int):
-        run = min(most, last.size & -last.size)
-        if run >= min(most, _SHORT_RUN):
-            return run
-        if not are_aligned(c.loop.body, (c.left, c.right), c.loop.axes):
-            most = min(most, _SHORT_RUN)  # each element is loaded by an address of its own
-    return tile_size(c.loop.axes, most, _UNKNOWN)
-
-
-def _programs(c: Contraction, rows: int, columns: int) -> int:
-    """How many tiles there are; many where a size is a symbol."""
-    sizes = [numel(a.size for a in axes) for axes in (c.batch, c.rows, c.columns)]
-    known = [n for n in sizes if isinstance(n, int)]
-    if len(known) < len(sizes):
-        return _BUSY
-    return known[0] * -(-known[1] // rows) * -(-known[2] // columns)
-
-
 def contraction_kernel(
     contraction: Contraction,
     symbol: str,
+    tiles: Tiles,
     reports_division: bool = True,
     float32: Float32Products = "ieee",
 ) -> KernelCode:
     """The kernel of a contraction. Raises CodegenError for what there is no code for."""
-    return _Kernel(contraction, reports_division, float32).finish(symbol)
+    return _Kernel(contraction, tiles, reports_division, float32).finish(symbol)
 
 
 class _Kernel:
     """A kernel while it is written."""
 
     def __init__(
-        self, contraction: Contraction, reports_division: bool, float32: Float32Products
+        self,
+        contraction: Contraction,
+        tiles: Tiles,
+        reports_division: bool,
+        float32: Float32Products,
     ) -> None:
         self.c = contraction
         self.float32 = float32
         self.instrs = values_of(contraction.nest)
-        self.half = common_half(self.instrs, contraction.left, contraction.right)
-        t = self.tiles = choose_tiles(contraction, self.half is not None, float32)
+        self.half = contraction.half
+        t = self.tiles = tiles
         self.w = Writer({
             ROWS: (0, t.rows), COLUMNS: (1, t.columns),
             ROW_DEPTH: (1, t.depth), COLUMN_DEPTH: (0, t.depth),

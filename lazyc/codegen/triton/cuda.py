@@ -12,9 +12,9 @@ from lazyc.codegen.cuda.sparse_24 import generate as generate_24
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.codegen.triton.block_sparse import BLOCK_PRODUCTS, block_sparse_kernel
-from lazyc.codegen.triton.compile import compile_kernel
+from lazyc.codegen.triton.compile import Compiled, compile_kernel
 from lazyc.codegen.triton.cubin import DeviceCode
-from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.kernel import alternatives, kernel_for
 from lazyc.codegen.triton.libcuda import CudaDevice
 from lazyc.errors import CodeNotLoaded
 from lazyc.ir.loops import LoopNest
@@ -36,7 +36,7 @@ _SPARSE_PRODUCTS: frozenset[tuple[Sparsity, DType]] = frozenset(
 
 
 class CudaGenerator:
-    """A ``Generator`` for one architecture. It compiles on any machine, and loads where it was given a
+    """A ``TunableGenerator`` for one architecture. It compiles on any machine, and loads where it was given a
     ``device``."""
 
     keeps_code = True
@@ -66,7 +66,20 @@ class CudaGenerator:
             return block_sparse_kernel(source, symbol, self._target.float32)
         assert isinstance(source, LoopNest)
         # As in eager, a division of integers by zero is no error on a GPU.
-        return generate(source, symbol, False, self._target.float32)
+        return kernel_for(source, symbol, self._target, reports_division=False)
+
+    def alternatives(self, nest: LoopNest, symbol: str) -> list[KernelCode]:
+        return alternatives(nest, symbol, self._target, reports_division=False)
+
+    def compile_alternative(self, code: KernelCode) -> bytes | None:
+        made = compile_kernel(code, self._target)
+        fits = made.shared_bytes <= self._target.shared_bytes
+        if made.local_bytes or made.scratch_bytes or not fits:
+            return None
+        return self._dump(made)
+
+    def _dump(self, made: Compiled) -> bytes:
+        return DeviceCode(self._target.arch, made.warps, made.shared_bytes, made.cubin).dump()
 
     def compile(self, code: KernelCode) -> bytes:
         """A ``DeviceCode``. Raises MissingPackage for CUDA C++ without its compiler."""
@@ -77,7 +90,7 @@ class CudaGenerator:
         made = compile_kernel(code, self._target)
         if made.scratch_bytes:
             raise CodegenError("Triton wants memory of its own for a kernel")
-        return DeviceCode(self._target.arch, made.warps, made.shared_bytes, made.cubin).dump()
+        return self._dump(made)
 
     def load(self, objects: Mapping[Ref, bytes]) -> dict[str, DeviceKernel]:
         return {ref.symbol: self._load(ref, data) for ref, data in objects.items()}
@@ -93,5 +106,5 @@ class CudaGenerator:
         function = device.load(code.cubin, ref.symbol, code.shared_bytes)
         return DeviceKernel(
             device.launcher, function, 32 * code.warps, code.shared_bytes,
-            ref.programs, ref.points, ref.sizes,
+            ref.programs, ref.points, ref.sizes, ref.symbol, ref.alternatives,
         )  # fmt: skip

@@ -26,7 +26,7 @@ from triton.runtime.interpreter import _get_np_dtype as _numpy_type
 from lazyc.codegen.base import KernelCode, LaunchedKernel, LaunchRef, Ref
 from lazyc.codegen.gpu_target import Float32Products, gpu_target
 from lazyc.codegen.triton.block_sparse import BLOCK_PRODUCTS, block_sparse_kernel
-from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.kernel import kernel_for
 from lazyc.codegen.triton.source import load
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
@@ -52,7 +52,7 @@ class InterpretedGenerator:
     suffix = "py"
 
     def __init__(self, float32: Float32Products = "ieee") -> None:
-        target = gpu_target(_STANDS_FOR, float32)
+        target = self._target = gpu_target(_STANDS_FOR, float32)
         self._float32: Float32Products = float32
         self.product_costs = target.product_costs
         self.key = f"triton-interpret|{target.key()}|{triton.__version__}"
@@ -61,7 +61,7 @@ class InterpretedGenerator:
         if isinstance(source, SparseContraction):
             return block_sparse_kernel(source, symbol, self._float32)
         assert isinstance(source, LoopNest)
-        return generate(source, symbol, float32=self._float32)
+        return kernel_for(source, symbol, self._target)
 
     def compile(self, code: KernelCode) -> bytes:
         return code.text.encode()

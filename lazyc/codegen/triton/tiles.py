@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from lazyc.codegen.triton.code import VECTOR_BYTES, Code
 from lazyc.codegen.triton.pointwise import TYPES
@@ -19,6 +20,22 @@ LEAST = 16  # rows, columns and depth that a tile of the tensor cores has
 # least so many rows.
 EXACT_ROWS = 64
 _HALVES = (DType.F16, DType.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Sizes of tiles, and the warps and stages of the pipeline that load them. ``depth``: along the loop, which
+    is that of the keys in attention."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        sizes = f"{self.rows}x{self.columns}x{self.depth}"
+        return f"{sizes}, {self.warps} warps, {self.stages} stages"
 
 
 def tile_size(axes: Sequence[Axis], largest: int, unknown: int | None = None) -> int:

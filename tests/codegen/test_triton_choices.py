@@ -1,0 +1,162 @@
+"""Tiles and blocks that a kernel may have: what they are, how they are ranked, and that each is right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import sympy
+import torch
+
+from lazyc.codegen.base import LaunchRef
+from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.triton import choices as C
+from lazyc.codegen.triton.attention import Attention
+from lazyc.codegen.triton.blocks import Blocks
+from lazyc.codegen.triton.contraction import Contraction
+from lazyc.codegen.triton.cost_model import Work, seconds
+from lazyc.codegen.triton.cuda import CudaGenerator
+from lazyc.codegen.triton.kernel import alternatives, generate, kernel_for
+from lazyc.codegen.triton.tiles import EXACT_ROWS, Tiles
+from lazyc.ir.loops import LoopNest
+from lazyc.ir.nest_interp import run_nest
+from lazyc.ir.types import DType
+from tests.codegen.attention_graphs import Sizes, attention_nests, causal
+from tests.codegen.harness import OnGpu, TritonInterpreted, gpu, pointwise
+from tests.codegen.test_reductions import reduce_nest, softmax_nest
+from tests.codegen.test_triton_compile import convolution
+from tests.codegen.test_triton_contraction import product
+
+F32, BF16 = DType.F32, DType.BF16
+TARGETS = [gpu_target(f"sm_{arch}") for arch in (80, 90, 100)]
+ROWS = sympy.Symbol("n0", integer=True, positive=True)
+NESTS: dict[str, LoopNest] = {
+    "product of f32": product(70, 130, 45, F32),
+    "product of bf16": product(150, 70, 90, BF16, epilogue=True),
+    "product of f32 and bf16": product(40, 70, 50, F32, second=BF16),
+    "product of any rows": product(ROWS, 40, 50, BF16),
+    "attention": attention_nests(Sizes(140, 140), BF16, causal)[0],
+    "gradient of keys": attention_nests(Sizes(70, 70), BF16, causal, backward=True)[1],
+    "softmax": softmax_nest(6, 700, "inner"),
+    "long rows": reduce_nest("sum", F32, 3, 9000, True, "inner"),
+    "columns": reduce_nest("argmax", F32, 70, 90, False, "outer"),
+    "pointwise": pointwise("add", [torch.float32] * 2, torch.float32, 3000),
+}
+
+
+@pytest.mark.parametrize("name", NESTS)
+def test_every_choice_computes_the_same(name: str, triton_target: str) -> None:
+    nest = NESTS[name]
+    known = dict.fromkeys(nest.symbols, 33)
+    torch.manual_seed(0)
+    given = []
+    for param in nest.buffers:
+        count = param.numel if isinstance(param.numel, int) else int(param.numel.subs(known))
+        data = torch.randn(count) / 2 if param.role == "in" else torch.full((count,), 7.0)
+        given.append(data.to(param.dtype.torch))
+    wanted = [x.clone() for x in given]
+    assert run_nest(nest, wanted, known) == 0
+    near = 2e-2 if BF16 in {p.dtype for p in nest.buffers} else 1e-4
+    on_gpu = triton_target == "cuda"
+    target = gpu()[1] if on_gpu else TARGETS[1]
+    codes = [generate(nest, "k"), *alternatives(nest, "k", target)]
+    assert len({code.choice for code in codes}) == len(codes) >= 3
+    for code in codes:
+        memory = [x.clone() for x in given]
+        kernel = (OnGpu if on_gpu else TritonInterpreted)(nest, "", code)
+        assert kernel(*memory, sizes=tuple(known.values())) == 0
+        for got, want in zip(memory, wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=near, atol=near, msg=code.choice)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_the_default_is_that_of_the_rules(target: object) -> None:
+    """The model is rough: it does not overrule what is checked by machine code."""
+    nests = [product(*s, d) for s in ((64, 4096, 4096), (4096,) * 3) for d in (F32, BF16)]
+    nests += [convolution(64, 64, 3), softmax_nest(8192, 1024, "inner")]
+    nests += [n for w in (64, 128) for n in attention_nests(Sizes(2048, 2048, w), BF16, causal)]
+    for nest in nests:
+        assert isinstance(target, type(TARGETS[0]))
+        code = kernel_for(nest, "k", target)
+        assert (code.text, code.choice) == ((first := generate(nest, "k")).text, first.choice)
+        assert isinstance(code.ref, LaunchRef)
+        assert code.ref.alternatives == len(alternatives(nest, "k", target)) > 0
+        assert [c.ref.symbol for c in alternatives(nest, "k", target)][:2] == ["k_1", "k_2"]
+
+
+def test_a_clear_word_of_the_model_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    nest, target = product(4096, 4096, 4096, BF16), gpu_target("sm_90")
+    rule = C.rule_of(C.form_of(nest))
+    assert C.choices(C.form_of(nest), target)[0] == rule
+    monkeypatch.setattr(C, "_CLEARLY", 1.1)
+    first, second, *others = C.choices(C.form_of(nest), target)
+    assert first != rule == second and rule not in others and first not in others
+
+
+def test_single_precision_keeps_to_tiles_that_are_exact() -> None:
+    """For sm_100 Triton would multiply larger ones of widened factors by TF32 (EXACT_ROWS)."""
+    nest = product(512, 512, 512, F32, second=BF16)
+    for target in TARGETS:
+        found = C.choices(C.form_of(nest), target)
+        assert len(found) > 2 and all(isinstance(t, Tiles) and t.rows < EXACT_ROWS for t in found)
+    for nest in attention_nests(Sizes(2048, 2048, 64), F32, causal):
+        found = C.choices(C.form_of(nest), TARGETS[2])
+        assert len(found) > 2 and all(isinstance(t, Tiles) and t.rows < EXACT_ROWS for t in found)
+
+
+def test_forms() -> None:
+    assert isinstance(C.form_of(NESTS["attention"]), Attention)
+    assert isinstance(C.form_of(NESTS["product of bf16"]), Contraction)
+    found = C.choices(C.form_of(NESTS["softmax"]), TARGETS[0])
+    assert all(isinstance(b, Blocks) for b in found)
+
+
+WORK = Work(
+    programs=132,
+    warps=8,
+    flops=1e6,
+    flops_per_second=TARGETS[1].product_costs.half_flops,
+    nbytes=1e4,
+    load_bytes=16,
+    waits=1,
+    shared_bytes=100 << 10,
+    registers=128,
+    memory_bytes=1e5,
+)
+
+
+def time_of(**changes: float) -> float:
+    found = seconds(replace(WORK, **changes), TARGETS[1])  # type: ignore[arg-type]  # ints are floats
+    assert found is not None
+    return found
+
+
+def test_the_model_counts_waves_and_what_a_wave_is_bound_by() -> None:
+    base = time_of(flops=1e9)
+    assert time_of(flops=1e9, programs=133) > 1.5 * base  # one more wave
+    assert time_of(flops=2e9) > 1.9 * base
+    # So many loads take longer than what they bring takes from the cache.
+    assert time_of(nbytes=1e8, load_bytes=1) > 1.2 * time_of(nbytes=1e8)
+    assert time_of(waits=100) > 10 * time_of()
+    # Two blocks hide each other's waits, if they fit.
+    assert time_of(programs=264, waits=100) < 1.1 * time_of(waits=100)
+    assert time_of(programs=264, waits=100, shared_bytes=200 << 10) > 1.9 * time_of(waits=100)
+    assert time_of(memory_bytes=1e9) >= 1e9 / TARGETS[1].product_costs.bytes_per_second
+
+
+@pytest.mark.parametrize("changes", [{"shared_bytes": 228 << 10}, {"registers": 256}], ids=str)
+def test_what_does_not_fit_has_no_time(changes: dict[str, int]) -> None:
+    assert seconds(replace(WORK, **changes), TARGETS[1]) is None
+
+
+def test_code_that_spills_is_no_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = CudaGenerator(gpu_target("sm_90"))
+    codes = generator.alternatives(pointwise("add", [torch.float32] * 2, torch.float32, 4096), "k")
+    assert generator.compile_alternative(codes[0]) is not None
+    from lazyc.codegen.triton import cuda
+
+    made = cuda.compile_kernel(codes[0], gpu_target("sm_90"))
+    for changes in ({"local_bytes": 8}, {"scratch_bytes": 8}, {"shared_bytes": 1 << 20}):
+        worse = replace(made, **changes)
+        monkeypatch.setattr(cuda, "compile_kernel", lambda code, target, worse=worse: worse)
+        assert generator.compile_alternative(codes[0]) is None
