@@ -215,7 +215,7 @@ def philox(seed, counter, word: tl.constexpr):
     c3 = c0 * 0
     k0 = (seed + counter * 0).to(tl.uint64).to(tl.uint32)
     k1 = ((seed + counter * 0).to(tl.uint64) >> 32).to(tl.uint32)
-    for _ in range(10):
+    for _ in tl.static_range(10):
         low0 = c0.to(tl.uint64) * 0xD2511F53
         low1 = c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (low1 >> 32).to(tl.uint32) ^ c1 ^ k0
