@@ -21,7 +21,8 @@ Hide = Callable[[Make, Node, Node], Node]  # from positions of queries and keys:
 
 @dataclass(frozen=True)
 class Sizes:
-    """``groups`` query heads share a head of keys. ``drop``: the chance that a weight is dropped."""
+    """``groups`` query heads share a head of keys. ``drop``: the chance that a weight is dropped,
+    by random numbers from ``counter`` on."""
 
     queries: int = 40
     keys: int = 40
@@ -29,6 +30,7 @@ class Sizes:
     heads: int = 2
     groups: int = 1
     drop: float = 0.0
+    counter: int = 0
 
 
 def causal(m: Make, i: Node, j: Node) -> Node:
@@ -79,7 +81,7 @@ def _drop(m: Make, x: Node, s: Sizes) -> Node:
     """x without what is dropped, by the first input of the graph, a seed."""
     if not s.drop:
         return x
-    attrs = A.RandomAttrs("uniform", x.shape, F32, 0)
+    attrs = A.RandomAttrs("uniform", x.shape, F32, s.counter)
     draw = m.emit("random", m.graph.inputs[0], attrs=attrs)
     return m.mul(m.mul(x, m.cast(m.compare("ge", draw, s.drop), F32)), 1 / (1 - s.drop))
 

@@ -267,9 +267,11 @@ class Tiles:
 
 def choose_tiles(attention: Attention, is_half: bool, float32: Float32Products = "ieee") -> Tiles:
     """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
-    sum. In exact single precision tiles have fewer rows than EXACT_ROWS."""
+    sum. In exact single precision tiles have fewer rows than EXACT_ROWS. Random numbers take registers of their
+    own: ten keys, and four words for each score that is drawn for at once."""
     columns = tile_size(attention.columns, _WIDEST) if attention.columns else 1
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
+    many = 32 if any(isinstance(i, L.Random) for i in attention.loop.body) else 64
     widest = max([columns, *(tile_size(d.axes, _WIDEST) for d in dots)])
     if not is_half and float32 == "tf32":
         most = 64 if widest <= 64 else 32 if widest <= 128 or attention.online is not None else 16
@@ -280,13 +282,17 @@ def choose_tiles(attention: Attention, is_half: bool, float32: Float32Products =
         rows, keys, warps, stages = (
             (128, 64, 8, 3)
             if widest <= 64
-            else (128, 64, 8, 2)
+            else (128, many, 8, 2)
             if widest <= 128
             else (64, 32, 8, 2)
         )
     else:
         rows, keys, warps, stages = (
-            (64, 64, 4, 2) if widest <= 64 else (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
+            (64, many, 4, 2)
+            if widest <= 64
+            else (64, 32, 8, 2)
+            if widest <= 128
+            else (32, 32, 8, 1)
         )
     rows, keys = (
         min(most, tile_size(axes, most))
