@@ -53,23 +53,27 @@ SEED = torch.ops.lazyc.dropout_seed.default
 MASK = torch.ops.lazyc.dropout_mask.default
 
 
+def kept_seed(before: Node, like: torch.Tensor) -> Node:
+    """Adds a seed before a node of a joint graph, on the device of ``like``, and has it saved."""
+    graph = before.graph
+    number = len(graph.find_nodes(op="call_function", target=SEED))
+    with graph.inserting_before(before):
+        seed = graph.call_function(SEED, (like.device, number))
+    value = like.new_empty((), dtype=torch.int64)
+    seed.meta = {**before.meta, "val": value, "recompute": CheckpointPolicy.MUST_SAVE}
+    return seed
+
+
 def dropped_mask(before: Node, like: Node, p: float) -> Node:
     """Adds the mask of a dropout of ``like`` before a node of a joint graph; both directions will make it."""
     graph, value = before.graph, like.meta["val"]
-
-    def add(target: Any, args: tuple[Any, ...], result: torch.Tensor, policy: Any) -> Node:
-        node = graph.call_function(target, args)
-        node.meta = {**before.meta, "val": result, "recompute": policy}
-        return node
-
-    mask = value.new_empty(value.shape, dtype=torch.bool)
+    target: Any = torch.ops.aten.zeros_like.default
+    args: tuple[Any, ...] = (like,)
+    options: dict[str, Any] = {"dtype": torch.bool}
+    if p < 1:  # else nothing is drawn, as without gradients
+        target, args, options = MASK, (kept_seed(before, value), like, p), {}
     with graph.inserting_before(before):
-        if p >= 1:  # nothing is drawn, as without gradients
-            nothing = torch.ops.aten.zeros_like.default
-            node = add(nothing, (like,), mask, CheckpointPolicy.MUST_RECOMPUTE)
-            node.kwargs = {"dtype": torch.bool}
-            return node
-        number = len(graph.find_nodes(op="call_function", target=SEED))
-        kept = value.new_empty((), dtype=torch.int64)
-        seed = add(SEED, (value.device, number), kept, CheckpointPolicy.MUST_SAVE)
-        return add(MASK, (seed, like, p), mask, CheckpointPolicy.MUST_RECOMPUTE)
+        mask = graph.call_function(target, args, options)
+    made = value.new_empty(value.shape, dtype=torch.bool)
+    mask.meta = {**before.meta, "val": made, "recompute": CheckpointPolicy.MUST_RECOMPUTE}
+    return mask

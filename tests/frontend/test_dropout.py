@@ -117,3 +117,47 @@ def test_sizes_that_change() -> None:
         torch.testing.assert_close(of_values, out.detach().transpose(-1, -2))
     assert not [shape for shape, dtype in directions.saved if dtype is torch.bool]
     assert directions.saved.count(((), torch.int64)) == 1
+
+
+# --- CUDA's operators -------------------------------------------------------------------------------
+
+ATEN = torch.ops.aten
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ATEN._scaled_dot_product_flash_attention(q, k, v, 0.4, True)[0]
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bias = torch.zeros(LENGTH, LENGTH)
+    bias[3] = -torch.inf
+    wide = bias.expand(2, 4, -1, -1)
+    return ATEN._scaled_dot_product_efficient_attention(q, k, v, wide, True, 0.4, scale=0.3)[0]
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ATEN._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.4, True)[0]
+
+
+@pytest.mark.parametrize("function", [flash, efficient, cudnn])
+def test_directions_of_cudas_operators_agree(function: Callable[..., Tensor]) -> None:
+    """Whatever runs in eager, results, gradients and what lies where in memory are the same."""
+    found = []
+    for eager in itertools.product([True, False], repeat=2):
+        torch._dynamo.reset()
+        directions = Directions(*eager)
+        torch.manual_seed(1)
+        shared = 2 if function is flash else 1
+        shapes = [(2, LENGTH, heads, 8) for heads in (4, 4 // shared, 4 // shared)]
+        leaves = [torch.randn(s).transpose(1, 2).requires_grad_() for s in shapes]
+        torch.manual_seed(2)
+        out = torch.compile(function, backend=directions.backend)(*leaves)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+        assert directions.saved.count(((), torch.int64)) == 1
+        assert not [s for s, _ in directions.saved if s[-2:] == (LENGTH, LENGTH) and len(s) > 2]
+    # Seeds are drawn in another way where the forward pass runs in eager.
+    for first, second in (found[:2], found[2:]):
+        for a, b in zip(first, second, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            assert a.stride() == b.stride()
+    assert [x.stride() for x in found[0]] == [x.stride() for x in found[2]]

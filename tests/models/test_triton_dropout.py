@@ -7,7 +7,7 @@ weights. With that mask, eager in double precision says what the gradients are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from lazyc.ir.loops import Dot
 from lazyc.ir.program import EagerStep, GemmStep, KernelStep, Program
 
 Tensor = torch.Tensor
+ATEN = torch.ops.aten
 Drop = Callable[[Tensor], Tensor]
 Model = Callable[[Drop, Tensor, Tensor, Tensor], Tensor]
 OPTIONS: dict[str, Any] = {"target": "triton-interpret"}
@@ -58,8 +59,20 @@ def tensors(
     return [torch.randn(batch, 2, n, 16).to(dtype) for n in (q, k, k)]
 
 
-def units(v: Tensor) -> Tensor:
-    return torch.eye(v.shape[2], dtype=v.dtype).expand(*v.shape[:2], -1, -1).contiguous()
+def weights(
+    function: Callable[..., Tensor], args: list[Tensor], seed: int = SEED, grad: bool = True
+) -> Tensor:
+    """The weights that a function has left, of runs with this seed: results where some of the values are a unit
+    matrix and the others zeros."""
+    q, k, v = args
+    found = []
+    for start in range(0, v.shape[2], v.shape[3]):
+        value = torch.eye(v.shape[2], dtype=v.dtype)[:, start : start + v.shape[3]]
+        value = F.pad(value, (0, v.shape[3] - value.shape[1])).expand(v.shape).contiguous()
+        torch.manual_seed(seed)
+        with torch.set_grad_enabled(grad):
+            found.append(function(q.detach().requires_grad_(grad), k, value).detach())
+    return torch.cat(found, -1)[..., : v.shape[2]]
 
 
 def run(function: Callable[..., Tensor], args: list[Tensor]) -> list[Tensor]:
@@ -83,9 +96,11 @@ def programs() -> Iterator[list[Program]]:
     assert not lazyc.metrics.snapshot()["fallbacks"]
 
 
-def kernels_with_scores(made: list[Program]) -> list[int]:
+def kernels_with_scores(
+    made: list[Program], constants: Sequence[tuple[int, ...]] = ()
+) -> list[int]:
     """How many kernels of each program compute scores, in order. No program has a tensor with a number for
-    each query and key: computed, returned or given."""
+    each query and key: computed, returned or given, but for ``constants`` of the model."""
     counts: list[int] = []
     for program in made:
         assert not [s for s in program.steps if isinstance(s, GemmStep | EagerStep)]
@@ -93,23 +108,27 @@ def kernels_with_scores(made: list[Program]) -> list[int]:
         counts.append(sum(any(isinstance(i, Dot) for s in n.stages for i in s.body) for n in nests))
         for buffer in program.buffers:
             held = [any(isinstance(d, int) and d % n == 0 for d in buffer.shape) for n in (Q, K)]
-            assert not all(held), (buffer.kind, buffer.shape)
+            assert not all(held) or buffer.shape in constants, (buffer.kind, buffer.shape)
     return sorted(counts)
 
 
 def check(
-    model: Callable[..., Tensor], reference: Model, args: list[Tensor], p: float = P
-) -> list[Tensor]:
+    model: Callable[..., Tensor],
+    reference: Model,
+    args: list[Tensor],
+    kernels: Sequence[int] = (1, 3),
+    constants: Sequence[tuple[int, ...]] = (),
+) -> None:
     """``model`` is ``reference`` with dropout: its result and gradients are those with the mask that it drew,
-    as near to double precision as eager's. Returns them."""
+    as near to double precision as eager's. ``kernels`` and ``constants`` as in ``kernels_with_scores``."""
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
-    mask = run(compiled, [*args[:2], units(args[2])])[0] != 0
+    mask = weights(compiled, args) != 0
     with programs() as made:
         got = run(torch.compile(model, backend="lazyc", options=OPTIONS), args)
-    assert kernels_with_scores(made) == [1, 3]
+    assert kernels_with_scores(made, constants) == list(kernels)
 
     def masked(weights: Tensor) -> Tensor:
-        return weights * mask.view(weights.shape) * (1 / (1 - p))
+        return weights * mask.view(weights.shape) * (1 / (1 - P))
 
     def with_mask(*args: Tensor) -> Tensor:
         return reference(masked, *args)
@@ -122,7 +141,6 @@ def check(
         error, limit = ((x.double() - exact).abs().max() for x in (mine, theirs))
         rounding = 2 * torch.finfo(mine.dtype).eps * float(exact.abs().max())
         assert error <= factor * max(float(limit), rounding), (error, limit)
-    return got
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -146,6 +164,75 @@ def test_trained_by_torch(causal: bool) -> None:
         return drop(F.softmax(scores, -1)) @ v
 
     check(model, reference, tensors())
+
+
+# --- CUDA's operators, by name ----------------------------------------------------------------------
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ATEN._scaled_dot_product_flash_attention(q, k, v, P, True)[0]
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    train = torch.is_grad_enabled()
+    return ATEN._scaled_dot_product_efficient_attention(q, k, v, None, train, P, True)[0]
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    train = torch.is_grad_enabled()
+    return ATEN._scaled_dot_product_cudnn_attention(q, k, v, None, train, P, True)[0]
+
+
+OPERATORS: list[Callable[..., Tensor]] = [flash, efficient, cudnn]
+
+
+def causal(drop: Drop, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * 0.25
+    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+    return drop(F.softmax(scores.masked_fill(hidden, -math.inf), -1)) @ v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_are_trained(operator: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    check(operator, causal, tensors(dtype, k=Q), kernels=[1, 2])
+
+
+def test_operators_with_shared_heads() -> None:
+    q, k, v = tensors(k=Q)
+    check(flash, causal, [q, k[:, :1], v[:, :1]], kernels=[1, 2])
+
+
+@pytest.mark.parametrize("operator", [efficient, cudnn])
+def test_operators_with_a_mask(operator: Callable[..., Tensor]) -> None:
+    """One row sees no key."""
+    bias = torch.zeros(Q, K).masked_fill(torch.rand(Q, K) < 0.4, -math.inf)
+    bias[3] = -math.inf
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        name = f"_scaled_dot_product_{operator.__name__}_attention"
+        wide = bias.expand(2, 2, Q, K)
+        return getattr(ATEN, name)(q, k, v, wide, True, P, False, scale=0.3)[0]
+
+    def reference(drop: Drop, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) * 0.3 + bias.to(q.dtype)
+        return drop(torch.ops.aten._safe_softmax(scores, -1)) @ v
+
+    check(model, reference, tensors(), kernels=[1, 2], constants=((Q, K),))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_without_gradients(operator: Callable[..., Tensor]) -> None:
+    """The same numbers drop the same weights."""
+    compiled = torch.compile(operator, backend="lazyc", options=OPTIONS)
+    args = tensors(k=Q)
+    with programs():
+        found = [weights(compiled, args, grad=grad) for grad in (True, False)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+# --- rows, sizes, seeds -----------------------------------------------------------------------------
 
 
 def test_rows_without_keys() -> None:
@@ -188,23 +275,14 @@ def test_a_batch_that_changes(options: dict[str, Any]) -> None:
             torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
 
 
-def weights(model: Callable[..., Tensor], seed: int, grad: bool = True) -> Tensor:
-    """The weights that ``model`` has left, of a run with this seed."""
-    q, k, v = tensors()
-    torch.manual_seed(seed)
-    return model(q.requires_grad_(grad), k, units(v)).detach()
-
-
 def dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return plain(lambda w: F.dropout(w, P), q, k, v)
 
 
 def test_seeds() -> None:
     compiled = torch.compile(dropped, backend="lazyc", options=OPTIONS)
-    first, second = weights(compiled, 1), weights(compiled, 2)
-    assert torch.equal(first, weights(compiled, 1))
-    q, k, v = tensors()
-    assert not torch.equal(first, compiled(q, k, units(v)))
+    first, second, again = (weights(compiled, tensors(), seed=n) for n in (1, 2, 1))
+    assert torch.equal(first, again)
     agree = ((first != 0) == (second != 0)).double().mean().item()
     assert abs(agree - (P * P + (1 - P) ** 2)) < 0.03
     for found in (first, second):
@@ -212,13 +290,19 @@ def test_seeds() -> None:
         assert abs(kept - (1 - P)) < 5 * math.sqrt(P * (1 - P) / found.numel())
         heads = [found[b, h] != 0 for b in range(2) for h in range(2)]
         assert not any(torch.equal(a, b) for k, a in enumerate(heads) for b in heads[:k])
+    args = tensors()
+    calls = [compiled(*args) for _ in range(2)]
+    assert not torch.equal(*calls)
 
 
 def test_one_mask_whatever_is_compiled() -> None:
     """With gradients or without, stored or not: a checkpoint may run a part in one way first and in another
     way then."""
     found = [
-        weights(torch.compile(dropped, backend="lazyc", options={**OPTIONS, "attention": mode}), 1, grad)
+        weights(
+            torch.compile(dropped, backend="lazyc", options={**OPTIONS, "attention": mode}),
+            tensors(), grad=grad,
+        )
         for mode in ("flash", "stored")
         for grad in (True, False)
     ]  # fmt: skip
@@ -227,14 +311,16 @@ def test_one_mask_whatever_is_compiled() -> None:
 
 
 def test_layers_draw_numbers_of_their_own_with_the_same_kernels() -> None:
+    """The first is given other queries because kernels of two attentions with the same scores would be one."""
+
     def model(q: Tensor, other: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return dropped(q, k, v), dropped(other, k, v)
 
     with programs() as made:
-        compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
+        compiled: Any = torch.compile(model, backend="lazyc", options=OPTIONS)
         q, k, v = tensors()
-        first, second = compiled(q.requires_grad_(), q.clone(), k, units(v))
-    assert not torch.equal(first != 0, second != 0)
+        first, second = compiled(q.requires_grad_(), q.detach().clone().requires_grad_(), k, v)
+    assert not torch.allclose(first, second)
     (program,) = made
     used = [s.nest for s in program.steps if isinstance(s, KernelStep)]
     assert len(used) == 3 and used[1] == used[2]  # the seeds of both, then each attention

@@ -278,22 +278,14 @@ def choose_tiles(attention: Attention, is_half: bool, float32: Float32Products =
         rows, keys, warps, stages = most, min(most, 32), 8, 1
     elif not is_half:
         rows, keys, warps, stages = (32, 32, 8, 1) if widest <= 64 else (16, 16, 8, 1)
+    elif attention.online is not None and widest <= 64:
+        rows, keys, warps, stages = 128, 64, 8, 3
     elif attention.online is not None:
-        rows, keys, warps, stages = (
-            (128, 64, 8, 3)
-            if widest <= 64
-            else (128, many, 8, 2)
-            if widest <= 128
-            else (64, 32, 8, 2)
-        )
+        rows, keys, warps, stages = (128, many, 8, 2) if widest <= 128 else (64, 32, 8, 2)
+    elif widest <= 64:
+        rows, keys, warps, stages = 64, many, 4, 2
     else:
-        rows, keys, warps, stages = (
-            (64, many, 4, 2)
-            if widest <= 64
-            else (64, 32, 8, 2)
-            if widest <= 128
-            else (32, 32, 8, 1)
-        )
+        rows, keys, warps, stages = (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
     rows, keys = (
         min(most, tile_size(axes, most))
         for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
