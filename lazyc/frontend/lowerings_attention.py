@@ -2,8 +2,8 @@
 
 ``F.scaled_dot_product_attention`` becomes one of four operators, by device and what the GPU's libraries have:
 one for CPUs, and on GPUs those of FlashAttention, of CUTLASS (memory-efficient attention) and of cuDNN. They differ in
-the form of the logsumexp, and in what else they return. Seeds of their dropout are left out of the results; with
-dropout, attention is the library's.
+the form of the logsumexp, and in what else they return. Seeds of their dropout are left out of the
+results; dropout that is trained is another operator's (``dropout_attention.py``).
 
 ATen's flash kernel for the CPU never stores the scores. Here they are values of the Graph, which lets the
 mask, the scale and the softmax fuse; where they are many, a block of rows at a time is computed and used

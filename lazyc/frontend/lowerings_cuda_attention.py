@@ -2,7 +2,8 @@
 
 They are one computation (``lowerings_attention.py``). What differs, besides arguments: the logsumexp is (B, H, Sq), with
 rows filled up to a multiple of 32 for CUTLASS, and (B, H, Sq, 1) for cuDNN. Seeds of dropout are results that are left
-out here: without dropout nothing reads them (``partition.py``).
+out here: without dropout nothing reads them (``partition.py``), and with dropout that is trained these operators are
+replaced (``dropout_attention.py``).
 """
 
 from __future__ import annotations
