@@ -206,7 +206,7 @@ def _replace(node: Node, backward: Node) -> None:
     with graph.inserting_before(node):
         order = _order(node.meta["val"][0])
         made = add(node, ops.attention.default, q, k, v, bias, seed, p, is_causal, scale, order)
-        made.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+        made.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)  # unless in a checkpoint
         out, rows = (add(node, operator.getitem, made, n) for n in range(2))
     grad = backward.args[0]
     orders = [d for x in backward.meta["val"][:3] for d in _order(x) or ()]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import lazyc
 from lazyc.backend import executables
@@ -324,6 +325,28 @@ def test_layers_draw_numbers_of_their_own_with_the_same_kernels() -> None:
     (program,) = made
     used = [s.nest for s in program.steps if isinstance(s, KernelStep)]
     assert len(used) == 3 and used[1] == used[2]  # the seeds of both, then each attention
+
+
+@pytest.mark.parametrize("model", [dropped, flash, efficient])
+def test_checkpoints(model: Callable[..., Tensor]) -> None:
+    """What a checkpoint computes again drops the same: only the seed is not drawn again."""
+
+    def checkpointed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found = checkpoint(model, q, k, v, use_reentrant=False)
+        assert isinstance(found, Tensor)
+        return found.sin()
+
+    def plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return model(q, k, v).sin()
+
+    args = tensors(k=Q)
+    with programs():
+        results = [
+            run(torch.compile(function, backend="lazyc", options=OPTIONS), args)
+            for function in (checkpointed, plainly)
+        ]
+    for mine, exact in zip(*results, strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_kept() -> None:
