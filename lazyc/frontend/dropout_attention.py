@@ -137,7 +137,7 @@ def draw_for_attention(joint: GraphModule) -> int:
     return found
 
 
-def named(node: Node) -> dict[str, Any]:
+def _named(node: Node) -> dict[str, Any]:
     """The arguments of a call by their names in the schema, those left out as their defaults."""
     assert isinstance(node.target, torch._ops.OpOverload)
     arguments = node.target._schema.arguments
@@ -157,7 +157,7 @@ def _backward_of(node: Node) -> Node | None:
 
 def _is_taken(node: Node, backward: Node) -> bool:
     """Whether lowerings take both, and their results lie in memory in some order of their dims."""
-    given = named(node)
+    given = _named(node)
     q, k, v = (given[n].meta["val"] for n in ("query", "key", "value"))
     known = [*(x.shape[3] for x in (q, v)), *(x.shape[1] for x in (q, k))]
     if not 0 < given["dropout_p"] < 1 or not all(isinstance(n, int) for n in known):
@@ -168,7 +168,7 @@ def _is_taken(node: Node, backward: Node) -> bool:
         return False
     if given["is_causal"] and node.target is not _ANY_LENGTHS and q.shape[2] != k.shape[2]:
         return False
-    wanted = named(backward).get("grad_input_mask", [True] * 3 + [False])
+    wanted = _named(backward).get("grad_input_mask", [True] * 3 + [False])
     if given.get("attn_bias") is not None and wanted[3]:
         return False
     results = [node.meta["val"][0], *backward.meta["val"][:3]]
@@ -190,7 +190,7 @@ def _order(value: Tensor) -> list[int] | None:
 
 
 def _replace(node: Node, backward: Node) -> None:
-    graph, given = node.graph, named(node)
+    graph, given = node.graph, _named(node)
     q, k, v, bias = (given.get(n) for n in ("query", "key", "value", "attn_bias"))
     p, is_causal, scale = given["dropout_p"], given["is_causal"], given["scale"]
 
