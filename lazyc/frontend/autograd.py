@@ -148,7 +148,9 @@ class AotBackend:
                 inference_compiler=_checked(
                     count, lambda gm, same_arguments: inference(marks if same_arguments else {}, gm)
                 ),
-                partition_fn=partial(partition, recompute=self.recompute),
+                partition_fn=partial(
+                    partition, recompute=self.recompute, has_products=self.has_products
+                ),
                 decompositions=decomposition_table(),
                 keep_inference_input_mutations=True,
             )

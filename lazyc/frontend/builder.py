@@ -139,6 +139,13 @@ class Builder:
         self._random_offset = self._random_offset + node.tensor.numel
         return node
 
+    def random_from(
+        self, seed: Node, kind: str, shape: Shape, dtype: DType, device: str = "cpu"
+    ) -> Node:
+        """The random numbers of a seed (i64[]) that nothing else draws from."""
+        attrs = A.RandomAttrs(kind, shape, dtype, 0, device)  # type: ignore[arg-type]
+        return self.emit("random", seed, attrs=attrs)
+
     @property
     def result(self) -> TensorType:
         """The type of the current call's (first) result."""

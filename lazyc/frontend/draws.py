@@ -46,6 +46,13 @@ def normal_draw(b: Builder, shape: Shape, dtype: DType, device: str) -> Node:
     return b.random("normal", shape, dtype.compute, device)
 
 
+def own_seed(b: Builder, device: str) -> Node:
+    """A seed (i64[]) for numbers that are drawn more than once, or by kernels that are to be equal: 64 of the
+    run's random bits."""
+    high, low = (b.random("bits", (), DType.I64, device) for _ in range(2))
+    return b.pointwise("or", b.pointwise("shl", high, 32), low)
+
+
 def check_random(layout: torch.layout | None, generator: object = None) -> None:
     if layout not in (None, torch.strided):
         raise NotLowered(f"random numbers of layout {layout}")

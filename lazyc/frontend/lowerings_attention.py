@@ -2,8 +2,8 @@
 
 ``F.scaled_dot_product_attention`` becomes one of four operators, by device and what the GPU's libraries have:
 one for CPUs, and on GPUs those of FlashAttention, of CUTLASS (memory-efficient attention) and of cuDNN. They differ in
-the form of the logsumexp, and in what else they return. Seeds of their dropout are left out of the results; with
-dropout, attention is the library's.
+the form of the logsumexp, and in what else they return. Seeds of their dropout are left out of the
+results; dropout that is trained is another operator's (``dropout_attention.py``).
 
 ATen's flash kernel for the CPU never stores the scores. Here they are values of the Graph, which lets the
 mask, the scale and the softmax fuse; where they are many, a block of rows at a time is computed and used
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
+from lazyc.frontend.lowerings_distributions import dropout_mask
 from lazyc.ir.graph import Node
 from lazyc.ir.types import Dim
 
@@ -92,6 +93,14 @@ def _scale(width: Dim, scale: float | None) -> float:
     return 1.0 / math.sqrt(width) if width else 1.0
 
 
+def _dropped(b: Builder, x: Node, p: float, seed: Node | None) -> Node:
+    """Weights, or their gradients, with dropout where there is a seed."""
+    if seed is None:
+        return x
+    mask = dropout_mask(b, seed, x, p)
+    return b.mul(b.mul(x, b.cast(mask, x.dtype)), 1 / (1 - p))
+
+
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
 def attention(
     b: Builder,
@@ -103,12 +112,13 @@ def attention(
     *,
     attn_mask: Node | None = None,
     scale: float | None = None,
+    seed: Node | None = None,
 ) -> tuple[Node, Node]:
-    """The result (B, H, Sq, D) and the logsumexp of each row of scores (B, H, Sq).
+    """The result (B, H, Sq, D) and the logsumexp of each row of scores (B, H, Sq). ``seed``: of dropout.
 
     A row whose keys are all masked gives zeros and a logsumexp of 0, as the library's kernel does.
     """
-    _check(b, q, k, v, dropout_p, is_causal)
+    _check(b, q, k, v, dropout_p if seed is None else 0.0, is_causal)
     scores = _scores(b, q, k, is_causal, attn_mask, scale)
     top = b.reduce("max", scores, 3, keepdim=True)
     if attn_mask is not None:  # only a mask can hide every key of a row
@@ -119,7 +129,7 @@ def attention(
     else:
         weights = b.exp(b.sub(scores, top))
         total = b.reduce("sum", weights, 3, keepdim=True)
-    probabilities = b.cast(b.div(weights, total), q.dtype)
+    probabilities = b.cast(_dropped(b, b.div(weights, total), dropout_p, seed), q.dtype)
     out = _product(b, _group(b, probabilities, k.shape[1]), v)
     logsumexp = b.squeeze(b.add(top, b.log(total)), 3)
     return b.cast(b.reshape(out, (*q.shape[:3], v.shape[3])), q.dtype), logsumexp
@@ -157,22 +167,25 @@ def gradients(
     *,
     mask: Node | None,
     scale: float | None,
+    seed: Node | None = None,
 ) -> tuple[Node, Node, Node, Node]:
     """Those of q, k, v and the scores.
 
-    With P = softmax(S): dV = P.T dO; dS = P * (dO V.T - rowsum(dO * O)); dQ = dS K; dK = dS.T Q.
+    With P = softmax(S): dV = P.T dO; dS = P * (dO V.T - rowsum(dO * O)); dQ = dS K; dK = dS.T Q. With dropout by a
+    factor M: dV = (P * M).T dO; dS = P * (dO V.T * M - rowsum(dO * O)).
     """
     q, k, v = qkv
-    _check(b, q, k, v, dropout_p, is_causal)
+    _check(b, q, k, v, dropout_p if seed is None else 0.0, is_causal)
     kv_heads = k.shape[1]
     scores = _scores(b, q, k, is_causal, mask, scale)  # (B, H, Sq, Sk)
     p = b.exp(b.sub(scores, b.unsqueeze(b.cast(logsumexp, scores.dtype), 3)))
     grouped_grad = _group(b, grad, kv_heads)
     grad_p = b.reshape(_product(b, grouped_grad, b.transpose(v, -1, -2)), scores.shape)
+    grad_p = _dropped(b, grad_p, dropout_p, seed)
     delta = b.reduce("sum", b.mul(b.compute(grad), b.compute(out)), 3, keepdim=True)
     of_scores = b.mul(p, b.sub(grad_p, delta))
     grad_s = b.mul(of_scores, _scale(q.shape[3], scale))
-    p = _group(b, b.cast(p, q.dtype), kv_heads)
+    p = _group(b, b.cast(_dropped(b, p, dropout_p, seed), q.dtype), kv_heads)
     grad_s = _group(b, b.cast(grad_s, q.dtype), kv_heads)
     grad_q = b.reshape(_product(b, grad_s, k), q.shape)
     grad_k = _product(b, b.transpose(grad_s, -1, -2), _group(b, q, kv_heads))

@@ -2,7 +2,8 @@
 
 They are one computation (``lowerings_attention.py``). What differs, besides arguments: the logsumexp is (B, H, Sq), with
 rows filled up to a multiple of 32 for CUTLASS, and (B, H, Sq, 1) for cuDNN. Seeds of dropout are results that are left
-out here: without dropout nothing reads them (``partition.py``).
+out here: without dropout nothing reads them (``partition.py``), and with dropout that is trained these operators are
+replaced (``dropout_attention.py``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import sympy
 
+from lazyc.frontend.draws import own_seed
 from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.lowerings_attention import attention, gradients
 from lazyc.ir.graph import Node
@@ -31,6 +33,32 @@ def _check(q: Node, k: Node, v: Node, is_causal: bool = False) -> None:
         raise NotLowered("causal attention of unequal lengths: library attention")
 
 
+def _seed(b: Builder, q: Node, dropout_p: float) -> Node | None:
+    """The seed of a dropout without gradients. With them the library's is wanted, and these lowerings are not
+    (``dropout_attention.py`` has other operators for that)."""
+    if not 0 < dropout_p < 1 or not b.has_products:
+        return None
+    return own_seed(b, q.tensor.device)
+
+
+@lowers("lazyc.attention.default")
+def dropped_attention(
+    b: Builder, q: Node, k: Node, v: Node, bias: Node | None, seed: Node, p: float, is_causal: bool,
+    scale: float | None, order: Any,
+) -> tuple[Node, Node]:  # fmt: skip
+    return attention(b, q, k, v, p, is_causal, attn_mask=bias, scale=scale, seed=seed)
+
+
+@lowers("lazyc.attention_backward.default")
+def dropped_attention_backward(
+    b: Builder, grad: Node, q: Node, k: Node, v: Node, bias: Node | None, out: Node,
+    logsumexp: Node, seed: Node, p: float, is_causal: bool, scale: float | None, orders: Any,
+) -> tuple[Node, ...]:  # fmt: skip
+    return gradients(
+        b, grad, (q, k, v), out, logsumexp, p, is_causal, mask=bias, scale=scale, seed=seed
+    )[:3]
+
+
 @lowers("aten._scaled_dot_product_flash_attention.default")
 def flash_attention(
     b: Builder,
@@ -45,7 +73,10 @@ def flash_attention(
 ) -> tuple[Any, ...]:
     """Result, logsumexp (B, H, Sq), two Nones, lengths, then seeds and a mask for debugging."""
     _check(q, k, v, is_causal)
-    found = attention(b, q, k, v, dropout_p, is_causal, attn_mask=None, scale=scale)
+    seed = _seed(b, q, dropout_p)
+    found = attention(
+        b, q, k, v, dropout_p, is_causal, attn_mask=None, scale=scale, seed=seed
+    )  # fmt: skip
     return (*found, None, None, q.shape[2], k.shape[2], None, None, None)
 
 
@@ -90,7 +121,10 @@ def efficient_attention(
 ) -> tuple[Any, ...]:
     """Result, logsumexp (B, H, Sq filled up, or 0 where it is not wanted), then seeds."""
     _check(q, k, v)
-    out, rows = attention(b, q, k, v, dropout_p, is_causal, attn_mask=attn_bias, scale=scale)
+    seed = _seed(b, q, dropout_p)
+    out, rows = attention(
+        b, q, k, v, dropout_p, is_causal, attn_mask=attn_bias, scale=scale, seed=seed
+    )  # fmt: skip
     length = q.shape[2]
     if compute_log_sumexp:
         rows = b.pad(rows, (0, 0, 0), (0, 0, _filled(length) - length), 0.0)
@@ -151,7 +185,10 @@ def cudnn_attention(
 ) -> tuple[Any, ...]:
     """Result, logsumexp (B, H, Sq, 1), two Nones, lengths, then seeds and a mask for debugging."""
     _check(q, k, v, is_causal)
-    out, rows = attention(b, q, k, v, dropout_p, is_causal, attn_mask=attn_bias, scale=scale)
+    seed = _seed(b, q, dropout_p)
+    out, rows = attention(
+        b, q, k, v, dropout_p, is_causal, attn_mask=attn_bias, scale=scale, seed=seed
+    )  # fmt: skip
     lengths = q.shape[2], k.shape[2]
     return (out, b.unsqueeze(rows, 3), None, None, *lengths, None, None, None)
 

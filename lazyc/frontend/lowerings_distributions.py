@@ -13,6 +13,7 @@ from lazyc.frontend.draws import (
     float_type,
     normal_draw,
     open_uniform,
+    own_seed,
     uniform_draw,
     uniform_on_grid,
 )
@@ -63,8 +64,10 @@ def native_dropout(b: Builder, x: Node, p: float, train: bool | None) -> tuple[N
         return x, b.constant(True, DType.BOOL, x.shape, device)
     if _probability(p) == 1:
         return b.mul(x, 0), b.constant(False, DType.BOOL, x.shape, device)
-    draw = b.random("uniform", x.shape, DType.F32, device)
-    mask = b.compare("ge", draw, p)
+    if b.has_products:  # as in training, where a seed may be kept in place of its mask
+        mask = dropout_mask(b, own_seed(b, device), x, p)
+    else:
+        mask = b.compare("ge", b.random("uniform", x.shape, DType.F32, device), p)
     kept = b.mul(b.mul(b.compute(x), b.cast(mask, x.dtype.compute)), 1.0 / (1.0 - p))
     return b.cast(kept, x.dtype), mask
 
@@ -75,6 +78,17 @@ def native_dropout_backward(b: Builder, grad: Node, mask: Node, scale: float) ->
         raise NotLowered(f"dropout of {grad.dtype}")
     kept = b.mul(b.compute(grad), b.cast(mask, grad.dtype.compute))
     return b.cast(b.mul(kept, scale), grad.dtype)
+
+
+@lowers("lazyc.dropout_seed.default")
+def dropout_seed(b: Builder, device: torch.device, number: int) -> Node:
+    return own_seed(b, device_name(device))
+
+
+@lowers("lazyc.dropout_mask.default")
+def dropout_mask(b: Builder, seed: Node, like: Node, p: float) -> Node:
+    draw = b.random_from(seed, "uniform", like.shape, DType.F32, like.tensor.device)
+    return b.compare("ge", draw, _probability(p))
 
 
 # --- other distributions --------------------------------------------------------------------------

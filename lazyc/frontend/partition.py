@@ -1,7 +1,7 @@
 """How a joint graph is cut into forward and backward: by torch's min-cut partitioner, after changes of ours.
 
 CUDA's attention operators hand the seed of their dropout from forward to backward, as numbers that a Graph has no
-type for. Without dropout nothing reads it:
+type for. Without dropout nothing reads it (with dropout, see ``dropout_attention.py``):
 
     before   out, lse, ..., seed, offset = attention(q, k, v, 0.0)    attention_backward(..., seed, offset)
     after    out, lse, ... = attention(q, k, v, 0.0)                  attention_backward(..., zeros, zeros)
@@ -15,6 +15,7 @@ import torch
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule, Node
 
+from lazyc.frontend.dropout_attention import draw_for_attention
 from lazyc.frontend.recompute import partition_with_attention
 
 _ATEN = torch.ops.aten
@@ -26,9 +27,17 @@ _BACKWARD = frozenset({
 SEEDS = frozenset({"philox_seed", "philox_offset"})
 
 
-def partition(joint: GraphModule, inputs: Any, recompute: bool = False, **options: Any) -> Any:
+def partition(
+    joint: GraphModule,
+    inputs: Any,
+    recompute: bool = False,
+    has_products: bool = False,
+    **options: Any,
+) -> Any:
     """The forward and the backward graph. ``recompute``: hand-written attention is computed again in the
-    latter."""
+    latter. ``has_products`` as in ``import_graph``."""
+    if has_products:
+        draw_for_attention(joint)
     drop_seeds(joint)
     cut = partition_with_attention if recompute else min_cut_rematerialization_partition
     return cut(joint, inputs, **options)

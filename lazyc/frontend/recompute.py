@@ -1,8 +1,9 @@
 """Attention written by hand keeps two numbers for each query between forward and backward, not its weights.
 
-    before   p = _softmax(s)                                     saved for the backward pass: p
+    before   p = _softmax(s)   d, kept = native_dropout(p)       saved for the backward pass: p and kept
     after    top = amax(s)   total = sum(exp(s - top))   p = exp(s - top) / total
-             saved: top and total; s and p are computed again
+             kept = dropout_mask(seed)   d = p * kept * scale
+             saved: top, total and the seed; s, p and kept are computed again
 
 AOTAutograd's partitioner would rather save a softmax than compute the products before it again. For
 attention that is the wrong way round (T. Dao et al., "FlashAttention", 2022, section 3.1): on targets whose
@@ -13,6 +14,7 @@ number instead of two, but exp(s - lse) has an error that grows with the scores.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +24,8 @@ import torch
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
+
+from lazyc.frontend.dropout import dropped_mask
 
 _ATEN = torch.ops.aten
 _VIEWS = frozenset({
@@ -34,7 +38,9 @@ _VIEWS = frozenset({
 _PRODUCTS: dict[Any, int] = {
     _ATEN.bmm.default: 0, _ATEN.mm.default: 0, _ATEN.baddbmm.default: 1, _ATEN.addmm.default: 1,
 }  # fmt: skip
+_SOFTMAXES = frozenset({_ATEN._softmax.default, _ATEN._safe_softmax.default})
 _DROPOUT = frozenset({_ATEN.native_dropout.default, operator.getitem})
+_TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
 # Of a tile: least keys and queries, and the widest head (passes/attention.py).
 _LEAST = 16
 _WIDEST = 256
@@ -50,10 +56,10 @@ def keep_rows_of_attention(joint: GraphModule) -> int:
     """Rewrites the softmax of each attention in a joint graph, in place; how many there were."""
     backward = _depends_on_tangents(joint)
     found = 0
-    for node in list(joint.graph.find_nodes(op="call_function", target=_ATEN._softmax.default)):
+    for node in [n for n in joint.graph.nodes if n.target in _SOFTMAXES]:
         if node in backward or not _is_over_rows(node):
             continue
-        before = _chain(node.args[0], lambda n: n.all_input_nodes)
+        before = _chain(node.args[0], lambda n: n.all_input_nodes, through=_TRIANGLES)
         forward = partial(_forward_users, backward)
         reached = _chain(node, forward, through=_DROPOUT)
         if not any(map(_is_of_scores, before)) or not any(n.target in _PRODUCTS for n in reached):
@@ -61,7 +67,7 @@ def keep_rows_of_attention(joint: GraphModule) -> int:
         _open_dropout(reached)
         after = _chain(node, forward)
         weights = _from_rows(node)
-        again = {n for n in before if n.target in _PRODUCTS or _is_elementwise(n)}
+        again = {n for n in before if n.target in _PRODUCTS or _is_cheap(n)}
         again |= {n for n in after if _is_elementwise(n)} | weights
         for other in again - {node}:
             other.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
@@ -89,6 +95,16 @@ def _is_elementwise(node: Node) -> bool:
     return target in _VIEWS or torch.Tag.pointwise in target.tags
 
 
+def _is_cheap(node: Node) -> bool:
+    """Whether it is made where it is read: elementwise, or of positions alone, as causal masks are."""
+    if _is_elementwise(node) or node.target in _TRIANGLES:
+        return True
+    target = node.target
+    if node.all_input_nodes or not isinstance(target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.nondeterministic_seeded not in target.tags
+
+
 def _chain(
     start: Any, step: Callable[[Node], Any], through: frozenset[Any] = frozenset()
 ) -> list[Node]:
@@ -111,32 +127,26 @@ def _forward_users(backward: set[Node], node: Node) -> list[Node]:
 
 
 def _open_dropout(nodes: list[Node]) -> None:
-    """Writes dropout of the weights as a product with its mask, which alone is saved."""
+    """Writes dropout of the weights as a product with a mask that both directions make from a seed."""
     for node in nodes:
         if node.target is not _ATEN.native_dropout.default:
             continue
         weights, probability, train = node.args
-        value, results = _value(weights), {u.args[1]: u for u in node.users}
-        if value is None or train is not True or 0 not in results:
+        results = {u.args[1]: u for u in node.users}
+        if not isinstance(weights, Node) or not isinstance(probability, float) or train is not True:
             continue
-        if not isinstance(probability, float) or probability >= 1:
-            continue
-        graph, dropped = node.graph, results[0]
-        with graph.inserting_after(node):
-            mask = results.get(1)
-            if mask is None:
-                mask = graph.call_function(operator.getitem, (node, 1))
-                mask.meta = {**dropped.meta, "val": node.meta["val"][1]}
-        with graph.inserting_before(dropped):
+        graph, mask = node.graph, dropped_mask(node, weights, probability)
+        scale = 1 / (1 - probability) if probability < 1 else 0.0
+        with graph.inserting_before(node):
             made = graph.call_function(_ATEN.mul.Tensor, (weights, mask))
-            made.meta = copy.copy(dropped.meta)
-            scaled = graph.call_function(_ATEN.mul.Scalar, (made, 1 / (1 - probability)))
-            scaled.meta = copy.copy(dropped.meta)
-        dropped.replace_all_uses_with(scaled)
-        graph.erase_node(dropped)
-        if mask.prev is not node:  # it is read before the place where it was
-            node.append(mask)
-        mask.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+            scaled = graph.call_function(_ATEN.mul.Scalar, (made, scale))
+        for product in (made, scaled):
+            product.meta = {**node.meta, "val": node.meta["val"][0]}
+        for number, found in ((0, scaled), (1, mask)):
+            if number in results:
+                results[number].replace_all_uses_with(found)
+                graph.erase_node(results[number])
+        graph.erase_node(node)
 
 
 def _value(node: Any) -> torch.Tensor | None:
@@ -146,7 +156,9 @@ def _value(node: Any) -> torch.Tensor | None:
 
 def _is_over_rows(softmax: Node) -> bool:
     scores, weights = _value(softmax.args[0]), _value(softmax)
-    if scores is None or weights is None or scores.dim() < 2 or scores.dtype is torch.float64:
+    if scores is None or weights is None or scores.dim() < 2:
+        return False
+    if torch.float64 in (scores.dtype, weights.dtype):
         return False
     sizes = scores.shape[-2:]
     large = all(isinstance(n, int) and n >= _LEAST for n in sizes)
@@ -162,7 +174,8 @@ def _is_of_scores(node: Node) -> bool:
 
 
 def _from_rows(softmax: Node) -> set[Node]:
-    """Puts exp(scores - top) / total in place of a softmax; the new nodes but for those of rows."""
+    """Puts exp(scores - top) / total in place of a softmax; the new nodes but for those of rows. A row of
+    nothing but -inf is zeros where the softmax is safe."""
     graph, scores, weights = softmax.graph, softmax.args[0], _value(softmax)
     assert isinstance(scores, Node) and weights is not None
 
@@ -179,10 +192,15 @@ def _from_rows(softmax: Node) -> set[Node]:
         assert value is not None
         if value.dtype is not torch.float32:
             wide = add(_ATEN._to_copy.default, scores, dtype=torch.float32)
-        top = add(_ATEN.amax.default, wide, [-1], True)
+        top, hidden = add(_ATEN.amax.default, wide, [-1], True), None
+        if softmax.target is _ATEN._safe_softmax.default:
+            hidden = add(_ATEN.eq.Scalar, top, -math.inf)
+            top = add(_ATEN.masked_fill.Scalar, top, hidden, 0.0)
         shifted = add(_ATEN.sub.Tensor, wide, top)
         parts = add(_ATEN.exp.default, shifted)
         total = add(_ATEN.sum.dim_IntList, parts, [-1], True)
+        if hidden is not None:
+            total = add(_ATEN.masked_fill.Scalar, total, hidden, 1.0)
         for row in (top, total):
             row.meta["recompute"] = CheckpointPolicy.MUST_SAVE
         found = add(_ATEN.div.Tensor, parts, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lazyc.ir import loops as L
-from lazyc.ir.index import Axis, Index, bounds
+from lazyc.ir.index import Axis, FloorDiv, Index, Mod, bounds
 from lazyc.ir.types import Dim, numel
 
 
@@ -91,7 +91,8 @@ def cone(body: Iterable[L.Instr], values: Iterable[int], into_dots: bool = True)
 
 
 def fits_32_bits(nest: L.LoopNest) -> bool:
-    """Whether every index and position is certainly a 32-bit number."""
+    """Whether every index and position is certainly a 32-bit number. Counters of random numbers are apart:
+    they may count elements that no buffer has."""
     sizes: list[Dim] = [b.numel for b in nest.buffers]
     sizes += [numel(a.size for a in axes) for axes in (nest.axes, *(s.axes for s in nest.stages))]
     for stage in nest.stages:
@@ -99,7 +100,18 @@ def fits_32_bits(nest: L.LoopNest) -> bool:
             if isinstance(instr, L.Load | L.Store | L.IndexValue):
                 sizes += bounds(instr.index)
             elif isinstance(instr, L.Random):
-                sizes += bounds(instr.counter)
+                for atom, _ in instr.counter.terms:
+                    if isinstance(atom, FloorDiv | Mod):
+                        sizes += bounds(atom.base)
             elif isinstance(instr, L.CheckIndex):
                 sizes.append(instr.size)
-    return all(isinstance(n, int) and abs(n) < 1 << 30 for n in sizes)
+    return all(map(_is_short, sizes))
+
+
+def is_short(index: Index) -> bool:
+    """Whether an index is certainly a 32-bit number."""
+    return all(map(_is_short, bounds(index)))
+
+
+def _is_short(size: Dim) -> bool:
+    return isinstance(size, int) and abs(size) < 1 << 30

@@ -117,6 +117,8 @@ def _amplifies(user: Node, source: Node) -> bool:
     """True when ``user`` reads elements of ``source`` more than once each."""
     if user.op == "window":
         return True
+    if user.op == "random":  # its seed, for each element
+        return numel(user.shape) != 1
     if user.op in ("expand", "strided") or (user.op == "gather" and source is user.inputs[0]):
         big, small = numel(user.shape), numel(source.shape)
         return not (isinstance(big, int) and isinstance(small, int)) or big > small

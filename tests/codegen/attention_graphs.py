@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.types import DType
@@ -20,13 +21,16 @@ Hide = Callable[[Make, Node, Node], Node]  # from positions of queries and keys:
 
 @dataclass(frozen=True)
 class Sizes:
-    """``groups`` query heads share a head of keys."""
+    """``groups`` query heads share a head of keys. ``drop``: the chance that a weight is dropped,
+    by random numbers from ``counter`` on."""
 
     queries: int = 40
     keys: int = 40
     width: int = 16
     heads: int = 2
     groups: int = 1
+    drop: float = 0.0
+    counter: int = 0
 
 
 def causal(m: Make, i: Node, j: Node) -> Node:
@@ -53,6 +57,8 @@ def attention_nests(
 
 
 def _inputs(m: Make, s: Sizes, dtype: DType) -> list[Node]:
+    if s.drop:
+        m.input(dtype=DType.I64)
     q = m.input(s.heads, s.groups * s.queries, s.width, dtype=dtype)
     return [q, *(m.input(s.heads, s.keys, s.width, dtype=dtype) for _ in range(2))]
 
@@ -71,6 +77,15 @@ def _scores(m: Make, s: Sizes, q: Node, k: Node, hide: Hide | None) -> Node:
     return found
 
 
+def _drop(m: Make, x: Node, s: Sizes) -> Node:
+    """x without what is dropped, by the first input of the graph, a seed."""
+    if not s.drop:
+        return x
+    attrs = A.RandomAttrs("uniform", x.shape, F32, s.counter)
+    draw = m.emit("random", m.graph.inputs[0], attrs=attrs)
+    return m.mul(m.mul(x, m.cast(m.compare("ge", draw, s.drop), F32)), 1 / (1 - s.drop))
+
+
 def _rounded(m: Make, x: Node, s: Sizes, dtype: DType) -> Node:
     return _wide(m, m.cast(m.reshape(x, (s.heads, s.groups * s.queries, s.keys)), dtype))
 
@@ -81,7 +96,7 @@ def _forward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
     top = m.reduce("max", scores, 3, keepdim=True)
     weights = m.exp(m.sub(scores, top))
     total = m.reduce("sum", weights, 3, keepdim=True)
-    weights = _rounded(m, m.div(weights, total), s, dtype)
+    weights = _rounded(m, _drop(m, m.div(weights, total), s), s, dtype)
     out = m.cast(m.emit("matmul", weights, _wide(m, v)), dtype)
     return m.outputs(out, m.squeeze(top, 3), m.squeeze(total, 3))
 
@@ -93,9 +108,9 @@ def _backward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
     scores = _scores(m, s, q, k, hide)
     p = m.exp(m.sub(scores, m.expand(lse, scores.shape)))
     grad_p = m.emit("matmul", _wide(m, grad), m.transpose(_wide(m, v), -1, -2))
-    grad_p = m.reshape(grad_p, scores.shape)
+    grad_p = _drop(m, m.reshape(grad_p, scores.shape), s)
     grad_s = m.mul(p, m.sub(grad_p, m.expand(delta, scores.shape)))
-    grad_s, p = (_rounded(m, x, s, dtype) for x in (grad_s, p))
+    grad_s, p = (_rounded(m, x, s, dtype) for x in (grad_s, _drop(m, p, s)))
     return m.outputs(
         *(
             m.cast(m.emit("matmul", a, _wide(m, b)), dtype)

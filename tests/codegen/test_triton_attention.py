@@ -26,6 +26,7 @@ from lazyc.ir.loops import (
     Store,
 )  # fmt: skip
 from lazyc.ir.nest_interp import run_nest
+from lazyc.ir.nest_values import fits_32_bits
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.program import KernelStep
 from lazyc.ir.types import DType
@@ -83,6 +84,17 @@ def test_backward(dtype: DType, hide: Hide | None) -> None:
     assert [len(Attention.find(n).sums) for n in nests] == [1, 2]  # type: ignore[union-attr]
     for nest in nests:
         check(nest, near(dtype))
+
+
+@pytest.mark.parametrize("counter", [0, (1 << 33) - 50])
+@pytest.mark.parametrize("backward", [False, True])
+def test_dropout(backward: bool, counter: int) -> None:
+    """Counters may be long where nothing else is: they count scores, which no buffer holds."""
+    nests = attention_nests(Sizes(40, 70, drop=0.4, counter=counter), F32, causal, backward)
+    for nest in nests:
+        assert fits_32_bits(nest)
+        check(nest)
+        assert (".to(tl.int64) * 70" in generate(nest, "k").text) == (counter > 0)
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -121,8 +121,12 @@ def test_a_launch_passes_what_the_machine_code_takes(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("backward", [False, True])
-def test_attention_fits_registers_and_shared_memory(arch: int, width: int, backward: bool) -> None:
-    nests = attention_nests(Sizes(2048, 2048, width), DType.BF16, causal, backward)
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_attention_fits_registers_and_shared_memory(
+    arch: int, width: int, backward: bool, drop: float
+) -> None:
+    sizes = Sizes(2048, 2048, width, drop=drop)
+    nests = attention_nests(sizes, DType.BF16, causal, backward)
     assert len(nests) == (2 if backward else 1)
     for nest in nests:
         found = compiled(nest, arch)

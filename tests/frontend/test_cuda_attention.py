@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyc.frontend.decompositions import decomposition_table
+from lazyc.frontend.dropout_attention import draw_for_attention
 from lazyc.frontend.fx_import import import_graph
 from lazyc.frontend.partition import drop_seeds, partition
 from lazyc.ir import attrs as A
@@ -135,7 +136,6 @@ def test_what_stays_with_the_library(operator: Callable[..., Any], fake: FakeTen
         ((_, reason),) = eager(graph_of(fn, *(given or inputs())))
         return reason
 
-    assert "dropout" in left(0.1)
     assert "width 320" in left(given=inputs(width=320))
     if operator is not efficient:
         assert "unequal lengths" in left(given=inputs(40, 48))
@@ -158,12 +158,13 @@ def test_the_mask_for_debugging(fake: FakeTensorMode) -> None:
 # --- what is kept between forward and backward ----------------------------------------------------
 
 
-def kept(function: Callable[..., Tensor], dropout: bool) -> None:
+def kept(function: Callable[..., Tensor], dropout: bool, lowered: bool) -> None:
     """Traces ``function`` as AOTAutograd does, on the CPU: with the same types of results as on a GPU."""
     found: dict[str, GraphModule] = {}
 
     def note(*args: Any, **options: Any) -> Any:
-        found["forward"], found["backward"] = partition(*args, **options)
+        cut = partition(*args, has_products=lowered, **options)
+        found["forward"], found["backward"] = cut
         return found["forward"], found["backward"]
 
     def compile(gm: GraphModule, given: Any) -> Any:
@@ -178,14 +179,28 @@ def kept(function: Callable[..., Tensor], dropout: bool) -> None:
     torch.compile(function, backend=compile)(*leaves)
     given = [n.meta["val"] for n in found["backward"].graph.find_nodes(op="placeholder")]
     seeds = [x for x in given if isinstance(x, Tensor) and x.dim() < 2]
-    assert len(seeds) == (2 if dropout else 0)
+    assert len(seeds) == (0 if not dropout else 1 if lowered else 2)
     for gm in found.values():
         graph = import_graph(gm, has_products=True)
         attention = [t for t, _ in eager(graph) if "attention" in t]
-        assert len(attention) == dropout
+        assert len(attention) == (dropout and not lowered)
 
 
+@pytest.mark.parametrize("lowered", [False, True])
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_seeds_are_kept_for_dropout_alone(operator: Callable[..., Any], dropout: float) -> None:
-    kept(lambda q, k, v: operator(q, k, v, dropout)[0], dropout > 0)
+def test_seeds_are_kept_for_dropout_alone(
+    operator: Callable[..., Any], dropout: float, lowered: bool
+) -> None:
+    kept(lambda q, k, v: operator(q, k, v, dropout)[0], dropout > 0, lowered)
+
+
+@pytest.mark.parametrize("width", [32, 320])
+def test_both_directions_of_dropout_are_lowered_or_neither(
+    width: int, fake: FakeTensorMode
+) -> None:
+    q, k, v = inputs(width=width)
+    gm = make_fx(lambda *x: flash_trained(*x, dropout=0.1))(q, k, v, torch.empty_like(q))
+    assert len(eager(import_graph(gm, has_products=True))) == 2  # a seed goes from one to the other
+    assert draw_for_attention(gm) == (width == 32)
+    assert len(eager(import_graph(gm, has_products=True))) == (0 if width == 32 else 2)

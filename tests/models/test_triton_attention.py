@@ -246,27 +246,6 @@ def test_weights_that_are_a_result_are_kept() -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_is_trained() -> None:
-    """As on the CPU, where the weights are stored: both drop the same. One byte is kept for each weight."""
-
-    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.dropout(F.softmax(q @ k.transpose(-1, -2) * 0.25, -1), 0.4) @ v
-
-    results = []
-    targets: tuple[dict[str, Any], ...] = (OPTIONS, {})
-    for options in targets:
-        torch._dynamo.reset()
-        compiled = torch.compile(model, backend="lazyc", options=options)
-        torch.manual_seed(3)
-        with choices() as made:
-            leaves = [x.requires_grad_() for x in tensors()]
-            out = compiled(*leaves)
-            results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
-        assert {c.kernel for c in made} == ({"flash"} if options else set())
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
 def test_dropout() -> None:
     """The same numbers drop the same weights, stored or not."""
 

@@ -17,7 +17,7 @@ from lazyc.codegen.triton.random import draw
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef, bounds
-from lazyc.ir.nest_values import fits_32_bits, operands
+from lazyc.ir.nest_values import fits_32_bits, is_short, operands
 from lazyc.ir.ops import OPS, Trait
 from lazyc.ir.types import Dim, DType, is_nonneg
 
@@ -80,23 +80,26 @@ class Code:
 
     # --- indices ----------------------------------------------------------------------------------
 
-    def index(self, index: Index) -> Value:
-        """An index expression, as a block of the index type."""
+    def index(self, index: Index, is_long: bool = False) -> Value:
+        """An index expression, as a block of the index type, or of i64 if ``is_long``."""
+        dtype = DType.I64 if is_long else self.index_type
+        widened = ".to(tl.int64)" if dtype is not self.index_type else ""
         parts: list[str] = []
         varies = 0
         for atom, coef in index.terms:
             value = self._atom(atom)
             varies |= value.varies
-            parts.append(value.text if coef == 1 else f"{value.text} * {self.dim(coef)}")
+            text = value.text + widened
+            parts.append(text if coef == 1 else f"{text} * {self.dim(coef)}")
         if not parts:
-            zero = self.w.full("0", self.index_type)
+            zero = self.w.full("0", dtype)
             text = zero if index.const == 0 else f"{zero} + {self.dim(index.const)}"
-            return self.w.value(text, self.index_type, 0)
+            return self.w.value(text, dtype, 0)
         if index.const != 0:
             parts.append(self.dim(index.const))
         if len(parts) == 1 and parts[0].isidentifier():
-            return Value(parts[0], self.index_type, varies)
-        return self.w.value(" + ".join(parts), self.index_type, varies)
+            return Value(parts[0], dtype, varies)
+        return self.w.value(" + ".join(parts), dtype, varies)
 
     def _atom(self, atom: Axis | ValueRef | FloorDiv | Mod) -> Value:
         if isinstance(atom, Axis):
@@ -142,7 +145,7 @@ class Code:
             case L.CheckIndex():
                 value = self._check_index(instr)
             case L.Random():
-                counter = self.long_index(instr.counter)
+                counter = self.index(instr.counter, is_long=not is_short(instr.counter))
                 value = draw(self.w, instr, self.values[instr.seed], counter)
             case _:
                 raise CodegenError(f"no code for {type(instr).__name__} outside of a loop")

@@ -208,14 +208,15 @@ def signed_power(x, exponent, positive):
 @_device
 def philox(seed, counter, word: tl.constexpr):
     """Word 0 or 1 of Philox-4x32-10 at ``counter`` (Salmon et al., "Parallel random numbers: as easy
-    as 1, 2, 3", SC 2011), as uint32. Seed and counter are int64."""
-    c0 = (counter + seed * 0).to(tl.uint64).to(tl.uint32)
-    c1 = ((counter + seed * 0).to(tl.uint64) >> 32).to(tl.uint32)
+    as 1, 2, 3", SC 2011), as uint32. The seed is int64, the counter int32 or int64. Straight code: Triton
+    loads ahead in innermost loops only."""
+    c0 = counter.to(tl.uint64).to(tl.uint32)
+    c1 = (counter.to(tl.uint64) >> 32).to(tl.uint32) if counter.dtype == tl.int64 else c0 * 0
     c2 = c0 * 0
     c3 = c0 * 0
-    k0 = (seed + counter * 0).to(tl.uint64).to(tl.uint32)
-    k1 = ((seed + counter * 0).to(tl.uint64) >> 32).to(tl.uint32)
-    for _ in range(10):
+    k0 = seed.to(tl.uint64).to(tl.uint32)
+    k1 = (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):  # pyright: ignore[reportGeneralTypeIssues] - no Python runs it
         low0 = c0.to(tl.uint64) * 0xD2511F53
         low1 = c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (low1 >> 32).to(tl.uint32) ^ c1 ^ k0

@@ -11,7 +11,7 @@ from lazyc.ir.types import DType
 
 
 def draw(w: Writer, instr: Random, seed: Value, counter: Value) -> Value:
-    """The draw at each counter (i64)."""
+    """The draw at each counter (i32 or i64)."""
     varies = seed.varies | counter.varies
 
     def word(number: int) -> str:

@@ -74,28 +74,26 @@ def programs(c: Contraction, rows: int, columns: int) -> int:
 
 def attention_tiles(attention: Attention, float32: Float32Products = "ieee") -> Tiles:
     """By the widths of heads: registers hold a tile of scores for each dot and one of results for each
-    sum. In exact single precision tiles have fewer rows than EXACT_ROWS."""
+    sum. In exact single precision tiles have fewer rows than EXACT_ROWS. Random numbers take registers of their
+    own: ten keys, and four words for each score that is drawn for at once."""
     is_half = attention.half is not None
     columns = tile_size(attention.columns, WIDEST) if attention.columns else 1
     dots = [i for i in attention.loop.body if isinstance(i, L.Dot)]
+    many = 32 if any(isinstance(i, L.Random) for i in attention.loop.body) else 64
     widest = max([columns, *(tile_size(d.axes, WIDEST) for d in dots)])
     if not is_half and float32 == "tf32":
         most = 64 if widest <= 64 else 32 if widest <= 128 or attention.online is not None else 16
         rows, keys, warps, stages = most, min(most, 32), 8, 1
     elif not is_half:
         rows, keys, warps, stages = (32, 32, 8, 1) if widest <= 64 else (16, 16, 8, 1)
+    elif attention.online is not None and widest <= 64:
+        rows, keys, warps, stages = 128, 64, 8, 3
     elif attention.online is not None:
-        rows, keys, warps, stages = (
-            (128, 64, 8, 3)
-            if widest <= 64
-            else (128, 64, 8, 2)
-            if widest <= 128
-            else (64, 32, 8, 2)
-        )
+        rows, keys, warps, stages = (128, many, 8, 2) if widest <= 128 else (64, 32, 8, 2)
+    elif widest <= 64:
+        rows, keys, warps, stages = 64, many, 4, 2
     else:
-        rows, keys, warps, stages = (
-            (64, 64, 4, 2) if widest <= 64 else (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
-        )
+        rows, keys, warps, stages = (64, 32, 8, 2) if widest <= 128 else (32, 32, 8, 1)
     rows, keys = (
         min(most, tile_size(axes, most))
         for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
