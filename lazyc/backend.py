@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import sys
 import threading
 import time
 import warnings
@@ -212,6 +213,9 @@ class Session:
             recorder.restart_peak()
 
 
+# ``torch.compile`` imports this module after Dynamo, and before it traces the first function.
+if "torch._dynamo" in sys.modules:
+    collector.relax_while_dynamo_compiles(sys.modules["torch._dynamo"].callback_handler)
 _SESSION = Session(EVENTS, SPANS)
 METRICS = Metrics(Gauges(_SESSION.bytes_used, _SESSION.pending_peak, _SESSION.restart_peaks))
 EVENTS.subscribe(METRICS.listen)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
+from collections.abc import Iterator
+
+import pytest
+from torch._dynamo.callback import CallbackTrigger, CompilationCallbackHandler
 
 from lazyc import collector
 
@@ -70,3 +76,68 @@ def test_what_the_process_froze_stays_frozen() -> None:
         del made
     finally:
         gc.unfreeze()
+
+
+@pytest.fixture
+def handler() -> Iterator[CompilationCallbackHandler]:
+    """Dynamo's way of telling of compilations, with the collector listening; thresholds are put back."""
+    before = gc.get_threshold()
+    handler = CompilationCallbackHandler()
+    collector.relax_while_dynamo_compiles(handler)
+    collector.relax_while_dynamo_compiles(handler)  # once is enough
+    assert len(handler.start_callbacks) == len(handler.end_callbacks) == 1
+    yield handler
+    gc.set_threshold(*before)
+
+
+def test_is_relaxed_while_dynamo_compiles(handler: CompilationCallbackHandler) -> None:
+    gc.set_threshold(500, 7, 8)
+
+    def fail() -> None:
+        with handler.install_callbacks(CallbackTrigger.DYNAMO, "0"):
+            assert gc.get_threshold() == (collector._RELAXED, 7, 8)
+            raise ValueError("the function cannot be traced")
+
+    with pytest.raises(ValueError, match="cannot be traced"):
+        fail()
+    assert gc.get_threshold() == (500, 7, 8)
+
+
+@pytest.mark.parametrize("thresholds", [(0, 7, 8), (1_000_000, 7, 8)])
+def test_stays_off_and_stays_rarer(
+    handler: CompilationCallbackHandler, thresholds: tuple[int, int, int]
+) -> None:
+    gc.set_threshold(*thresholds)
+    for _ in range(2):
+        with handler.install_callbacks(CallbackTrigger.DYNAMO, "0"):
+            assert gc.get_threshold() == thresholds
+        assert gc.get_threshold() == thresholds
+
+
+def test_thresholds_set_meanwhile_stay(handler: CompilationCallbackHandler) -> None:
+    with handler.install_callbacks(CallbackTrigger.DYNAMO, "0"):
+        gc.set_threshold(900, 9, 9)
+    assert gc.get_threshold() == (900, 9, 9)
+
+
+def test_a_model_is_compiled_with_the_collector_relaxed() -> None:
+    """In a process of its own, where lazyc is found by its name alone."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["50000", "700"]
+
+
+SCRIPT = """
+import gc
+import torch
+
+gc.set_threshold(700, 10, 10)
+compiled = torch.compile(torch.sin, backend="lazyc")
+
+@torch._dynamo.callback.on_compile_start
+def look(args):
+    print(gc.get_threshold()[0])
+
+compiled(torch.ones(3))
+print(gc.get_threshold()[0])
+"""
