@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from lazyc.ir.graph import Node
 from lazyc.ir.index import Axis, Index
+from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, numel
 from lazyc.passes.contraction import is_loop_product
 from lazyc.passes.regions import Access, Kernel, Root, Split, flat, sizes
@@ -182,8 +183,11 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
 
 
 def _share_dots(a: Kernel, b: Kernel) -> bool:
-    """Whether the matrix products of both sum, over one loop, with weights that are made of one dot."""
+    """Whether the matrix products of both sum, over one loop, with weights that are made of one dot. (What
+    attends has loops of its own.)"""
     first, *rest = (r for k in (a, b) for r in k.roots if k.splits[r].inner)
+    if any(r.node.spec.has(Trait.ATTENTION) for r in (first, *rest)):
+        return False
     return bool(first.dots) and all(
         r.dots & first.dots and r.domain == first.domain and r.fixed_split == first.fixed_split
         for r in rest

@@ -287,6 +287,17 @@ def test_lengths_that_change() -> None:
         assert not lazyc.metrics.snapshot()["fallbacks"]
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_two_values_are_attended_to_with_the_same_scores(train: bool) -> None:
+    """In kernels of their own, which differ in what else they compute."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = F.softmax(q @ k.transpose(-1, -2) * 0.2, -1)
+        return torch.cat([weights @ v, weights @ torch.sin(v)], -1)
+
+    check(model, *tensors(), train=train, kernels=(2, 3) if train else (2,))
+
+
 # --- what is chosen -------------------------------------------------------------------------------
 
 
