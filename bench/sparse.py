@@ -79,7 +79,7 @@ CASES = (
     Case("2:4, f32, 8 rows", _linear, 8, _24),
     Case("2:4, f32, 16 rows", _linear, 16, _24),
     Case("2:4, bf16, 1 row", _linear, 1, _24, dtype=torch.bfloat16),
-    Case("2:4, bf16, 8 rows", _linear, 8, _24, dtype=torch.bfloat16),
+    Case("2:4, bf16, 4 rows", _linear, 4, _24, dtype=torch.bfloat16),
     Case("2:4, MLP 2048-8192-2048, f32, 1 row", _mlp, 1, _24, 1.5, width=2048),
     Case("90 % of blocks 16x16, f32, 128 rows", _linear, 128, _blocks(16), 3.0),
     Case("90 % of blocks 32x32, f32, 128 rows", _linear, 128, _blocks(32), 3.0),
