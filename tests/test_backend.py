@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -354,3 +356,23 @@ def test_a_view_of_one_of_two_arguments_in_one_memory() -> None:
         view, other = compiled(memory, y)
         torch.testing.assert_close((view, other), (memory[1:], y + 1))
         assert view.data_ptr() == memory[1:].data_ptr()
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"lazy": True}, {"on_new_shape": "background"}, {"disk_cache": False}]
+)
+def test_arguments_of_the_first_call_are_not_kept(options: dict[str, Any], train: bool) -> None:
+    torch._dynamo.reset()
+    model = torch.nn.Linear(24, 40)
+    compiled = torch.compile(model, backend="lazyc", options=options)
+    x = torch.randn(32, 24)
+    with torch.set_grad_enabled(train):
+        result = compiled(x).sum()
+    torch.testing.assert_close(result.item(), model(x).sum().item())
+    if train:
+        result.backward()
+    gone = weakref.ref(x)
+    del x, result
+    gc.collect()
+    assert gone() is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,7 +111,8 @@ class _Region:
         if self.reason:
             return self._compile(graph, gm, part)
         self.waiting = _Waiting(graph, gm, self._name)
-        return _on_first_call(lambda: self._compile(graph, gm, part))
+        later = replace(part, arguments=())  # they would live as long as the region
+        return _on_first_call(lambda: self._compile(graph, gm, later))
 
 
 class _Waiting:
