@@ -18,6 +18,7 @@ from lazyc.runtime.mixed import MixedRunner
 from lazyc.runtime.program import Executable
 from tests.frontend.trace import trace
 from tests.runtime.stand_in import Launch, StandInGpu, stand_in_compiler
+from tests.runtime.weight_changes import CHANGES, in_place
 
 Function = Callable[..., torch.Tensor]
 
@@ -162,39 +163,6 @@ def test_a_padded_weight_is_not_read_where_it_was() -> None:
     (told,) = (e for e in model.heard if isinstance(e, E.Decided) and e.by == "padding")
     assert (told.bytes_copied, told.bytes_kept) == (0, 32 * 136 * 2)
     assert model.kept[0].shape == (32, 136)
-
-
-@torch.no_grad()
-def in_place(w: torch.nn.Parameter) -> None:
-    w.mul_(2.0)
-
-
-@torch.no_grad()
-def through_a_view(w: torch.nn.Parameter) -> None:
-    w[4:5].fill_(1.5)
-
-
-def sgd(w: torch.nn.Parameter) -> None:
-    w.grad = torch.ones_like(w)
-    torch.optim.SGD([w], lr=0.5).step()
-
-
-def adamw(w: torch.nn.Parameter) -> None:
-    w.grad = torch.ones_like(w)
-    torch.optim.AdamW([w], lr=0.5).step()
-
-
-def load_state(w: torch.nn.Parameter) -> None:
-    module = torch.nn.Module()
-    module.w = w
-    module.load_state_dict({"w": torch.randn_like(w)})
-
-
-def new_data(w: torch.nn.Parameter) -> None:
-    w.data = torch.randn_like(w)
-
-
-CHANGES = [in_place, through_a_view, sgd, adamw, load_state, new_data]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
