@@ -108,8 +108,10 @@ class Executable:
             with suppress(Exception), torch.no_grad():  # the first call meets the exception
                 self._prepare(list(args))
 
-        self._packing = threading.Thread(target=pack, name="lazyc-pack")
-        self._packing.start()
+        thread = threading.Thread(target=pack, name="lazyc-pack")
+        with suppress(RuntimeError):  # there are too many threads, or Python is about to end
+            thread.start()
+            self._packing = thread
 
     def __call__(self, args: list[Any]) -> list[Any]:
         packing = self._packing
@@ -205,7 +207,8 @@ class Executable:
             else:
                 runner = MixedRunner(program, plan, kernels, self._host, sizes, self.eager_log)
             device = self._host.device
-            tuner, timed = self._tuner, self._timed(program, kernels)
+            tuner = self._tuner
+            timed = {} if tuner is None else self._timed(program, kernels)
             if tune and tuner is not None and tuner.has_work(timed, self._budget):
                 rebind = partial(self._rebind, key)
                 runner.run = TunedCall(runner, timed, tuner, self._budget, rebind)

@@ -248,6 +248,19 @@ def test_what_cannot_be_packed_is_met_by_the_call(monkeypatch: pytest.MonkeyPatc
     check(executable, w)
 
 
+def test_without_a_thread_the_first_call_packs(monkeypatch: pytest.MonkeyPatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executable, w = linear(), weight()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        executable.prepare([torch.randn(M, K), w])
+    assert executable._packing is None and renewals(executable) == 0
+    check(executable, w)
+    assert renewals(executable) == 1
+
+
 def test_arguments_that_are_not_those_of_a_call_are_left_alone():
     executable = linear()
     for arguments in ([], [torch.randn(M, K), torch.empty(N, K, device="meta")]):
