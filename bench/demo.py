@@ -146,7 +146,7 @@ def watch_compile(step: Callable[[], list]) -> tuple[list, float, CompileSplit]:
     """The first call of a step: its results, its seconds, and how compilation shared them.
 
     Dynamo and AOTAutograd are told apart by torch's own timers: what a backend call takes, less what
-    lazyc's stages took, is AOTAutograd's.
+    lazyc's stages took, is AOTAutograd's, or that of the plain capture in its place.
     """
     from torch._dynamo.utils import calculate_time_spent
 

@@ -25,6 +25,7 @@ from lazyc.frontend.cut import cut, data_calls, depends_on_data, join
 from lazyc.frontend.decompositions import decomposition_table
 from lazyc.frontend.float_symbols import tensors_stay_tensors
 from lazyc.frontend.fx_import import Unsupported, import_graph
+from lazyc.frontend.inference_capture import capture_inference, lasting_inputs
 from lazyc.frontend.out_arguments import converting_call
 from lazyc.frontend.partition import partition
 from lazyc.frontend.storage import read_storage_from_bases
@@ -117,6 +118,11 @@ class AotBackend:
         known = self.restore(capture, gm, example_inputs) if capture is not None else None
         if known is not None:
             return torch._dynamo.disable(_unboxed(known), reason="compiled by lazyc")
+        inference = capture_inference(gm, example_inputs) if capture is not None else None
+        if inference is not None:
+            part = Part("inference", True, capture, example_inputs)
+            compiled = self._compile(inference, part, lasting_inputs(gm), _marks(example_inputs))
+            return torch._dynamo.disable(_unboxed(compiled), reason="compiled by lazyc")
         try:
             compiled = self._through_autograd(gm, example_inputs, capture)
         except _Ours as error:
@@ -131,23 +137,31 @@ class AotBackend:
     def _through_autograd(
         self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], capture: str | None
     ) -> Callable[..., Any]:
-        marks: dict[int, Sparsity] = {
-            k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None
-        }
-        forward = partial(self._compile, "forward", None, (), {})
-        backward = partial(self._compile, "backward", None, (), {})
-        inference = partial(self._compile, "inference", capture, example_inputs)
         count = len(example_inputs)
+
+        def training(kind: GraphKind, gm: torch.fx.GraphModule) -> Boxed:
+            return self._compile(gm, Part(kind), frozenset(), {})
+
+        def inference(gm: torch.fx.GraphModule, same_arguments: bool) -> Boxed:
+            context = TracingContext.try_get()
+            metadata = None if context is None else context.fw_metadata
+            part, lasting = Part("inference"), frozenset[int]()
+            if metadata is not None:
+                lasting = frozenset(metadata.static_input_indices)
+                if is_plain(metadata, gm):
+                    part = Part("inference", True, capture, example_inputs)
+            # AOTAutograd's arguments are Dynamo's, unless it put some together.
+            return self._compile(
+                gm, part, lasting, _marks(example_inputs) if same_arguments else {}
+            )
+
         with tensors_stay_tensors(gm):
             return aot_module_simplified(
                 gm,
                 example_inputs,
-                fw_compiler=_checked(count, lambda gm, same_arguments: forward(gm)),
-                bw_compiler=_outside_dynamo(lambda gm, example_inputs: backward(gm)),
-                # AOTAutograd's arguments are Dynamo's, unless it put some together.
-                inference_compiler=_checked(
-                    count, lambda gm, same_arguments: inference(marks if same_arguments else {}, gm)
-                ),
+                fw_compiler=_checked(count, lambda gm, same_arguments: training("forward", gm)),
+                bw_compiler=_outside_dynamo(lambda gm, example_inputs: training("backward", gm)),
+                inference_compiler=_checked(count, inference),
                 partition_fn=partial(
                     partition, recompute=self.recompute, has_products=self.has_products
                 ),
@@ -157,26 +171,20 @@ class AotBackend:
 
     def _compile(
         self,
-        kind: GraphKind,
-        capture: str | None,
-        arguments: Sequence[Any],
-        sparsity: Marks,
         gm: torch.fx.GraphModule,
+        part: Part,
+        lasting: frozenset[int],
+        sparsity: Marks,
     ) -> Boxed:
-        """One graph of AOTAutograd's; ``arguments``: Dynamo's, ``sparsity``: what some of its own are declared
-        to be."""
-        parameters = _parameter_inputs() if kind == "inference" else frozenset()
+        """One graph of ATen operators. ``lasting``: which of its arguments are weights, ``sparsity``: what
+        some of them are declared to be."""
         try:
             gm = read_storage_from_bases(gm)
             if depends_on_data(gm):
-                return _boxed(self._compile_pieces(kind, gm, parameters, sparsity))
-            graph = import_graph(gm, parameters, sparsity, self.has_products)
+                return _boxed(self._compile_pieces(part.kind, gm, lasting, sparsity))
+            graph = import_graph(gm, lasting, sparsity, self.has_products)
         except Exception as error:  # noqa: BLE001 - the hook's policy covers every failure
-            return _boxed(self.import_failed(error, gm, kind))
-        context = TracingContext.try_get()
-        metadata = None if context is None else context.fw_metadata
-        plain = kind == "inference" and metadata is not None and is_plain(metadata, gm)
-        part = Part(kind, plain, capture, arguments) if plain else Part(kind)
+            return _boxed(self.import_failed(error, gm, part.kind))
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
             return _boxed(self.compile_graph(graph, gm, part))
 
@@ -184,7 +192,7 @@ class AotBackend:
         self,
         kind: GraphKind,
         gm: torch.fx.GraphModule,
-        parameters: frozenset[int],
+        lasting: frozenset[int],
         sparsity: Marks,
     ) -> Boxed:
         """A graph with calls whose results' sizes depend on data: what is between them."""
@@ -195,17 +203,17 @@ class AotBackend:
         for op, line in data_calls(gm):
             self.left_to_eager(op, "sizes that depend on data", line)
         placeholders = gm.graph.find_nodes(op="placeholder")
-        weights = {n for k, n in enumerate(placeholders) if k in parameters}
+        weights = {n for k, n in enumerate(placeholders) if k in lasting}
         marks: dict[torch.fx.Node, Sparsity] = {placeholders[k]: m for k, m in sparsity.items()}
         functions = []
         for piece in pieces:
             module = piece.module(gm)
-            lasting = frozenset(k for k, n in enumerate(piece.inputs) if n in weights)
+            kept = frozenset(k for k, n in enumerate(piece.inputs) if n in weights)
             marked: dict[int, Sparsity] = {
                 k: marks[n] for k, n in enumerate(piece.inputs) if n in marks
             }
             try:
-                graph = import_graph(module, lasting, marked, self.has_products)
+                graph = import_graph(module, kept, marked, self.has_products)
             except Exception as error:  # noqa: BLE001
                 functions.append(self.import_failed(error, module, kind))
                 continue
@@ -283,9 +291,6 @@ def _views_merged_arguments(arguments: int) -> bool:
     return any(o.output_type is OutputType.alias_of_input for o in metadata.output_info)
 
 
-def _parameter_inputs() -> frozenset[int]:
-    """The inputs of the graph being compiled that are parameters or buffers of the module."""
-    context = TracingContext.try_get()
-    if context is None or context.fw_metadata is None:
-        return frozenset()
-    return frozenset(context.fw_metadata.static_input_indices)
+def _marks(example_inputs: Sequence[Any]) -> Marks:
+    """What arguments are declared to be."""
+    return {k: m for k, x in enumerate(example_inputs) if (m := declared(x)) is not None}

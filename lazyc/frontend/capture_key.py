@@ -34,7 +34,7 @@ _BUILTIN_MODULES = frozenset(
         "torch._C._special",
     }
 )  # fmt: skip
-_PYTHON_MODULES = frozenset({"torch.functional", "torch.nn.functional"})
+_PYTHON_MODULES = frozenset({"torch.amp.autocast_mode", "torch.functional", "torch.nn.functional"})
 _TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _NAMESPACES = frozenset({"aten", "prims"})
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
@@ -186,6 +186,8 @@ def _function(target: Any) -> str:
         if name.split(".")[0].split("::")[0] in _NAMESPACES:
             return name
         raise _NoKey
+    if target is torch._C._log_api_usage_once:  # computes nothing
+        return "log_api_usage_once"
     module, name = str(getattr(target, "__module__", "")), getattr(target, "__name__", "")
     builtin = isinstance(target, types.BuiltinFunctionType) and module in _BUILTIN_MODULES
     python = (
