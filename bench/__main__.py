@@ -58,7 +58,7 @@ def quick(
     except KeyError as error:
         raise typer.BadParameter(error.args[0]) from None
     lines = q.run_workloads([(w.name, w.title, w.target) for w in chosen], names, rounds)
-    first = first_call.measure_all(names, 1) if calls else []
+    first = first_call.measure_all(names, attempts=5, budget=60) if calls else []
     times = q.run_overhead(names, rounds) if calls else {}
     console = _console()
     console.print(q.speed_table(lines, names), q.detail_table(lines, names))

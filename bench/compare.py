@@ -20,6 +20,9 @@ from bench.measure import MemoryMeter, interleave, relative_error
 from bench.models import Step, Workload, workload
 from bench.process import exit_if_threads_are_bad
 
+# A machine that others share may be busy for some seconds.
+LEAST_SECONDS = 15.0
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,7 +43,8 @@ class Row:
 
 
 def compare(job: Workload, backends: list[str], rounds: int) -> list[Row]:
-    """Binds, checks and times ``job`` under every backend, interleaved, ``rounds`` times."""
+    """Binds, checks and times ``job`` under every backend, interleaved: ``rounds`` times, or more
+    where they are done sooner than ``LEAST_SECONDS``."""
     reference = [t.clone() for t in job.bind(lambda model: model, torch.float64)()]
     gc.collect()
     rows: dict[str, Row] = {}
@@ -69,7 +73,7 @@ def compare(job: Workload, backends: list[str], rounds: int) -> list[Row]:
             peak_bytes=peak,
             fallbacks=counters.read().since(before).fallbacks,
         )
-    for name, timing in interleave(steps, rounds).items():
+    for name, timing in interleave(steps, rounds, at_least=LEAST_SECONDS).items():
         rows[name] = dataclasses.replace(rows[name], minimum=timing.minimum, median=timing.median)
     return list(rows.values())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,21 +29,30 @@ class FirstCall:
     attempts: int
 
 
-def measure(backend: str, attempts: int) -> FirstCall:
-    """Cold and warm first calls of a backend, each ``attempts`` times in pairs of new processes."""
-    cold: list[float] = []
-    warm: list[float] = []
+def measure_all(
+    backends: Sequence[str], attempts: int, budget: float = math.inf
+) -> list[FirstCall]:
+    """Cold and warm first calls of each backend but eager, ``attempts`` times in pairs of new processes.
+
+    The backends take turns. One that has taken ``budget`` seconds gets no further turn.
+    """
+    names = [name for name in backends if name != "eager"]
+    cold: dict[str, list[float]] = {name: [] for name in names}
+    warm: dict[str, list[float]] = {name: [] for name in names}
+    spent = dict.fromkeys(names, 0.0)
     for _ in range(attempts):
-        with tempfile.TemporaryDirectory(prefix="first-call-") as folder:
-            # Strict: eager in place of a failed compilation is no first call.
-            caches = process.cache_environment(folder) | {"LAZYC_STRICT": "1"}
-            for samples in (cold, warm):
-                samples.append(process.run_child("bench.first_call", [backend], caches)["seconds"])
-    return FirstCall(backend, min(cold), min(warm), attempts)
-
-
-def measure_all(backends: Sequence[str], attempts: int) -> list[FirstCall]:
-    return [measure(name, attempts) for name in backends if name != "eager"]
+        for name in names:
+            if spent[name] > budget:
+                continue
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory(prefix="first-call-") as folder:
+                # Strict: eager in place of a failed compilation is no first call.
+                caches = process.cache_environment(folder) | {"LAZYC_STRICT": "1"}
+                for samples in (cold, warm):
+                    found = process.run_child("bench.first_call", [name], caches)
+                    samples[name].append(found["seconds"])
+            spent[name] += time.perf_counter() - start
+    return [FirstCall(n, min(cold[n]), min(warm[n]), len(cold[n])) for n in names]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -40,13 +41,16 @@ def interleave(
     inner: int = 1,
     warmup: int = WARMUP,
     budget: float = math.inf,
+    at_least: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times several calls in turn, so that a noisy moment of the machine meets all of them.
 
     Each round times every call once (``inner`` repetitions, divided out) and starts with another
-    one. Results are dropped outside the timed span. After ``budget`` seconds no further round
-    starts, except that three are always run. ``clock`` gives the seconds that are counted.
+    one. Results are dropped outside the timed span. Rounds go on until ``at_least`` seconds have
+    passed, so that a busy second of a shared machine does not fill all rounds of short calls. After
+    ``budget`` seconds no further round starts, except that three are always run. ``clock`` gives
+    the seconds that are counted.
     """
     names = list(calls)
     for name in names:
@@ -54,8 +58,9 @@ def interleave(
             calls[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
-    for turn in range(rounds):
-        if turn >= LEAST_ROUNDS and time.perf_counter() - start > budget:
+    for turn in itertools.count():
+        spent = time.perf_counter() - start
+        if (turn >= rounds and spent > at_least) or (turn >= LEAST_ROUNDS and spent > budget):
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
