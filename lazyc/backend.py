@@ -33,6 +33,7 @@ from lazyc.errors import (
     NewShape,
     UnsupportedVersion,
 )
+from lazyc.forks import renew_in_child
 from lazyc.report import events as E
 from lazyc.report.metrics import Gauges, Metrics
 from lazyc.report.spans import Spans
@@ -131,6 +132,7 @@ class Session:
         self._printing: set[tuple[int, str]] = set()
         self._tracing: set[str] = set()
         self._lock = threading.Lock()
+        renew_in_child(self)
 
     def compiler(self, config: Config, device: str = "cpu") -> Compiler:
         """The compiler for a Config and the device of its tensors, made on first use. Raises CodeNotLoaded

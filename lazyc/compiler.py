@@ -23,6 +23,7 @@ from lazyc.errors import (
     MissingPackageWarning,
     NotCacheable,
 )
+from lazyc.forks import wait_before_fork
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.nest_verify import verify_nest
@@ -94,6 +95,7 @@ class Compiler:
         self._programs: dict[str, tuple[Program, dict[str, Kernel]]] = {}
         self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()
+        wait_before_fork(self._lock)
         # All that are still in use, for reports.
         self.executables: weakref.WeakSet[Executable] = weakref.WeakSet()
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import sympy
 
 from lazyc.errors import NewShape
+from lazyc.forks import renew_in_child
 from lazyc.ir.graph import Graph
 from lazyc.report import events as E
 
@@ -116,6 +117,7 @@ class Bucketed:
         self._sources = [(s, rooms[s.symbol]) for s in graph.symbols if s.symbol in rooms]
         self._programs: dict[tuple[int | None, ...], Boxed] = {}
         self._lock = threading.RLock()
+        renew_in_child(self)
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
         sizes: list[int] = []

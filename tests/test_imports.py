@@ -19,6 +19,7 @@ BASE = (
     "lazyc.errors",
     "lazyc.config",
     "lazyc.version",
+    "lazyc.forks",
     "lazyc.report.events",
     "lazyc.report.spans",
 )
@@ -28,6 +29,7 @@ ALLOWED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lazyc.errors", ()),
     ("lazyc.config", ("lazyc.errors",)),
     ("lazyc.version", ("lazyc.errors",)),
+    ("lazyc.forks", ()),
     ("lazyc.report", BASE),
     ("lazyc.ir", BASE),
     ("lazyc.frontend", WITH_IR),

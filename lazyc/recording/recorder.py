@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lazyc.forks import renew_in_child
 from lazyc.ir.graph import Graph
 from lazyc.recording.barriers import Cause, Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
@@ -136,6 +137,7 @@ class Recorder:
         self._max_operators = max_operators
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
+        renew_in_child(self)
         self._waiting: dict[int, weakref.ref[Step]] = {}  # by number
         self._programs: OrderedDict[Any, Boxed] = OrderedDict()
         # By the line of the flush, and the name of the first fragment.

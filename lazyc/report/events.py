@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from lazyc.forks import renew_in_child
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -298,11 +300,12 @@ Listener: TypeAlias = Callable[[Event], None]
 class EventStream:
     """Hands each event to every listener, in the emitting thread, in order of subscription."""
 
-    __slots__ = ("_listeners", "_lock", "listening")
+    __slots__ = ("__weakref__", "_listeners", "_lock", "listening")
 
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
         self._lock = threading.Lock()
+        renew_in_child(self)
         self.listening = False  # whether anybody hears; the one branch of a hot path
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:

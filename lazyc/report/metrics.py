@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lazyc.forks import renew_in_child
 from lazyc.report import events as E
 
 
@@ -71,6 +72,7 @@ class Metrics:
 
     def __init__(self, gauges: Gauges | None = None) -> None:
         self._lock = threading.RLock()  # an event may come from a destructor, while counting
+        renew_in_child(self)
         self._totals = _Totals()
         self._gauges = Gauges() if gauges is None else gauges
         self._bytes_before: Mapping[str, int] = {}

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from lazyc.forks import renew_in_child
+
 # Its flag ``_is_profiler_enabled`` is what torch's own Python code asks before it makes a span.
 torch_profiler = torch.autograd.profiler
 _RecordFunction: Any = torch._C._profiler._RecordFunctionFast  # type: ignore[attr-defined]
@@ -126,6 +128,7 @@ class Spans:
     def __init__(self) -> None:
         self.recordings: tuple[Recording, ...] = ()  # those that are open
         self._lock = threading.Lock()
+        renew_in_child(self)
         _forget_recordings_after_fork(self)
 
     @property
@@ -151,13 +154,12 @@ class Spans:
 
 
 def _forget_recordings_after_fork(spans: Spans) -> None:
-    """Recordings are the parent's; a lock that another thread of it holds would stay locked."""
+    """Recordings are the parent's."""
     reference = weakref.ref(spans)
 
     def renew() -> None:
         alive = reference()
         if alive is not None:
-            alive._lock = threading.Lock()
             alive.recordings = ()
 
     if hasattr(os, "register_at_fork"):

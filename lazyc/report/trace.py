@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+from lazyc.forks import renew_in_child
 from lazyc.report import events as E
 
 
@@ -26,6 +27,7 @@ class TraceWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
+        renew_in_child(self)
         self._failed = False
 
     def __call__(self, event: E.Event) -> None:

@@ -15,7 +15,6 @@ counts are is found by a trial at start-up; if they do not behave as described, 
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 
+from lazyc.forks import renew_in_child
 from lazyc.ir.types import storage_extent
 from lazyc.runtime.memory import HUGE_PAGE, advise_huge_pages
 
@@ -124,7 +124,7 @@ class OutputPool:
             weakref.WeakValueDictionary()
         )
         self._lock = threading.Lock()
-        _forget_lock_after_fork(self)
+        renew_in_child(self)
 
     @property
     def recycles(self) -> bool:
@@ -227,16 +227,3 @@ class OutputPool:
                     break
                 if block.used_at > before or _counts(block) != self._idle:
                     queue.append(block)
-
-
-def _forget_lock_after_fork(pool: OutputPool) -> None:
-    """A lock held by another thread at the moment of fork() would stay locked in the child."""
-    reference = weakref.ref(pool)
-
-    def renew() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._lock = threading.Lock()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=renew)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lazyc.codegen.base import Kernel
+from lazyc.forks import join_before_fork, renew_in_child
 from lazyc.ir.program import GemmStep, KernelStep, Program
 from lazyc.report.events import RowTilesChosen
 from lazyc.report.spans import torch_profiler
@@ -71,6 +72,7 @@ class Executable:
         self._tuner = tuner
         self._budget = Budget(0.0 if tuner is None else tuner.seconds)
         self._lock = threading.RLock()
+        renew_in_child(self)
         self._sources = [(s.input, s.dim) for s in program.symbols]
         self.weights = self._weight_cache(pack_weights)
         self._packing: threading.Thread | None = None
@@ -112,6 +114,7 @@ class Executable:
         with suppress(RuntimeError):  # there are too many threads, or Python is about to end
             thread.start()
             self._packing = thread
+            join_before_fork(thread)
 
     def __call__(self, args: list[Any]) -> list[Any]:
         packing = self._packing

@@ -37,6 +37,7 @@ from typing import Any, Literal
 import torch
 
 from lazyc.codegen.base import Kernel
+from lazyc.forks import renew_in_child
 from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.program import (
     Buffer,
@@ -151,6 +152,7 @@ class WeightCache:
         self._kept: Kept | None = None
         self._wasted = 0
         self._lock = threading.RLock()
+        renew_in_child(self)
         self.renewals = 0  # times that the weights were packed, for reports
         self.packs_matrices = True  # False once weights turned out to change all the time
 
