@@ -103,6 +103,17 @@ def record_overhead(rounds: Rounds = 50) -> None:
     raise typer.Exit(0 if max(times.values()) <= recording.TARGET else 1)
 
 
+@app.command("break-overhead")
+def break_overhead(rounds: Rounds = 300) -> None:
+    """Microseconds a graph break costs: of Dynamo alone, and under lazyc with the option lazy."""
+    from bench import process
+
+    process.ensure_pinned()
+    from bench import break_overhead as breaks
+
+    _console().print(breaks.table(breaks.measure(rounds)))
+
+
 @app.command("lazy-training")
 def lazy_training(
     steps: Annotated[int, typer.Option("--steps", min=10, help="Training steps.")] = 50,
