@@ -20,7 +20,7 @@ from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.ops import concrete
 from lazyc.ir.sparse_contraction import PLAIN_OPS, Factors, SparseContraction, find_factors
-from lazyc.ir.sparse_mma import MmaFormat, compress_for_mma
+from lazyc.ir.sparse_mma import MMAS, MmaFormat, compress_for_mma
 from lazyc.ir.types import Dim, DType
 from tests.codegen.harness import Body
 from tests.codegen.test_triton_block_sparse import scaled
@@ -354,7 +354,7 @@ def test_wrong_metadata_are_noticed() -> None:
 MUTATIONS = {
     "copies that are not waited for": ("cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),
     "no barrier before a stage is read": ("__syncthreads();  // this", "// this"),
-    "the metadata of other rows": ("mma_sp<1>", "mma_sp<0>"),
+    "the metadata of other rows": ("mma_sp<SHARING - 1>", "mma_sp<0>"),
     "chunks where they are not": ("4 * step + lane / 8", "4 * step + (lane / 8 ^ 1)"),
     "a copy beyond the end": ("column < COLUMNS && depth < DEPTH", "true"),
 }
@@ -372,7 +372,9 @@ def test_tiles_fit_every_gpu() -> None:
     for arch in (80, 86, 89, 90, 100, 120):
         target = gpu_target(f"sm_{arch}")
         for rows, columns in ((4096, 4096), (4096, 1), (64, 64), (11008, 100)):
-            tiles = choose_tiles(rows, columns, target)
-            assert max(map(tiles.shared_bytes, (False, True))) <= target.shared_bytes
-    assert choose_tiles(4096, 4096, TARGET).columns == 128
-    assert choose_tiles(4096, 8, TARGET).columns == 16
+            for dtype in MMAS:
+                tiles = choose_tiles(dtype, rows, columns, target)
+                for rows_are_fast in (False, True):
+                    assert tiles.shared_bytes(dtype, rows_are_fast) <= target.shared_bytes
+    assert choose_tiles(F16, 4096, 4096, TARGET).columns == 128
+    assert choose_tiles(F16, 4096, 8, TARGET).columns == 16

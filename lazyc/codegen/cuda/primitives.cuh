@@ -114,6 +114,9 @@ __device__ __forceinline__ void mma_sp(float (&d)[4], const Vector& a, const U32
 
 // --- numbers, in plain C++
 
+__device__ __forceinline__ U32 bits_of(F16 x) { return x.bits; }
+__device__ __forceinline__ U32 bits_of(BF16 x) { return x.bits; }
+
 // nan if either is nan.
 template <class T>
 __device__ __forceinline__ T largest(T x, T y) {
