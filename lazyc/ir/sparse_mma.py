@@ -53,6 +53,7 @@ _HALF_MMA = Mma(32, 1, (0, 4, 5, 3, 1, 6, 2))
 MMAS = {
     DType.F16: _HALF_MMA,
     DType.BF16: _HALF_MMA,
+    DType.I8: Mma(64, 2, (0, 4, 1, 3, 5, 2, 6)),
 }
 
 
