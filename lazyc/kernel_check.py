@@ -307,6 +307,8 @@ def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ..
         wanted = target.tensor_cores if large else "mma"
         if wanted not in facts.tensor_cores and target.tensor_cores not in facts.tensor_cores:
             found.append(f"no {wanted} instruction")
+    elif products.dtype is DType.I8 and not facts.tensor_cores:
+        found.append("no tensor core instruction")  # tcgen05 has int8, but Triton does not use it
     elif products.dtype is DType.F32 and facts.tensor_cores:
         found.append("single precision is cut to that of tensor cores")
     # What surrounds a product may load less at a time; where nothing is copied ahead, that cannot be told

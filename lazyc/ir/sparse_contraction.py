@@ -127,7 +127,7 @@ def find_factors(nest: L.LoopNest, weight: int, sparsity: Sparsity = "2:4") -> F
     if len(places) != 1:
         return "something is computed from the weight before the product"
     other = product.args[1 - places[0]]
-    if dtype is not dtype.accumulator:
+    if dtype.is_widened:
         other = _before_widening(instrs, other)
     if other is None or instrs[other].dtype is not dtype:
         return f"the other factor is not {dtype.value}"

@@ -77,7 +77,11 @@ def check(nest: LoopNest, sizes: tuple[int, ...] = (), tolerance: float = 1e-5) 
     memory = []
     for param in nest.buffers:
         count = param.numel if isinstance(param.numel, int) else int(param.numel.subs(known))
-        data = torch.randn(count) if param.role == "in" else torch.full((count,), 7.0)
+        data = torch.full((count,), 7.0)
+        if param.role == "in":
+            data = (
+                torch.randn(count) if param.dtype.is_float else torch.randint(-128, 128, (count,))
+            )
         memory.append(data.to(param.dtype.torch))
     wanted = [x.clone() for x in memory]
     assert run_nest(nest, wanted, known) == 0
@@ -99,6 +103,21 @@ def test_half_types(dtype: DType, epilogue: bool) -> None:
     nest = product(40, 33, 50, dtype, epilogue=epilogue)
     assert 'input_precision="ieee"' not in generate(nest, "k").text  # halves go to the tensor cores
     check(nest, tolerance=2e-2 if dtype is BF16 else 2e-3)
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16, 32), (40, 33, 50), (17, 200, 300), (64, 64, 16)], ids=str
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bytes_are_multiplied_exactly(size: tuple[int, int, int], transposed: bool) -> None:
+    nest = product(*size, DType.I8, epilogue=True, transposed=transposed)
+    assert "tl.int32" in generate(nest, "k").text
+    check(nest, tolerance=0)
+
+
+def test_other_integers_have_no_tiles() -> None:
+    assert Contraction.find(product(64, 64, 64, DType.I32)) is None
+    assert Contraction.find(product(64, 64, 64, DType.I8, second=DType.I32)) is None
 
 
 @pytest.mark.parametrize("transposed", [False, True])
