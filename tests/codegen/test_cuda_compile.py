@@ -23,9 +23,11 @@ from lazyc.errors import MissingPackage, MissingPackageWarning
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
+from lazyc.kernel_check import machine_facts, problems
 from lazyc.report import events as E
 from tests.codegen.test_libcuda import StandInLibrary
 from tests.codegen.test_triton_contraction import product
+from tests.models.test_triton_int8 import Int8Linear
 
 ARCHITECTURES = (80, 90, 100)
 BF16, F16, I8 = DType.BF16, DType.F16, DType.I8
@@ -48,6 +50,8 @@ def compiled(nest: LoopNest, weight: int, arch: int, tiles: Tiles | None = None)
     assert 0 < found.registers <= target.thread_registers
     assert found.registers * 32 * code.ref.warps <= target.registers, "no block fits"
     assert code.shared_bytes <= target.shared_bytes
+    facts = machine_facts(code, target)
+    assert problems(code, facts, target) == () and facts.tensor_cores == ("mma.sp",)
     instruction = INSTRUCTIONS[nest.buffers[weight].dtype]
     assert f"mma.sp::ordered_metadata.sync.aligned.{instruction}" in found.ptx
     return found
@@ -149,6 +153,20 @@ def test_a_model_gets_a_sparse_kernel_beside_the_dense_one(heard: list[E.Event])
     (choice,) = choices(heard)
     assert choice.is_used and choice.sizes == ("32", "48", "64")
     assert sum(isinstance(e, E.KernelCompiled) for e in heard) == 2
+
+
+@needs_nvrtc
+def test_so_does_a_model_of_bytes(heard: list[E.Event]) -> None:
+    torch.compiler.reset()
+    model = Int8Linear(128, 48).eval()
+    lazyc.sparse.prune_24(model.get_buffer("weight"))
+    options = {"target": "cuda:sm_90", "disk_cache": False}
+    compiled = torch.compile(model, backend="lazyc", dynamic=False, options=options)
+    x = torch.randn(32, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    (choice,) = choices(heard)
+    assert choice.is_used and choice.sizes == ("32", "48", "128")
 
 
 @needs_nvrtc

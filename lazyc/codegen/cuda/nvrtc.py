@@ -12,12 +12,12 @@ from typing import Any
 
 from lazyc.codegen.base import CodegenError, KernelCode
 from lazyc.codegen.gpu_target import GpuTarget
-from lazyc.codegen.triton.compile import resources
+from lazyc.codegen.triton.compile import PtxFacts, resources
 from lazyc.errors import MissingPackage
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledCuda:
+class CompiledCuda(PtxFacts):
     """Machine code of a kernel. ``registers``: of a thread; ``local_bytes``: memory of a thread, which is
     where registers spill to."""
 

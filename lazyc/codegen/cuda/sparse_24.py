@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 import sympy
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef
+from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef, Products
 from lazyc.codegen.cuda.expressions import TYPES
 from lazyc.codegen.cuda.scalar import ScalarCode
 from lazyc.codegen.gpu_target import GpuTarget
@@ -48,6 +48,10 @@ class Tiles:
     warps_down: int
     warps_across: int
     stages: int
+
+    def __str__(self) -> str:
+        warps = f"{self.warps_down}x{self.warps_across}"
+        return f"{self.rows}x{self.columns}, {warps} warps, {self.stages} stages"
 
     @property
     def warps(self) -> int:
@@ -152,7 +156,15 @@ def generate(
     ref = LaunchRef(symbol, down * across, 1, tuple(sizes), tiles.warps, tiles.stages)
     params = tuple(DType.U8 if k == source.weight else b.dtype for k, b in enumerate(nest.buffers))
     shared = tiles.shared_bytes(factors.dtype, rows_are_fast)
-    return KernelCode(ref, text, params, shared_bytes=shared, is_cuda=True)
+    products = Products(
+        "2:4 contraction",
+        factors.dtype,
+        tiles.rows,
+        tiles.columns,
+        STEPS_TOGETHER * form.mma.step,
+        layout != "elements",
+    )
+    return KernelCode(ref, text, params, products, True, shared, str(tiles))
 
 
 def _pad(rows_are_fast: bool) -> int:
