@@ -123,7 +123,10 @@ def is_copy(node: Node) -> bool:
 def _stored(x: Node) -> Node:
     """What a factor is a view of, before it was widened; a copy, or windows, where it is one of these."""
     while x.op in ("cast", "expand", "reshape", "permute", "slice") and not is_copy(x):
-        if x.dtype.is_widened and not x.inputs[0].dtype.is_widened:
+        source = x.inputs[0].dtype
+        if x.dtype.is_widened and not (
+            source.is_widened and source.accumulator is x.dtype.accumulator
+        ):
             break
         x = x.inputs[0]
     return x

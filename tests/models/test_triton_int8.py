@@ -9,8 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from lazyc.backend import EVENTS
+import lazyc
+from lazyc.backend import EVENTS, executables
+from lazyc.codegen.triton.kernel import generate
+from lazyc.ir.types import DType
 from lazyc.report import events as E
+
+ON_CPUS = "int8 matrix product: library call, dense with any weight"
 
 
 class Int8Linear(nn.Module):
@@ -67,15 +72,41 @@ def test_products_are_exact(target: str, m: int, k: int, n: int, heard: list[E.E
     with torch.no_grad():
         got, want = compiled(x, w, v), both(x, w, v)
     assert all(torch.equal(a, b) and a.dtype is torch.int32 for a, b in zip(got, want, strict=True))
-    reason = "int8 matrix product: library call, dense with any weight"
-    left = [] if target == "triton-interpret" else [("aten._int_mm.default", reason)]
+    left = [] if target == "triton-interpret" else [("aten._int_mm.default", ON_CPUS)]
     assert set(fallbacks(heard)) == set(left)
 
 
-def test_a_quantized_perceptron(heard: list[E.Event]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_quantized_perceptron(dtype: torch.dtype, heard: list[E.Event]) -> None:
     """Each product is one kernel with the scales after it; what is quantized is in memory as bytes."""
-    model = nn.Sequential(Int8Linear(48, 64), nn.GELU(), Int8Linear(64, 32)).eval()
-    compiled, x = compile(model), torch.randn(20, 48)
+    others = executables()
+    model = nn.Sequential(Int8Linear(48, 64), nn.GELU(), Int8Linear(64, 32)).eval().to(dtype)
+    compiled, x = compile(model), torch.randn(20, 48).to(dtype)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+        got = compiled(x)
+        exact = (
+            1e-4 if dtype is torch.float32 else 3e-2
+        )  # a value may be quantized to its neighbour
+        torch.testing.assert_close(got, model(x), rtol=exact, atol=exact)
     assert fallbacks(heard) == []
+    (executable,) = {e for e in executables() if e not in others}
+    temporaries = [b for b in executable.program.buffers if b.kind == "temp"]
+    assert sum(b.dtype is DType.I8 for b in temporaries) == 2
+    texts = [generate(nest, "kernel").text for nest in executable.program.nests.values()]
+    assert sum("tl.dot" in text and "tl.int32" in text for text in texts) == 2
+
+
+@pytest.mark.parametrize("target", ["triton-interpret", ""])
+def test_where_there_is_no_kernel_for_it_a_2_4_weight_is_dense(
+    target: str, heard: list[E.Event]
+) -> None:
+    model = Int8Linear(64, 48).eval()
+    lazyc.sparse.prune_24(model.get_buffer("weight"))
+    compiled, x = compile(model, target), torch.randn(20, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    said = [(e.is_used, e.reason) for e in heard if isinstance(e, E.SparseProduct)]
+    if target:
+        assert said == [(False, "no kernel for i8 weights on this target")]
+    else:
+        assert said == [] and fallbacks(heard) == [("aten._int_mm.default", ON_CPUS)]

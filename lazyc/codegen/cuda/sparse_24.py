@@ -129,7 +129,6 @@ def generate(
         primitives=_primitives(),
         symbol=symbol,
         element=TYPES[factors.dtype],
-        element_bytes=factors.dtype.itemsize,
         accumulator=TYPES[accumulator],
         step=form.mma.step,
         words=form.mma.words,
