@@ -5,6 +5,8 @@ other factor's columns, whichever of the two is which in the nest: ``x @ w^T`` i
 The weight comes in compressed form (``ir.sparse_mma``), of which a thread loads what it hands to the
 instruction. The other factor lies in shared memory as it does in global memory, and ``ldmatrix`` (transposing,
 where columns are contiguous) deals it out; what is computed before the product is computed on the way there.
+What differs between types is ``ir.sparse_mma.MMAS``, the type of the sums, and that a transposing ``ldmatrix``
+moves pairs of bytes, which are parted in registers.
 Blocks along k are copied while others are multiplied (``cp.async``). Sums go through shared memory to the
 threads that store them, which compute what follows the product: neighbours store neighbours.
 
