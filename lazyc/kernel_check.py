@@ -1,6 +1,6 @@
 """What the machine code of a model's kernels shows, for GPUs that need not be there.
 
-A model is traced forward and, for training, backward, and its graphs are compiled to Triton kernels as
+A model is traced forward and, for training, backward, and its graphs are compiled to kernels as
 for a GPU; the model itself runs in eager on the CPU. Kernels with the same text count once. Each is
 compiled for each architecture, in processes of their own, and judged: products of tiles must not
 spill registers, must fit in shared memory, must use tensor cores where types and sizes allow it, and
@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from lazyc.codegen.base import Kernel, KernelCode, LaunchRef, Ref
+from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.codegen.product_costs import ProductCosts
+from lazyc.codegen.triton.block_sparse import BLOCK_PRODUCTS
 from lazyc.codegen.triton.compile import compile_kernel
 from lazyc.codegen.triton.cuda import CudaGenerator, generator_key
-from lazyc.codegen.triton.kernel import kernel_for
 from lazyc.compiler import Compiler
 from lazyc.config import Config
 from lazyc.errors import CodeNotLoaded
@@ -33,6 +34,7 @@ from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
+from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
 from lazyc.passes.plan import Unschedulable
 from lazyc.report import events as E
@@ -56,7 +58,7 @@ class CheckedModel:
 
 @dataclass(slots=True)
 class FoundKernel:
-    """A kernel of some models on some ``targets`` (names). ``kind``: "contraction", "attention", "loop" (it
+    """A kernel of some models on some ``targets`` (names). ``kind``: that of its products, "loop" (it
     has inner loops) or "pointwise"."""
 
     code: KernelCode
@@ -114,7 +116,6 @@ class _Collector:
     keeps_code = False
     sees_edits = CudaGenerator.sees_edits
     has_products = True
-    sparse_products: frozenset[tuple[Sparsity, DType]] = frozenset()
     product_tile = None
     prefers_library = True
     suffix = "py"
@@ -124,18 +125,25 @@ class _Collector:
         self._collected = collected
         self._model = model
         self._target = target
+        self._generator = CudaGenerator(target)
+
+    @property
+    def sparse_products(self) -> frozenset[tuple[Sparsity, DType]]:
+        """Without NVRTC 2:4 weights have dense kernels alone."""
+        return BLOCK_PRODUCTS if nvrtc.version() is None else self._generator.sparse_products
 
     @property
     def product_costs(self) -> ProductCosts:
         return self._target.product_costs
 
     def generate(self, source: KernelSource, symbol: str) -> KernelCode:
-        assert isinstance(source, LoopNest)
-        code = kernel_for(source, symbol, self._target, reports_division=False)
+        assert isinstance(source, LoopNest | SparseContraction)
+        code = self._generator.generate(source, symbol)
+        nest = source if isinstance(source, LoopNest) else source.nest
         key = f"{symbol} {code.choice}"  # targets may choose other tiles
         found = self._collected.kernels.get(key)
         if found is None:
-            found = FoundKernel(code, _kind(source, code), source.comment)
+            found = FoundKernel(code, _kind(nest, code), source.comment)
             self._collected.kernels[key] = found
         found.models.add(self._model)
         found.targets.add(self._target.name)
@@ -279,11 +287,16 @@ def _compiled(
 
 def machine_facts(code: KernelCode, target: GpuTarget) -> Facts:
     """Compiles a kernel."""
-    made = compile_kernel(code, target)
+    if code.is_cuda:
+        made = nvrtc.compile_cuda(code, target)
+        shared = code.shared_bytes
+    else:
+        made = compile_kernel(code, target)
+        shared = made.shared_bytes
     return Facts(
         made.registers,
         made.local_bytes,
-        made.shared_bytes,
+        shared,
         tuple(sorted(made.load_bits)),
         tuple(sorted(made.copy_bits)),
         tuple(sorted(made.tensor_cores)),
@@ -302,11 +315,16 @@ def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ..
         return tuple(found)
     if facts.spilled_bytes:
         found.append(f"{facts.spilled_bytes} bytes of registers are spilled")
-    if products.dtype in _HALVES:
+    if products.kind == "2:4 contraction":
+        if "mma.sp" not in facts.tensor_cores:
+            found.append("no mma.sp instruction")
+    elif products.dtype in _HALVES:
         large = products.rows >= _LEAST_ROWS and ref.warps >= _LEAST_WARPS
         wanted = target.tensor_cores if large else "mma"
         if wanted not in facts.tensor_cores and target.tensor_cores not in facts.tensor_cores:
             found.append(f"no {wanted} instruction")
+    elif products.dtype is DType.I8 and not facts.tensor_cores:
+        found.append("no tensor core instruction")  # tcgen05 has int8, but Triton does not use it
     elif products.dtype is DType.F32 and facts.tensor_cores:
         found.append("single precision is cut to that of tensor cores")
     # What surrounds a product may load less at a time; where nothing is copied ahead, that cannot be told

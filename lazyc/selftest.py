@@ -28,13 +28,15 @@ _WARM_UP, _CALLS = 5, 20
 @dataclass(frozen=True, slots=True)
 class Case:
     """A program. ``make`` returns a module and its arguments, in f32 on the CPU; ``train``: with gradients
-    of the module's parameters; ``prune``: makes weights sparse, which must be read in compressed form on a GPU."""
+    of the module's parameters; ``prune``: makes weights sparse, which must be read in compressed form on a GPU;
+    ``only_on_gpus``: elsewhere it is left to eager."""
 
     name: str
     make: Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
     dtype: torch.dtype = torch.float32
     train: bool = False
     prune: Callable[[nn.Module], object] | None = None
+    only_on_gpus: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,20 @@ class _Words(nn.Module):
         return F.cross_entropy(self.out(self.embedding(words).mean(1)), label)
 
 
+class _Int8Linear(nn.Linear):
+    """A linear layer of int8 inputs and weights."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__(inner, outer)
+        weight = torch.randint(-128, 128, (outer, inner), dtype=torch.int8)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # torch has no public name for it.
+        total = torch._int_mm(input, self.weight.t())  # pyright: ignore[reportPrivateImportUsage]
+        return total.to(self.bias.dtype) / 4096 + self.bias
+
+
 def _of(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Callable[[], Any]:
     return lambda: (_Function(function), tuple(torch.randn(s) for s in shapes))
 
@@ -115,6 +131,10 @@ def _of(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Callable[[], 
 def _perceptron() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     module = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 128))
     return module, (torch.randn(192, 256),)
+
+
+def _int8() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return _Int8Linear(256, 512), (torch.randint(-128, 128, (192, 256), dtype=torch.int8),)
 
 
 def _blocks(module: nn.Module) -> None:
@@ -161,14 +181,18 @@ CASES: tuple[Case, ...] = (
     Case("classifier of words trained", _words, train=True),
     Case("2:4 perceptron", _perceptron, torch.float16, prune=lazyc.sparse.prune_24),
     Case("2:4 perceptron", _perceptron, torch.bfloat16, prune=lazyc.sparse.prune_24),
+    Case("int8 layer", _int8, only_on_gpus=True),
+    Case("2:4 int8 layer", _int8, prune=lazyc.sparse.prune_24, only_on_gpus=True),
     Case("block-sparse perceptron", _perceptron, prune=_blocks),
     Case("block-sparse perceptron", _perceptron, torch.bfloat16, prune=_blocks),
 )  # fmt: skip
 
 
 def run_cases(device: str, cases: Sequence[Case] = CASES) -> Iterator[Outcome]:
-    """Each Case on a device of torch's. What a Case raises is its problem."""
+    """Each Case for a device of torch's. What a Case raises is its problem."""
     for case in cases:
+        if case.only_on_gpus and torch.device(device).type != "cuda":
+            continue
         torch.manual_seed(0)
         torch._dynamo.reset()
         try:

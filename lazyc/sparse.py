@@ -45,12 +45,15 @@ def is_24(weight: torch.Tensor) -> bool:
 
 
 def prune_24(
-    module: nn.Module, names: Sequence[str] | None = None, method: Method = "magnitude"
+    module_or_weight: nn.Module | torch.Tensor,
+    names: Sequence[str] | None = None,
+    method: Method = "magnitude",
 ) -> list[str]:
-    """Makes weights of a module's ``nn.Linear`` layers 2:4, in place; the names of these layers.
+    """Makes weights of a module's ``nn.Linear`` layers, or one weight, 2:4 in place; the names of these layers,
+    ``[""]`` for a weight.
 
-    Of every four neighbours along ``in_features`` (weight: [out_features, in_features]) the two with
-    the largest absolute values stay as they are and the others become 0.0; of equal ones the first
+    Of every four neighbours along ``in_features`` (weight: [out_features, in_features], of floats or int8) the
+    two with the largest absolute values stay as they are and the others become 0; of equal ones the first
     stay, and a nan counts as largest (``method="magnitude"``; Mishra et al., 2021, section 4). A weight
     that is 2:4 already does not change. A ``SparseSemiStructuredTensor`` is replaced by a plain
     parameter of the same values.
@@ -61,26 +64,29 @@ def prune_24(
     are trained afterwards; a weight that is no longer 2:4 is used as it is, at the speed of any other.
 
     Raises SparsityError for a name that is no linear layer, a method that is not known, and a weight
-    that cannot be 2:4 (in_features no multiple of four, no floats, parametrized or not initialized
-    yet). Nothing has changed then.
+    that cannot be 2:4 (in_features no multiple of four, neither floats nor int8, parametrized or not initialized
+    yet; a ``SparseSemiStructuredTensor`` that is not in a layer). Nothing has changed then.
     """
     if method not in get_args(Method):
         known = ", ".join(map(repr, get_args(Method)))
         raise SparsityError(f"unknown pruning method {method!r}; known: {known}")
-    layers = _linear_layers(module, names)
-    for name, layer in layers.items():
-        _check(name, layer)
-        if layer.weight.shape[1] % S.GROUP:
+    layers, weights = _find(module_or_weight, names)
+    for name, weight in weights.items():
+        _check(name, weight, (torch.int8,))
+        if weight.dim() != 2:
             raise SparsityError(
-                f"{_where(name)} has in_features={layer.weight.shape[1]}, no multiple of {S.GROUP}; leave "
+                f"a weight is [out_features, in_features], not {list(weight.shape)}"
+            )
+        if weight.shape[1] % S.GROUP:
+            raise SparsityError(
+                f"{_where(name)} has in_features={weight.shape[1]}, no multiple of {S.GROUP}; leave "
                 "it out with names=[...], or pad its input and weight with zeros"
             )
     with torch.no_grad():
-        for layer in layers.values():
-            _make_plain(layer)
-            _prune(layer.weight)
-            S.declare(layer.weight, "2:4")
-    return list(layers)
+        for weight in _plain(layers, weights).values():
+            _prune(weight)
+            S.declare(weight, "2:4")
+    return list(weights)
 
 
 def to_block_sparse(
@@ -109,30 +115,47 @@ def to_block_sparse(
         raise SparsityError(f"blocks are {known}, not {block!r}")
     if not 0 <= sparsity <= 1:
         raise SparsityError(f"sparsity={sparsity!r} is no share of the blocks; pass 0 to 1")
-    layers: dict[str, nn.Linear] = {}
-    if isinstance(module_or_weight, nn.Module):
-        layers = _linear_layers(module_or_weight, names)
-        for name, layer in layers.items():
-            _check(name, layer)
-        weights = {name: layer.weight for name, layer in layers.items()}
-    elif names is not None:
-        raise SparsityError("names are those of a module's layers; leave them out for a weight")
-    else:
-        weights = {"": module_or_weight}
+    layers, weights = _find(module_or_weight, names)
     for name, weight in weights.items():
+        _check(name, weight)
         if weight.dim() != 2 or any(n % S.BLOCKS[mark] for n in weight.shape):
             raise SparsityError(
                 f"the weight of {_where(name)} is {list(weight.shape)}, no whole blocks of "
                 f"{list(block)}; leave it out with names=[...], or pad it with zeros"
             )
     with torch.no_grad():
-        for layer in layers.values():
-            _make_plain(layer)
-        for name in weights:
-            weight = layers[name].weight if layers else weights[name]
+        for weight in _plain(layers, weights).values():
             _prune_blocks(weight, S.BLOCKS[mark], sparsity)
             S.declare(weight, mark)
     return list(weights)
+
+
+def _find(
+    module_or_weight: nn.Module | torch.Tensor, names: Sequence[str] | None
+) -> tuple[dict[str, nn.Linear], dict[str, torch.Tensor]]:
+    """The layers that are meant, none for a weight, and their weights."""
+    if isinstance(module_or_weight, nn.Module):
+        layers = _linear_layers(module_or_weight, names)
+        for name, layer in layers.items():
+            _check_layer(name, layer)
+        return layers, {name: layer.weight for name, layer in layers.items()}
+    if names is not None:
+        raise SparsityError("names are those of a module's layers; leave them out for a weight")
+    if isinstance(module_or_weight, SparseSemiStructuredTensor):
+        raise SparsityError(
+            f"a {type(module_or_weight).__name__} is not changed in place; pass its to_dense()"
+        )
+    return {}, {"": module_or_weight}
+
+
+def _plain(
+    layers: dict[str, nn.Linear], weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The weights, those of layers as plain parameters, which are put there."""
+    for layer in layers.values():
+        if isinstance(layer.weight, SparseSemiStructuredTensor):
+            layer.weight = nn.Parameter(_dense(layer.weight), layer.weight.requires_grad)
+    return {name: layers[name].weight if layers else weight for name, weight in weights.items()}
 
 
 def _linear_layers(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Linear]:
@@ -149,7 +172,15 @@ def _linear_layers(module: nn.Module, names: Sequence[str] | None) -> dict[str, 
     return {name: found[name] for name in names}
 
 
-def _check(name: str, layer: nn.Linear) -> None:
+def _check(name: str, weight: torch.Tensor, integers: tuple[torch.dtype, ...] = ()) -> None:
+    if not weight.is_floating_point() and weight.dtype not in integers:
+        allowed = " or ".join(["floats", *(str(d).removeprefix("torch.") for d in integers)])
+        raise SparsityError(
+            f"the weight of {_where(name)} is {weight.dtype}; prune it as {allowed}"
+        )
+
+
+def _check_layer(name: str, layer: nn.Linear) -> None:
     where = _where(name)
     if parametrize.is_parametrized(layer, "weight"):
         raise SparsityError(
@@ -158,17 +189,10 @@ def _check(name: str, layer: nn.Linear) -> None:
         )
     if isinstance(layer.weight, nn.UninitializedParameter):
         raise SparsityError(f"the weight of {where} has no shape yet; run the module once first")
-    if not layer.weight.is_floating_point():
-        raise SparsityError(f"the weight of {where} is {layer.weight.dtype}; prune it as floats")
 
 
 def _where(name: str) -> str:
     return f"layer {name!r}" if name else "this layer"
-
-
-def _make_plain(layer: nn.Linear) -> None:
-    if isinstance(layer.weight, SparseSemiStructuredTensor):
-        layer.weight = nn.Parameter(_dense(layer.weight), layer.weight.requires_grad)
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:
@@ -176,10 +200,12 @@ def _dense(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _prune(weight: torch.Tensor) -> None:
-    groups = weight.detach().abs().reshape(-1, S.GROUP)
+    # int8 has no 128.
+    wide = weight.detach() if weight.is_floating_point() else weight.detach().to(torch.int16)
+    groups = wide.abs().reshape(-1, S.GROUP)
     order = groups.sort(dim=1, descending=True, stable=True).indices
     dropped = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, 2:], True)
-    weight.masked_fill_(dropped.reshape(weight.shape), 0.0)
+    weight.masked_fill_(dropped.reshape(weight.shape), 0)
 
 
 def _prune_blocks(weight: torch.Tensor, size: int, sparsity: float) -> None:

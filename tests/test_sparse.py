@@ -69,6 +69,18 @@ def mlp(inner: int = 24, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Linear(20, inner), nn.GELU(), nn.Linear(inner, 7)).to(dtype).eval()
 
 
+def test_a_weight_of_bytes() -> None:
+    """-128 has the largest absolute value, though int8 has none for it."""
+    weight = torch.tensor([[-128, 127, 1, 0, 5, -6, 7, -7]], dtype=torch.int8)
+    assert not lazyc.sparse.is_24(weight)
+    assert lazyc.sparse.prune_24(weight) == [""]
+    assert weight.tolist() == [[-128, 127, 0, 0, 0, 0, 7, -7]]
+    assert lazyc.sparse.is_24(weight) and declared(weight) == "2:4"
+    layer = nn.Linear(8, 1, bias=False)
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    assert lazyc.sparse.prune_24(layer) == [""] and declared(layer.weight) == "2:4"
+
+
 def test_layers_by_name() -> None:
     model = mlp()
     assert lazyc.sparse.prune_24(model, ["2"]) == ["2"]
@@ -99,13 +111,23 @@ def test_errors_say_what_to_do_and_change_nothing() -> None:
         lazyc.sparse.prune_24(nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))
     with pytest.raises(SparsityError, match="run the module once"):
         lazyc.sparse.prune_24(nn.LazyLinear(4))
+    for weight, text in (
+        (torch.zeros(8, 8, dtype=torch.int32), "is torch.int32; prune it as floats or int8"),
+        (torch.zeros(8, 6), "no multiple of 4"),
+        (torch.zeros(8), r"out_features, in_features\], not \[8\]"),
+    ):
+        with pytest.raises(SparsityError, match=text):
+            lazyc.sparse.prune_24(weight)
+    with pytest.raises(SparsityError, match="leave them out for a weight"):
+        lazyc.sparse.prune_24(torch.zeros(8, 8), ["0"])
     with pytest.raises(SparsityError, match="two dims"):
         lazyc.sparse.is_24(torch.zeros(8))
     assert not lazyc.sparse.is_24(torch.zeros(4, 6))
 
 
-def test_weights_of_torchs_own_class() -> None:
-    weight = random_24(64, 64, torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_weights_of_torchs_own_class(dtype: torch.dtype) -> None:
+    weight = random_24(64, 128, dtype)
     packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a prototype, torch says
@@ -119,7 +141,9 @@ def test_weights_of_torchs_own_class() -> None:
             None,  # type: ignore[call-arg]
         )
     assert lazyc.sparse.is_24(sparse)
-    layer = nn.Linear(64, 64, bias=False, dtype=torch.float16)
+    with pytest.raises(SparsityError, match=r"pass its to_dense\(\)"):
+        lazyc.sparse.prune_24(sparse)
+    layer = nn.Linear(128, 64, bias=False)
     layer.weight = nn.Parameter(sparse, requires_grad=False)
     lazyc.sparse.prune_24(layer)
     assert type(layer.weight) is nn.Parameter and torch.equal(layer.weight, weight)

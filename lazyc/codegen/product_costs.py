@@ -12,7 +12,7 @@ from lazyc.ir.types import DType
 class ProductCosts:
     """A target's numbers for ``passes.padding`` and ``passes.split_products``.
 
-    ``half_flops``, ``single_flops``: operations a second in products of f16 and bf16, and of f32.
+    ``half_flops``, ``single_flops``: operations a second in products of f16 and bf16 (int8: twice as many), and of f32.
     ``loads_per_second``: loads that all lanes of the target together issue in a second, each of up to
     ``vector_bytes``; infinite where the width of loads makes no difference. ``bytes_per_second``: of
     memory. ``kernel_seconds``: what one more kernel costs, besides its traffic. ``tile``: rows and
@@ -36,4 +36,6 @@ class ProductCosts:
         """Operations a second in products of a type; None for one whose products are left alone."""
         if dtype in (DType.F16, DType.BF16):
             return self.half_flops
+        if dtype is DType.I8:
+            return 2 * self.half_flops
         return self.single_flops if dtype is DType.F32 else None

@@ -1,7 +1,8 @@
 """Lowerings of matrix products and convolutions.
 
 A product keeps its inputs' type; what ATen adds around it (bias, alpha, beta) is pointwise, so that
-it fuses as an epilogue. Integer products have no kernel here and stay in eager.
+it fuses as an epilogue. Of integer products those of int8 that are added in int32 have kernels, on targets whose
+kernels hold products; others stay in eager.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lazyc.frontend.lowering import Builder, NotLowered, lowers
 from lazyc.frontend.promotion import Operand
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
-from lazyc.ir.types import Dim, numel
+from lazyc.ir.types import Dim, DType, numel
 
 
 def _check_float(*xs: Node) -> None:
@@ -54,6 +55,17 @@ def _add_scaled(b: Builder, base: Node, product: Node, beta: Operand, alpha: Ope
 @lowers("aten.mm.default", "aten.bmm.default")
 def mm(b: Builder, x: Node, y: Node) -> Node:
     return _matmul(b, x, y)
+
+
+@lowers("aten._int_mm.default")
+def int_mm(b: Builder, x: Node, y: Node) -> Node:
+    """int8 @ int8, added in int32. (Other integer products are of their factors' type in ATen, which CUDA has
+    none of.)"""
+    if x.dtype is not DType.I8 or y.type != x.tensor.with_shape(y.tensor.shape):
+        raise NotLowered(f"matrix product of {x.type} and {y.type}")
+    if not b.has_products:
+        raise NotLowered("int8 matrix product: library call, dense with any weight")
+    return b.emit("matmul", x, y)
 
 
 @lowers("aten.addmm.default", "aten.baddbmm.default")

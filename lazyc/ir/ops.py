@@ -37,6 +37,7 @@ from lazyc.ir.types import (
     TensorType,
     ValueType,
     contiguous_strides,
+    dtype_from_torch,
     numel,
 )
 
@@ -403,16 +404,21 @@ def _infer_matmul(types: Sequence[ValueType], attrs: A.Attrs) -> ValueType:
         or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]
     ):  # fmt: skip
         raise IRError(f"matmul: {a} @ {b} (equal batch dims, [.., M, K] @ [.., K, N])")
-    return a.with_shape((*a.shape[:-1], b.shape[-1]))
+    made = a.with_shape((*a.shape[:-1], b.shape[-1]))
+    return made if a.dtype.is_float else made.with_dtype(a.dtype.accumulator)
 
 
-# matmul(a, b): [.., M, K] @ [.., K, N] -> [.., M, N], equal batch dims, no broadcasting.
-register(
-    OpSpec(
-        "matmul", 2, A.Attrs, Trait.CONTRACTION, _infer_matmul,
-        lambda x, a, v: torch.matmul(x[0], x[1]),
-    )
-)  # fmt: skip
+def _eval_matmul(x: Sequence[torch.Tensor], attrs: A.Attrs, values: SymbolValues) -> torch.Tensor:
+    dtype = dtype_from_torch(x[0].dtype)
+    assert dtype is not None
+    if not dtype.is_float:
+        x = [t.to(dtype.accumulator.torch) for t in x]
+    return torch.matmul(x[0], x[1])
+
+
+# matmul(a, b): [.., M, K] @ [.., K, N] -> [.., M, N], equal batch dims, no broadcasting. Floats of the factors'
+# type; integers of the type that they are added in, in which they wrap.
+register(OpSpec("matmul", 2, A.Attrs, Trait.CONTRACTION, _infer_matmul, _eval_matmul))
 
 
 def _infer_convolution(types: Sequence[ValueType], attrs: A.ConvolutionAttrs) -> ValueType:

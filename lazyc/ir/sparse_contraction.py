@@ -22,7 +22,7 @@ from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.sparse import BLOCKS, GROUP, Sparsity
 from lazyc.ir.types import Dim, DType, numel
 
-_HALVES = (DType.F16, DType.BF16)
+_ACCUMULATORS = (DType.F32, DType.I32)
 # What may be computed before and after the product: what cannot fail, and needs no code of more than a line.
 PLAIN_OPS = frozenset((
     "add", "sub", "mul", "div", "neg", "abs", "not", "and", "or", "xor", "eq", "ne", "lt", "le",
@@ -71,8 +71,8 @@ def sparse_key(nest_key: str, weight: int, sparsity: Sparsity) -> str:
 @dataclass(frozen=True)
 class Factors:
     """The parts of such a nest. ``rows`` are the axes of the weight's rows, ``columns`` the other outer
-    axes; ``other`` is the id of the other factor, in the weight's ``dtype`` (of a half type, before it was
-    widened). ``before`` and ``after``: what is computed once, before and after the loop."""
+    axes; ``other`` is the id of the other factor, in the weight's ``dtype`` (before it was widened to the
+    type that products are added in). ``before`` and ``after``: what is computed once, before and after the loop."""
 
     dtype: DType
     loop: L.Stage
@@ -120,14 +120,14 @@ def find_factors(nest: L.LoopNest, weight: int, sparsity: Sparsity = "2:4") -> F
     assert isinstance(product, L.Compute)
     reads = [i for i in instrs.values() if isinstance(i, L.Load) and i.buffer == weight]
     dtype = nest.buffers[weight].dtype
-    if dtype.compute is not DType.F32 or len(reads) != 1:
-        return "the weight is of a type that is not multiplied in f32, or is read besides"
+    if dtype.accumulator is not last.dtype or len(reads) != 1:
+        return f"the weight is of a type that is not multiplied in {last.dtype.value}, or is read besides"
     sources = [_before_casts(instrs, value, dtype) for value in product.args]
     places = [k for k, source in enumerate(sources) if source == reads[0].id]
     if len(places) != 1:
         return "something is computed from the weight before the product"
     other = product.args[1 - places[0]]
-    if dtype in _HALVES:
+    if dtype.is_widened:
         other = _before_widening(instrs, other)
     if other is None or instrs[other].dtype is not dtype:
         return f"the other factor is not {dtype.value}"
@@ -160,13 +160,14 @@ def _around(
 
 
 def is_contraction(nest: L.LoopNest) -> bool:
-    """Whether all that a nest loops for is one sum of products, in single precision."""
+    """Whether all that a nest loops for is one sum of products, of a type that tensor cores add
+    in."""
     loops = [s for s in nest.stages if s.axes]
     if len(loops) != 1 or any(b.role == "scratch" for b in nest.buffers):
         return False
     body = loops[0].body
     last = body[-1]
-    if not isinstance(last, L.Reduce) or (last.kind, last.dtype) != ("sum", DType.F32):
+    if not isinstance(last, L.Reduce) or last.kind != "sum" or last.dtype not in _ACCUMULATORS:
         return False
     product = next((i for i in body if not isinstance(i, L.Store) and i.id == last.value), None)
     is_product = isinstance(product, L.Compute) and product.op == "mul"
@@ -182,7 +183,7 @@ def row_major(axes: Sequence[Axis]) -> Index:
 
 
 def _before_widening(instrs: Mapping[int, L.Instr], value: int) -> int | None:
-    """The half value that a factor is in f32."""
+    """What a factor was before it was widened."""
     instr = instrs[value]
     if not isinstance(instr, L.Compute) or instr.op != "cast":
         return None
@@ -190,9 +191,10 @@ def _before_widening(instrs: Mapping[int, L.Instr], value: int) -> int | None:
 
 
 def _before_casts(instrs: Mapping[int, L.Instr], value: int, dtype: DType) -> int:
-    """What a value was before casts between a half type and f32, which leave it as it is."""
+    """What a value was before casts between a type and its accumulator, which leave it as it is."""
     instr = instrs[value]
-    while isinstance(instr, L.Compute) and instr.op == "cast" and instr.dtype in (dtype, DType.F32):
+    exact = (dtype, dtype.accumulator)
+    while isinstance(instr, L.Compute) and instr.op == "cast" and instr.dtype in exact:
         value = instr.args[0]
         instr = instrs[value]
     return value

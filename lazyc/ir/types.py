@@ -62,6 +62,16 @@ class DType(Enum):
         """The type that arithmetic on this type is done in: half types compute in f32."""
         return DType.F32 if self in (DType.F16, DType.BF16) else self
 
+    @property
+    def accumulator(self) -> DType:
+        """The type that matrix products of this type are added in: f32 for half types, i32 for int8."""
+        return DType.I32 if self is DType.I8 else self.compute
+
+    @property
+    def is_widened(self) -> bool:
+        """Whether matrix products of this type are added in a wider one. Tensor cores multiply it as it is."""
+        return self.accumulator is not self
+
     def __repr__(self) -> str:
         return self.value
 

@@ -59,8 +59,8 @@ def _certainly_ge(a: Dim, b: Dim) -> bool:
 def stored_factors(nodes: list[Node]) -> set[Node]:
     """Factors of products that are loops of a kernel that must be in memory as they are: those that were
     padded, to be of use; what windows are read from, which would be computed for each of them;
-    and those of a half type that are too much to be computed at each reading. (In
-    memory as what the product makes of them, f32, they would miss the tensor cores.) Not the weights of
+    and those of a narrow type (a half type, int8) that are too much to be computed at each reading. (In
+    memory as what the product makes of them, f32 or i32, they would miss the tensor cores.) Not the weights of
     attention, which are made of products that never have memory."""
     factors = factors_as_stored(nodes)
     images = {_stored(w.inputs[0]) for w in windows_of_products(nodes)}
@@ -73,7 +73,7 @@ def stored_factors(nodes: list[Node]) -> set[Node]:
         for x in factors
         if x.op == "pad"
         or (x in images and x.op not in INLINE_LEAVES)
-        or (x.dtype in _HALVES and costs[x].is_once_only and not costs[x].nested)
+        or (x.dtype.is_widened and costs[x].is_once_only and not costs[x].nested)
     }
 
 
@@ -123,7 +123,10 @@ def is_copy(node: Node) -> bool:
 def _stored(x: Node) -> Node:
     """What a factor is a view of, before it was widened; a copy, or windows, where it is one of these."""
     while x.op in ("cast", "expand", "reshape", "permute", "slice") and not is_copy(x):
-        if x.dtype in _HALVES and x.inputs[0].dtype not in _HALVES:
+        source = x.inputs[0].dtype
+        if x.dtype.is_widened and not (
+            source.is_widened and source.accumulator is x.dtype.accumulator
+        ):
             break
         x = x.inputs[0]
     return x

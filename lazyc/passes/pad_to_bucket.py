@@ -242,7 +242,7 @@ def _matmul(p: Padder, node: Node, x: Sequence[Value]) -> Value:
     (inner,) = common_axes([a.axes[-1:], b.axes[-2:-1]])
     a = p.laid_out(a, [*batch, a.axes[-2], inner])
     b = p.laid_out(b, [*batch, inner, b.axes[-1]])
-    zero, rank = number(0, node.dtype), len(node.shape)
+    zero, rank = number(0, a.node.dtype), len(node.shape)
     made = p.build.emit("matmul", p.masked(a, zero, [rank - 1]), p.masked(b, zero, [rank - 2]))
     return Value(made, node.shape, (*a.axes[:-1], b.axes[-1]))
 

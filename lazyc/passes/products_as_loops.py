@@ -4,7 +4,7 @@
     after    reduce_sum(mul(expand(a), expand(b)) : [m, n, k], axis 2)
 
 The loop nest of such a sum is a contraction to the code generator, and fusion draws what follows into it
-like into any other reduction. Half types are multiplied and added in f32.
+like into any other reduction. Half types are multiplied and added in f32, int8 in i32.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from collections.abc import Sequence
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
-from lazyc.ir.types import DType
 from lazyc.passes.rewrite import Rewriter, rewrite
-
-_HALVES = (DType.F16, DType.BF16)
 
 
 def products_as_loops(graph: Graph) -> Graph:
@@ -47,9 +44,10 @@ def stored_factor(b: Rewriter, x: Node) -> Node:
 def _rounded(b: Rewriter, x: Node) -> Node:
     """What memory of its type would hold of a factor. It is the half type itself that products expand, so
     that the factor gets memory of that type if any."""
-    return b.emit("cast", x, attrs=A.CastAttrs(x.dtype)) if x.dtype in _HALVES else x
+    is_half = x.dtype.compute is not x.dtype
+    return b.emit("cast", x, attrs=A.CastAttrs(x.dtype)) if is_half else x
 
 
 def _wide(b: Rewriter, x: Node) -> Node:
     """A factor in the type that products are added in."""
-    return b.cast(x, DType.F32) if x.dtype in _HALVES else x
+    return b.cast(x, x.dtype.accumulator)

@@ -25,8 +25,6 @@ from lazyc.ir.sparse_mma import MmaFormat
 from lazyc.ir.types import DType
 from lazyc.passes.lasting import Lasting
 
-_LEAST_DEPTH = 32  # weights along k of one instruction
-
 
 def choose_sparse_contractions(
     program: Program, graph: Graph, kernels: Collection[tuple[Sparsity, DType]]
@@ -105,10 +103,10 @@ def _choice(
     sizes = (columns, factors.row_count, factors.depth)
     if sparsity != "2:4":
         return SparseFactor(sparsity, weight, sizes, True, "skips blocks of zeros")
-    if factors.depth < _LEAST_DEPTH:
-        reason = f"fewer than {_LEAST_DEPTH} weights in a row"
-        return SparseFactor(sparsity, weight, sizes, False, reason)
     form = MmaFormat(dtype, factors.row_count, factors.depth)
+    if factors.depth < form.mma.step:
+        reason = f"fewer than {form.mma.step} weights in a row, which one instruction takes"
+        return SparseFactor(sparsity, weight, sizes, False, reason)
     size = factors.row_count * factors.depth * dtype.itemsize
     reason = f"reads {form.nbytes / 2**20:.1f} of {size / 2**20:.1f} MiB, half of the products"
     return SparseFactor(sparsity, weight, sizes, True, reason)

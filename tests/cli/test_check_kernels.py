@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lazyc.cli.main import app
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.errors import ConfigError
 from lazyc.ir.types import DType
@@ -20,6 +21,7 @@ from lazyc.kernel_check import Facts, problems
 
 MODEL = """
 import torch
+import lazyc
 def mlp():
     model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.GELU())
     return model.bfloat16(), (torch.randn(256, 128).bfloat16(),)
@@ -30,6 +32,15 @@ def attention():
     return Attention(), tuple(
         torch.randn(2, 2, 128, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )
+class Int8Linear(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.randint(-128, 128, (256, 512), dtype=torch.int8))
+        lazyc.sparse.prune_24(self.weight)
+    def forward(self, x):
+        return torch._int_mm(x, self.weight.t()).float() / 512
+def sparse():
+    return Int8Linear(), (torch.randint(-128, 128, (64, 512), dtype=torch.int8),)
 def wrong():
     return torch.nn.Linear(2, 2)
 MODELS = {"mlp": mlp, "attention": attention}
@@ -60,6 +71,16 @@ def test_a_model_of_a_script(script: str) -> None:
                 assert f"{count} {gpu_target(name).tensor_cores}" in text
         assert result.output.rstrip().endswith("compiled, 0 with problems")
     assert len(list((Path(os.environ["LAZYC_CACHE_DIR"]) / "v1" / "checks").rglob("*"))) > 6
+
+
+@pytest.mark.skipif(nvrtc.version() is None, reason="NVRTC is not installed")
+def test_a_sparse_kernel_beside_the_dense_one(script: str) -> None:
+    args = ["check-kernels", f"{script}:sparse", "--no-training", "--jobs", "1"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    for kind, core in (("2:4 contraction i8", "1 mma.sp"), (" contraction i8", "mma")):
+        rows = [line for line in result.output.splitlines() if kind in line]
+        assert len(rows) >= 3 and all(core in row for row in rows), result.output
 
 
 def test_a_row_for_each_kernel(script: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lazyc.selftest import CASES, Case, _error, _Function, run_cases
 
 FEW = [c for c in CASES if c.name in ("softmax", "gather and scatter")]
 FEW.append(next(c for c in CASES if c.train))
-FEW += [c for c in CASES if c.prune is not None and c.dtype is not torch.bfloat16]
+FEW += [c for c in CASES if c.prune is not None and c.dtype is not torch.bfloat16]  # one for GPUs
 
 
 def test_programs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +44,17 @@ def test_sparse_cases_take_the_sparse_kernels(monkeypatch: pytest.MonkeyPatch) -
         stop()
     assert [e.is_used for e in heard if isinstance(e, E.SparseProduct)] == [True] * 4
     assert sum(e.count for e in heard if isinstance(e, E.WeightsPacked)) == 4
+
+
+def test_cases_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are left out elsewhere; in Triton's interpreter they are right."""
+    monkeypatch.setattr(selftest, "_CALLS", 1)
+    monkeypatch.setattr(selftest, "_WARM_UP", 0)
+    cases = [c for c in CASES if c.only_on_gpus]
+    assert cases and list(run_cases("cpu", cases)) == []
+    monkeypatch.setenv("LAZYC_TARGET", "triton-interpret")
+    found = run_cases("cpu", [replace(c, only_on_gpus=False) for c in cases])
+    assert [outcome.problem for outcome in found] == [""] * len(cases)
 
 
 def test_what_runs_in_eager_or_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

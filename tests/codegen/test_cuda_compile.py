@@ -23,12 +23,19 @@ from lazyc.errors import MissingPackage, MissingPackageWarning
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.sparse_contraction import SparseContraction
 from lazyc.ir.types import DType
+from lazyc.kernel_check import machine_facts, problems
 from lazyc.report import events as E
 from tests.codegen.test_libcuda import StandInLibrary
 from tests.codegen.test_triton_contraction import product
+from tests.models.test_triton_int8 import Int8Linear
 
 ARCHITECTURES = (80, 90, 100)
-BF16, F16 = DType.BF16, DType.F16
+BF16, F16, I8 = DType.BF16, DType.F16, DType.I8
+INSTRUCTIONS = {
+    F16: "m16n8k32.row.col.f32.f16.f16.f32",
+    BF16: "m16n8k32.row.col.f32.bf16.bf16.f32",
+    I8: "m16n8k64.row.col.s32.s8.s8.s32",
+}
 
 needs_nvrtc = pytest.mark.skipif(
     nvrtc.version() is None, reason='NVRTC is not installed: pip install "lazyc[cuda]"'
@@ -43,14 +50,16 @@ def compiled(nest: LoopNest, weight: int, arch: int, tiles: Tiles | None = None)
     assert 0 < found.registers <= target.thread_registers
     assert found.registers * 32 * code.ref.warps <= target.registers, "no block fits"
     assert code.shared_bytes <= target.shared_bytes
-    kind = "bf16" if nest.buffers[weight].dtype is BF16 else "f16"
-    assert f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{kind}" in found.ptx
+    facts = machine_facts(code, target)
+    assert problems(code, facts, target) == () and facts.tensor_cores == ("mma.sp",)
+    instruction = INSTRUCTIONS[nest.buffers[weight].dtype]
+    assert f"mma.sp::ordered_metadata.sync.aligned.{instruction}" in found.ptx
     return found
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("dtype", INSTRUCTIONS)
 def test_a_sparse_weight_of_a_linear_layer(arch: int, dtype: DType) -> None:
     nest = product(4096, 4096, 4096, dtype, epilogue=True, transposed=True)
     found = compiled(nest, 1, arch)
@@ -61,23 +70,28 @@ def test_a_sparse_weight_of_a_linear_layer(arch: int, dtype: DType) -> None:
 
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_sparse_left_factor(arch: int) -> None:
-    found = compiled(product(4096, 4096, 4096, BF16, epilogue=True), 0, arch)
+@pytest.mark.parametrize("dtype", [BF16, I8])
+def test_a_sparse_left_factor(arch: int, dtype: DType) -> None:
+    found = compiled(product(4096, 4096, 4096, dtype, epilogue=True), 0, arch)
     assert "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16" in found.ptx
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("dtype", [F16, I8])
 @pytest.mark.parametrize("tiles", TILES, ids=str)
-def test_all_tiles(tiles: tuple[int, int, int, int]) -> None:
+def test_all_tiles(tiles: tuple[int, int, int, int], dtype: DType) -> None:
     """With ragged sizes, where a thread loads and rounds elements itself."""
-    compiled(product(1000, 1001, 1004, F16, True, transposed=True), 1, 80, Tiles(*tiles, 3))
+    nest = product(1000, 1001, 1004, dtype, epilogue=True, transposed=True)
+    compiled(nest, 1, 80, Tiles(*tiles, 3))
 
 
 @needs_nvrtc
-def test_the_machine_code_multiplies_sparsely() -> None:
-    """HMMA.SP is the instruction of the machine, by NVIDIA's disassembler, which comes with Triton."""
-    found = compiled(product(256, 256, 256, F16, transposed=True), 1, 90)
-    assert "HMMA.SP" in disassembled(found.cubin)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "instruction"), [(F16, "HMMA.SP"), (I8, "IMMA.SP")])
+def test_the_machine_code_multiplies_sparsely(dtype: DType, instruction: str, arch: int) -> None:
+    """The instruction of the machine, by NVIDIA's disassembler, which comes with Triton."""
+    found = compiled(product(256, 256, 256, dtype, transposed=True), 1, arch)
+    assert instruction in disassembled(found.cubin)
 
 
 def disassembled(cubin: bytes) -> str:
@@ -139,6 +153,20 @@ def test_a_model_gets_a_sparse_kernel_beside_the_dense_one(heard: list[E.Event])
     (choice,) = choices(heard)
     assert choice.is_used and choice.sizes == ("32", "48", "64")
     assert sum(isinstance(e, E.KernelCompiled) for e in heard) == 2
+
+
+@needs_nvrtc
+def test_so_does_a_model_of_bytes(heard: list[E.Event]) -> None:
+    torch.compiler.reset()
+    model = Int8Linear(128, 48).eval()
+    lazyc.sparse.prune_24(model.get_buffer("weight"))
+    options = {"target": "cuda:sm_90", "disk_cache": False}
+    compiled = torch.compile(model, backend="lazyc", dynamic=False, options=options)
+    x = torch.randn(32, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    (choice,) = choices(heard)
+    assert choice.is_used and choice.sizes == ("32", "48", "128")
 
 
 @needs_nvrtc

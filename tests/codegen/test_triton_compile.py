@@ -55,6 +55,15 @@ def test_products_use_tensor_cores(arch: int) -> None:
     assert "cp.async.cg.shared.global" in found.loads, "factors are not loaded ahead"
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_products_of_bytes_use_tensor_cores(arch: int) -> None:
+    """``wgmma`` where it multiplies bytes; Triton has no ``tcgen05`` for them."""
+    nest = product(4096, 4096, 4096, DType.I8, epilogue=True, transposed=True)
+    found = compiled(nest, arch)
+    assert ("wgmma" if arch == 90 else "mma") in found.tensor_cores
+    assert found.copy_bits == {128}
+
+
 def convolution(channels: int, outputs: int, kernel: int, stride: int = 1) -> LoopNest:
     """A convolution in bf16 of 8 images of 56 x 56 with bias, residual and relu, channels last."""
     b = Make()

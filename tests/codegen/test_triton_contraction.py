@@ -32,34 +32,37 @@ def product(
     second: DType | None = None,
 ) -> LoopNest:
     """``out[b, i, j] = sum_k a[b, i, k] * b[b, k, j]``, with bias, relu and a residual as ``epilogue``;
-    ``transposed``: b is [j, k]; ``second``: the type of b, if not ``dtype``."""
-    second = dtype if second is None else second
+    ``transposed``: b is [j, k]; ``second``: the type of b, if not ``dtype``. Results are of
+    ``dtype``, of int8 i32."""
+    second, sums = dtype if second is None else second, dtype.accumulator
+    out = dtype if dtype.is_float else sums
     p, i, j, r = Axis("p", batch), Axis("i", m), Axis("j", n), Axis("r", k)
     pp, ii, jj, rr = (axis_index(a) for a in (p, i, j, r))
     body = Body()
 
     def wide(value: int, kind: DType = dtype) -> int:
-        return value if kind is F32 else body.add(Compute, F32, "cast", (value,))
+        return value if kind is sums else body.add(Compute, sums, "cast", (value,))
 
     left = wide(body.add(Load, dtype, 0, pp * (m * k) + ii * k + rr))
     at = jj * k + rr if transposed else rr * n + jj
     right = wide(body.add(Load, second, 1, pp * (k * n) + at), second)
-    total = body.add(Reduce, F32, "sum", body.add(Compute, F32, "mul", (left, right)))
+    total = body.add(Reduce, sums, "sum", body.add(Compute, sums, "mul", (left, right)))
     stages = [body.stage(r)]
     buffers = [BufferParam(dtype, "in", batch * m * k), BufferParam(second, "in", batch * k * n)]
     where = pp * (m * n) + ii * n + jj
     if epilogue:
         bias = wide(body.add(Load, dtype, 2, jj))
-        total = body.add(Compute, F32, "add", (total, bias))
-        total = body.add(Compute, F32, "maximum", (total, body.add(Compute, F32, "neg", (total,))))
+        total = body.add(Compute, sums, "add", (total, bias))
+        negative = body.add(Compute, sums, "neg", (total,))
+        total = body.add(Compute, sums, "maximum", (total, negative))
         residual = wide(body.add(Load, dtype, 3, where))
-        total = body.add(Compute, F32, "add", (total, residual))
+        total = body.add(Compute, sums, "add", (total, residual))
         buffers += [BufferParam(dtype, "in", n), BufferParam(dtype, "in", batch * m * n)]
-    if dtype is not F32:
-        total = body.add(Compute, dtype, "cast", (total,))
+    if out is not sums:
+        total = body.add(Compute, out, "cast", (total,))
     body.store(len(buffers), where, total)
     stages.append(body.stage())
-    buffers.append(BufferParam(dtype, "out", batch * m * n))
+    buffers.append(BufferParam(out, "out", batch * m * n))
     axes = (p, i, j) if batch > 1 else (i, j)
     symbols = tuple(s for s in (m, n, k) if isinstance(s, sympy.Symbol))
     return LoopNest(axes, tuple(stages), tuple(buffers), symbols, "inner")
@@ -74,7 +77,11 @@ def check(nest: LoopNest, sizes: tuple[int, ...] = (), tolerance: float = 1e-5) 
     memory = []
     for param in nest.buffers:
         count = param.numel if isinstance(param.numel, int) else int(param.numel.subs(known))
-        data = torch.randn(count) if param.role == "in" else torch.full((count,), 7.0)
+        data = torch.full((count,), 7.0)
+        if param.role == "in":
+            data = (
+                torch.randn(count) if param.dtype.is_float else torch.randint(-128, 128, (count,))
+            )
         memory.append(data.to(param.dtype.torch))
     wanted = [x.clone() for x in memory]
     assert run_nest(nest, wanted, known) == 0
@@ -96,6 +103,21 @@ def test_half_types(dtype: DType, epilogue: bool) -> None:
     nest = product(40, 33, 50, dtype, epilogue=epilogue)
     assert 'input_precision="ieee"' not in generate(nest, "k").text  # halves go to the tensor cores
     check(nest, tolerance=2e-2 if dtype is BF16 else 2e-3)
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16, 32), (40, 33, 50), (17, 200, 300), (64, 64, 16)], ids=str
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bytes_are_multiplied_exactly(size: tuple[int, int, int], transposed: bool) -> None:
+    nest = product(*size, DType.I8, epilogue=True, transposed=transposed)
+    assert "tl.int32" in generate(nest, "k").text
+    check(nest, tolerance=0)
+
+
+def test_other_integers_have_no_tiles() -> None:
+    assert Contraction.find(product(64, 64, 64, DType.I32)) is None
+    assert Contraction.find(product(64, 64, 64, DType.I8, second=DType.I32)) is None
 
 
 @pytest.mark.parametrize("transposed", [False, True])

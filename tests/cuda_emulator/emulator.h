@@ -2,7 +2,7 @@
 // its PTX. It is written after NVIDIA's documents, not after the kernels:
 //
 //   PTX ISA 8.7, 9.7.14.5   ldmatrix; fragments of m16n8k16 and m16n8k32
-//               9.7.14.6    sparse matrix storage; fragments and metadata of sparse mma.m16n8k32
+//               9.7.14.6    sparse matrix storage; fragments and metadata of sparse mma.m16n8k32 and m16n8k64
 //               9.7.9.25    cp.async and its groups
 //
 // A thread of a block is a fiber. A fiber runs until it comes to something that takes others: a barrier, or an
@@ -25,7 +25,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 namespace emulator {
 
@@ -256,6 +256,14 @@ inline F16 to_f16(float x) {
 inline float infinity() { return std::numeric_limits<float>::infinity(); }
 inline float not_a_number() { return std::numeric_limits<float>::quiet_NaN(); }
 
+// Byte i of the result is that of y:x which nibble i of the selector says.
+inline U32 __byte_perm(U32 x, U32 y, U32 selector) {
+  const uint64_t both = (uint64_t)y << 32 | x;
+  U32 result = 0;
+  for (int i = 0; i < 4; ++i) result |= (U32)(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
+
 // --- shared memory
 
 inline unsigned char* dynamic_shared() { return emulator::shared.data(); }
@@ -333,8 +341,9 @@ inline void ldmatrix_transposed(U32 (&result)[4], const void* row) {
 
 namespace emulator {
 
+template <class Accumulator>
 struct Fragments {
-  float* d;
+  Accumulator* d;
   const Vector* a;
   const U32* b;
   U32 metadata;
@@ -353,13 +362,13 @@ void multiply_sparse(void** all) {
   double a[16][32], b[32][8];
   bool is_kept[16][32] = {};
   for (int k = 0; k < WARP; ++k) {
-    const Fragments& own = *(Fragments*)all[k];
+    const Fragments<float>& own = *(Fragments<float>*)all[k];
     const int group = k / 4, in_group = k % 4;
     for (int i = 0; i < 8; i += 2) {  // elements i and i + 1 are those kept of four
       const int row = i == 0 || i == 4 ? group : group + 8;
       const int first = i < 4 ? in_group * 4 : in_group * 4 + 16;
       // Columns 0..15 of both rows: first thread of the pair; 16..31: the second.
-      const Fragments& giver = *(Fragments*)all[group * 4 + 2 * SELECTOR + first / 16];
+      const Fragments<float>& giver = *(Fragments<float>*)all[group * 4 + 2 * SELECTOR + first / 16];
       const int code = giver.metadata >> (row >= 8 ? 16 : 0) + first % 16 & 15;
       const int places[2] = {code & 3, code >> 2};
       if (places[0] >= places[1]) fail("metadata are not in order");
@@ -375,11 +384,49 @@ void multiply_sparse(void** all) {
   for (int k = 0; k < WARP; ++k) {
     for (int i = 0; i < 4; ++i) {
       const int row = i < 2 ? k / 4 : k / 4 + 8, column = k % 4 * 2 + i % 2;
-      double sum = ((Fragments*)all[k])->d[i];
+      double sum = ((Fragments<float>*)all[k])->d[i];
       for (int j = 0; j < 32; ++j) {
         if (is_kept[row][j]) sum += a[row][j] * b[j][column];
       }
-      ((Fragments*)all[k])->d[i] = (float)sum;
+      ((Fragments<float>*)all[k])->d[i] = (float)sum;
+    }
+  }
+}
+
+inline int byte_of(U32 word, int place) { return (int8_t)(word >> 8 * place); }
+
+// Sections "Matrix fragments for sparse mma.m16n8k64 with .u8 / .s8 integer type", without .satfinite.
+inline void multiply_sparse_bytes(void** all) {
+  int a[16][64], b[64][8];
+  bool is_kept[16][64] = {};
+  for (int k = 0; k < WARP; ++k) {
+    const Fragments<int>& own = *(Fragments<int>*)all[k];
+    const int group = k / 4, in_group = k % 4;
+    for (int i = 0; i < 16; i += 2) {  // elements i and i + 1 are those kept of four
+      const int row = i < 4 || (8 <= i && i < 12) ? group : group + 8;
+      const int first = in_group * 8 + (i < 8 ? 0 : 32) + i % 4 / 2 * 4;
+      // Columns 0..31: the first pair of threads, 32..63: the second; of row `group` the first of a pair.
+      const Fragments<int>& giver = *(Fragments<int>*)all[group * 4 + first / 32 * 2 + row / 8];
+      const int code = giver.metadata >> first % 32 & 15;
+      const int places[2] = {code & 3, code >> 2};
+      if (places[0] >= places[1]) fail("metadata are not in order");
+      for (int e = 0; e < 2; ++e) {
+        a[row][first + places[e]] = byte_of(own.a->words[i / 4], i % 4 + e);
+        is_kept[row][first + places[e]] = true;
+      }
+    }
+    for (int i = 0; i < 16; ++i) {
+      b[in_group * 4 + i % 4 + i / 4 * 16][group] = byte_of(own.b[i / 4], i % 4);
+    }
+  }
+  for (int k = 0; k < WARP; ++k) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = i < 2 ? k / 4 : k / 4 + 8, column = k % 4 * 2 + i % 2;
+      uint32_t sum = ((Fragments<int>*)all[k])->d[i];  // which wraps
+      for (int j = 0; j < 64; ++j) {
+        if (is_kept[row][j]) sum += (uint32_t)(a[row][j] * b[j][column]);
+      }
+      ((Fragments<int>*)all[k])->d[i] = (int)sum;
     }
   }
 }
@@ -389,6 +436,13 @@ void multiply_sparse(void** all) {
 template <int SELECTOR, class T>
 void mma_sp(float (&d)[4], const Vector& a, const U32 (&b)[4], U32 metadata, T) {
   static_assert(SELECTOR == 0 || SELECTOR == 1);
-  emulator::Fragments own{d, &a, b, metadata};
+  emulator::Fragments<float> own{d, &a, b, metadata};
   emulator::in_warp(SELECTOR ? "mma.sp 1" : "mma.sp 0", &own, emulator::multiply_sparse<SELECTOR, T>);
+}
+
+template <int SELECTOR>
+void mma_sp(int (&d)[4], const Vector& a, const U32 (&b)[4], U32 metadata, S8) {
+  static_assert(SELECTOR == 0, "all threads give metadata");
+  emulator::Fragments<int> own{d, &a, b, metadata};
+  emulator::in_warp("mma.sp of bytes", &own, emulator::multiply_sparse_bytes);
 }

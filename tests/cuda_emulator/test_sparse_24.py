@@ -20,7 +20,7 @@ from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.ops import concrete
 from lazyc.ir.sparse_contraction import PLAIN_OPS, Factors, SparseContraction, find_factors
-from lazyc.ir.sparse_mma import MmaFormat, compress_for_mma
+from lazyc.ir.sparse_mma import MMAS, MmaFormat, compress_for_mma
 from lazyc.ir.types import Dim, DType
 from tests.codegen.harness import Body
 from tests.codegen.test_triton_block_sparse import scaled
@@ -28,7 +28,7 @@ from tests.codegen.test_triton_contraction import product
 from tests.cuda_emulator.emulate import Emulated, EmulatorError, needs_compiler
 from tests.ir.test_sparse import random_24
 
-F32, F16, BF16, BOOL = DType.F32, DType.F16, DType.BF16, DType.BOOL
+F32, F16, BF16, I8, BOOL = DType.F32, DType.F16, DType.BF16, DType.I8, DType.BOOL
 TARGET = gpu_target("cuda:sm_80")
 GUARD = 64  # bytes before and after a buffer that nothing may touch
 
@@ -56,9 +56,9 @@ class Case:
         self.memory: list[torch.Tensor] = []
         for k, param in enumerate(nest.buffers):
             count = concrete(param.numel, self.known)
-            data = torch.randn(count) if param.role == "in" else torch.full((count,), 7.0)
+            data = _random(count, param.dtype) if param.role == "in" else torch.full((count,), 7.0)
             if k == weight:
-                data = random_24(self.form.rows, self.form.depth).reshape(-1)
+                data = random_24(self.form.rows, self.form.depth, param.dtype.torch).reshape(-1)
             self.memory.append(data.to(param.dtype.torch))
         compressed = compress_for_mma(
             self.form, self.memory[weight].reshape(self.form.rows, self.form.depth)
@@ -97,8 +97,15 @@ class Case:
         found = self.run(is_reversed=is_reversed)
         for got, want, param in zip(found, self.wanted(), self.nest.buffers, strict=True):
             if param.role == "out":
-                step = 2 * torch.finfo(want.dtype).eps
-                torch.testing.assert_close(got, want, rtol=step, atol=1e-5)
+                step = 2 * torch.finfo(want.dtype).eps if param.dtype.is_float else 0
+                torch.testing.assert_close(got, want, rtol=step, atol=1e-5 if step else 0)
+
+
+def _random(count: int, dtype: DType) -> torch.Tensor:
+    if dtype.is_float:
+        return torch.randn(count)
+    bounds = torch.iinfo(dtype.torch)
+    return torch.randint(bounds.min, bounds.max + 1, (count,))
 
 
 def _guarded(x: torch.Tensor) -> torch.Tensor:
@@ -136,6 +143,77 @@ def test_products(name: str) -> None:
     dense = ((a @ b).double() - exact).abs().max()
     step = torch.finfo(dtype.torch).eps * exact.abs().max()  # of rounding the result
     assert error <= torch.maximum(2 * dense, step)
+
+
+# As PRODUCTS, of int8.
+BYTES = {
+    "b sparse": (16, 64, 128, 1, True),
+    "b sparse, ragged": (37, 71, 100, 1, True),  # rows of a are not aligned
+    "b sparse, several blocks along k": (40, 40, 656, 1, True),
+    "a sparse": (70, 48, 272, 0, False),  # columns of b are contiguous, and aligned
+    "a sparse, wide": (33, 160, 132, 0, False),
+    "a sparse, ragged": (33, 13, 36, 0, False),
+    "a sparse, b transposed": (33, 40, 208, 0, True),
+    "one group": (1, 1, 4, 1, True),
+}
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize("name", BYTES)
+def test_products_of_bytes_are_exact(name: str, is_reversed: bool) -> None:
+    m, n, k, weight, transposed = BYTES[name]
+    case = Case(product(m, n, k, I8, epilogue=True, transposed=transposed), weight)
+    case.check(is_reversed)
+    a, b = case.memory[0].reshape(m, k), case.memory[1]
+    b = b.reshape(n, k).t() if transposed else b.reshape(k, n)
+    bias, residual = case.memory[2], case.memory[3].reshape(m, n)
+    exact = (a.long() @ b.long() + bias).abs() + residual
+    assert torch.equal(case.run(is_reversed=is_reversed)[4].reshape(m, n).long(), exact)
+
+
+def test_the_largest_products_of_bytes() -> None:
+    """-128 times -128, and sums beyond 32 bits, which wrap as in eager."""
+    k = 1 << 19
+    case = Case(product(1, 1, k, I8, transposed=True), 1)
+    case.memory[0].fill_(-128)
+    weight = torch.tensor([-128, 0, 0, -128], dtype=torch.int8).repeat(k // 4).reshape(1, k)
+    compressed = compress_for_mma(case.form, weight)
+    got = case.run(compressed=compressed)[2]
+    exact = 128 * 128 * (k // 2)
+    assert exact >= 1 << 31 and int(got) == (exact + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def quantized(m: int, n: int, k: int, computed: bool = False, layer: bool = True) -> LoopNest:
+    """``out[i, j] = (sum_r x[i, r] * w[j, r]) * scale[j] + bias[j]``, of int8 x and w and f16 scales, as f16; ``computed``:
+    x is quantized on the way from f32. Unless ``layer``, x is [k, m]."""
+    i, j, r = Axis("i", m), Axis("j", n), Axis("r", k)
+    ii, jj, rr = (axis_index(a) for a in (i, j, r))
+    body, i32 = Body(), DType.I32
+    new = body.add
+    x = new(Load, F32 if computed else I8, 1, ii * k + rr if layer else rr * m + ii)
+    if computed:
+        scaled = new(Compute, F32, "round", (new(Compute, F32, "mul", (x, new(Const, F32, 32.0))),))
+        most = new(Compute, F32, "minimum", (scaled, new(Const, F32, 127.0)))
+        least = new(Compute, F32, "maximum", (most, new(Const, F32, -128.0)))
+        x = new(Compute, I8, "cast", (least,))
+    factors = [new(Compute, i32, "cast", (v,)) for v in (x, new(Load, I8, 0, jj * k + rr))]
+    total = new(Reduce, i32, "sum", new(Compute, i32, "mul", tuple(factors)))
+    stages = [body.stage(r)]
+    value = new(Compute, F32, "cast", (total,))
+    for op, buffer in (("mul", 2), ("add", 3)):
+        more = new(Compute, F32, "cast", (new(Load, F16, buffer, jj),))
+        value = new(Compute, F32, op, (value, more))
+    body.store(4, ii * n + jj, new(Compute, F16, "cast", (value,)))
+    sizes = ((I8, n * k), (F32 if computed else I8, m * k), (F16, n), (F16, n))
+    buffers = [BufferParam(d, "in", size) for d, size in sizes] + [BufferParam(F16, "out", m * n)]
+    return LoopNest((i, j), (*stages, body.stage()), tuple(buffers))
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_scales_of_bytes(computed: bool) -> None:
+    case = Case(quantized(21, 34, 144, computed), 0)
+    case.memory[2] /= 4096  # f16 holds the results
+    case.check()
 
 
 EPILOGUES = {
@@ -230,10 +308,17 @@ def test_tiles(sizes: tuple[int, int, int, int]) -> None:
     Case(linear(sizes[1] + 5, sizes[0] + 7, 264, BF16), 0, Tiles(*sizes, 3)).check()
 
 
-@pytest.mark.parametrize("columns", [32, *(pytest.param(n, marks=full) for n in (16, 128))])
-def test_tiles_with_contiguous_columns(columns: int) -> None:
+@pytest.mark.parametrize("dtype", [F16, I8])
+@pytest.mark.parametrize("columns", [32, *(pytest.param(n, marks=full) for n in (64, 128))])
+def test_tiles_with_contiguous_columns(columns: int, dtype: DType) -> None:
     tiles = Tiles(64, columns, 1, 2, 4)
-    Case(product(70, columns + 8, 136, F16), 0, tiles).check()
+    Case(product(70, columns + 16, 272, dtype), 0, tiles).check()
+
+
+@pytest.mark.parametrize("sizes", TILES, ids=str)
+def test_tiles_of_bytes(sizes: tuple[int, int, int, int]) -> None:
+    nest = product(sizes[1] + 5, sizes[0] + 7, 528, I8, transposed=True)
+    Case(nest, 1, Tiles(*sizes, 3)).check()
 
 
 def test_threads_in_the_other_order() -> None:
@@ -324,13 +409,13 @@ def _differs(
     case: Case, code: KernelCode | None = None, compressed: torch.Tensor | None = None
 ) -> bool:
     """Whether some order of threads shows that it is wrong."""
-    want = case.wanted()[-1]
+    want, slack = case.wanted()[-1], 1e-2 if case.factors.dtype.is_float else 0.0
     for is_reversed in (False, True):
         try:
             got = case.run(code, compressed, is_reversed)[-1]
         except EmulatorError:
             return True
-        if not torch.allclose(got.float(), want.float(), rtol=1e-2, atol=1e-2):
+        if not torch.allclose(got.double(), want.double(), rtol=slack, atol=slack):
             return True
     return False
 
@@ -354,10 +439,43 @@ def test_wrong_metadata_are_noticed() -> None:
 MUTATIONS = {
     "copies that are not waited for": ("cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),
     "no barrier before a stage is read": ("__syncthreads();  // this", "// this"),
-    "the metadata of other rows": ("mma_sp<1>", "mma_sp<0>"),
+    "the metadata of other rows": ("mma_sp<SHARING - 1>", "mma_sp<0>"),
     "chunks where they are not": ("4 * step + lane / 8", "4 * step + (lane / 8 ^ 1)"),
     "a copy beyond the end": ("column < COLUMNS && depth < DEPTH", "true"),
 }
+
+
+def test_wrong_metadata_of_bytes_are_noticed() -> None:
+    case = Case(product(16, 64, 256, I8, transposed=True), 1)
+    assert not _differs(case)
+    at = case.form.metadata_offset
+    metadata = case.compressed[at:].view(torch.int32).reshape(-1, 2, 8, 4)
+    wrong = {
+        "rows g and g + 8": metadata[..., [1, 0, 3, 2]],
+        "halves along k": metadata[..., [2, 3, 0, 1]],
+        "weights of a word": (metadata << 16) | (metadata >> 16 & 0xFFFF),
+        "instructions": metadata[:, [1, 0]],
+        "one bit": metadata ^ 1,
+    }
+    for what, changed in wrong.items():
+        found = torch.cat([case.compressed[:at], changed.reshape(-1).view(torch.uint8)])
+        assert _differs(case, compressed=found), what
+
+
+MUTATIONS_OF_BYTES = {
+    "the metadata of other rows": ("i % 2 / SHARING", "0"),
+    "rows along k in another order": ("depth_at(down)", "down"),
+    "columns that are not dealt out": ("0x7531", "0x6420"),
+    "columns of other tiles": ("j % TOGETHER;", "1 - j % TOGETHER;"),
+}
+
+
+@pytest.mark.parametrize("what", MUTATIONS_OF_BYTES)
+def test_wrong_kernels_of_bytes_are_noticed(what: str) -> None:
+    old, new = MUTATIONS_OF_BYTES[what]
+    case = Case(product(64, 48, 272, I8), 0)
+    assert old in case.code.text and not _differs(case)
+    assert _differs(case, replace(case.code, text=case.code.text.replace(old, new)))
 
 
 @pytest.mark.parametrize("what", MUTATIONS)
@@ -372,7 +490,9 @@ def test_tiles_fit_every_gpu() -> None:
     for arch in (80, 86, 89, 90, 100, 120):
         target = gpu_target(f"sm_{arch}")
         for rows, columns in ((4096, 4096), (4096, 1), (64, 64), (11008, 100)):
-            tiles = choose_tiles(rows, columns, target)
-            assert max(map(tiles.shared_bytes, (False, True))) <= target.shared_bytes
-    assert choose_tiles(4096, 4096, TARGET).columns == 128
-    assert choose_tiles(4096, 8, TARGET).columns == 16
+            for dtype in MMAS:
+                tiles = choose_tiles(dtype, rows, columns, target)
+                for rows_are_fast in (False, True):
+                    assert tiles.shared_bytes(dtype, rows_are_fast) <= target.shared_bytes
+    assert choose_tiles(F16, 4096, 4096, TARGET).columns == 128
+    assert choose_tiles(F16, 4096, 8, TARGET).columns == 16

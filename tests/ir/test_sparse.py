@@ -17,7 +17,11 @@ def random_24(n: int, k: int, dtype: torch.dtype = torch.float32) -> torch.Tenso
     """A weight with none, one or two nonzeros at any places of each group."""
     order = torch.rand(n, k // 4, 4).argsort(-1)
     count = torch.randint(0, 3, (n, k // 4, 1))
-    return (torch.randn(n, k // 4, 4) * (order < count)).reshape(n, k).to(dtype)
+    if dtype.is_floating_point:
+        values = torch.randn(n, k // 4, 4)
+    else:
+        values = torch.randint(torch.iinfo(dtype).min, torch.iinfo(dtype).max + 1, (n, k // 4, 4))
+    return (values * (order < count)).reshape(n, k).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])

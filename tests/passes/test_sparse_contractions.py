@@ -18,6 +18,7 @@ from lazyc.ir.program_text import print_program
 from lazyc.ir.program_verify import verify_program
 from lazyc.ir.sparse import Sparsity
 from lazyc.ir.sparse_contraction import sparse_key
+from lazyc.ir.sparse_mma import MmaFormat
 from lazyc.ir.types import Dim, DType, TensorType
 from lazyc.passes.sparse_contractions import (
     choose_sparse_contractions,
@@ -26,8 +27,10 @@ from lazyc.passes.sparse_contractions import (
 from tests.codegen.harness import Body
 from tests.codegen.test_triton_contraction import product
 
-F32, F16 = DType.F32, DType.F16
-KERNELS: frozenset[tuple[Sparsity, DType]] = frozenset({("2:4", F16), ("block 16", F32)})
+F32, F16, I8 = DType.F32, DType.F16, DType.I8
+KERNELS: frozenset[tuple[Sparsity, DType]] = frozenset(
+    {("2:4", F16), ("2:4", I8), ("block 16", F32)}
+)
 M, N, K = 8, 24, 64
 
 
@@ -74,6 +77,18 @@ def test_a_kernel() -> None:
 def test_a_left_factor() -> None:
     _, factor = chosen(product(N, M, K, F16), weight=0)
     assert factor is not None and factor.is_used and factor.sizes == (M, N, K)
+
+
+def test_bytes() -> None:
+    """Values are half of the weight; metadata are a bit for each of its bytes."""
+    for nest, weight in ((product(M, N, K, I8, transposed=True), 1), (product(N, M, K, I8), 0)):
+        program, factor = chosen(nest, weight)
+        assert factor is not None and factor.is_used and factor.sizes == (M, N, K)
+        verify_program(program)
+    _, factor = chosen(product(N, M, K, I8, second=DType.I16), 0)
+    assert factor is not None and factor.reason == "the other factor is not i8"
+    form = MmaFormat(I8, 1024, 1024)
+    assert form.nbytes == (1024 * 1024) * 5 // 8
 
 
 def test_blocks() -> None:
@@ -144,6 +159,7 @@ DENSE = {
     "no whole groups of 4": product(M, N, 66, F16, transposed=True),
     "it has no elements": product(0, N, K, F16, transposed=True),
     "fewer than 32 weights": product(M, N, 16, F16, transposed=True),
+    "fewer than 64 weights": product(M, N, 32, I8, transposed=True),
     "varies along the rows": product(M, N, K, F16, batch=2, transposed=True),
     "no code for floor_div": beside("floor_div", DType.I32),
     "no code for lgamma": beside("lgamma"),

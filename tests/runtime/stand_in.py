@@ -240,7 +240,7 @@ class StandInGenerator:
         self.broken: set[str] = set()
         self.spilling: set[str] = set()
         self._interpreted = InterpretedGenerator()
-        self._codes: dict[str, KernelCode] = {}
+        self._codes: dict[str, KernelCode] = {}  # that were generated
         self.sparse_products: frozenset[tuple[Sparsity, DType]] = (
             CudaGenerator.sparse_products if sparse else frozenset()
         )
@@ -260,23 +260,24 @@ class StandInGenerator:
         return None if number in self.spilling else self.compile(code)
 
     def compile(self, code: KernelCode) -> bytes:
+        """A line of types, one of the shared memory of CUDA C++ (0 for Triton), and the text."""
         types = ",".join(p.value for p in code.params)
-        return f"{types}\n".encode() + self._interpreted.compile(code)
+        shared = code.shared_bytes if code.is_cuda else 0
+        return f"{types}\n{shared}\n{code.text}".encode()
 
     def load(self, objects: Mapping[Ref, bytes]) -> dict[str, DeviceKernel]:
         found = {}
         for ref, data in objects.items():
             assert isinstance(ref, LaunchRef)
-            code = self._codes.get(ref.symbol)
-            names, _, text = data.partition(b"\n")
-            function = 1000 + len(self._gpu.functions)
-            if code is not None and code.is_cuda:
-                launch, threads, shared = _emulated(code), 32 * ref.warps, code.shared_bytes
+            names, shared, text = data.decode().split("\n", 2)
+            params, shared = tuple(DType(n) for n in names.split(",") if n), int(shared)
+            function, threads = 1000 + len(self._gpu.functions), 32 * ref.warps
+            if shared:
+                launch = _emulated(KernelCode(ref, text, params, shared_bytes=shared, is_cuda=True))
             else:
-                launch = self._interpreted.load({ref: text})[ref.symbol].launch
+                launch = self._interpreted.load({ref: text.encode()})[ref.symbol].launch
                 threads, shared = 32 * WARPS, SHARED
-            types = tuple(DType(n).torch for n in names.decode().split(",") if n)
-            self._gpu.functions[function] = ref, types, launch
+            self._gpu.functions[function] = ref, tuple(p.torch for p in params), launch
             found[ref.symbol] = DeviceKernel(
                 self._gpu.launcher, function, threads, shared, ref.programs, ref.points, ref.sizes,
                 ref.symbol, ref.alternatives,

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import lazyc
 from lazyc.frontend.fx_import import import_graph
@@ -46,6 +45,15 @@ def mlp(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor, v: torch.Tensor) -
     return torch.relu(x @ w.t() + bias) @ v.t()
 
 
+def mlp_of_bytes(
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
+    """Of int8, with int32 results."""
+    assert (w.shape, v.shape) == ((OUTER, INNER), (LAST, OUTER))
+    hidden = torch.relu((torch._int_mm(x, w.t()) + bias).float() / 512)
+    return torch._int_mm(hidden.round().clamp(max=127).to(torch.int8), v.t())
+
+
 def mlp_with_eager(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
@@ -69,15 +77,18 @@ class Model:
     def call(self, rows: int = ROWS) -> list[Launch]:
         """The launches of a call, whose result is compared with that in double precision."""
         w = self.weights[0]
-        x = torch.randn(rows, INNER).to(w.dtype)
+        x = _random((rows, INNER), w.dtype)
         self.given.append(x)
         before = len(self.gpu.launches)
         sizes = [rows for s in self.program.program.symbols if s.dim is None]
         (got,) = self.program([x, *self.weights, *sizes])
         self.gpu.check()
-        exact = self.function(*(t.double() for t in (x, *self.weights)))
         eager = self.function(x, *self.weights)
-        assert got.dtype == w.dtype and got.shape == exact.shape
+        assert got.dtype == eager.dtype and got.shape == eager.shape
+        if not got.dtype.is_floating_point:
+            assert torch.equal(got, eager)
+            return self.gpu.launches[before:]
+        exact = self.function(*(t.double() for t in (x, *self.weights)))
         step = torch.finfo(w.dtype).eps * exact.abs().max()
         error, allowed = ((t.double() - exact).abs().max() for t in (got, eager))
         assert error <= torch.maximum(2 * allowed, 2 * step)
@@ -107,11 +118,17 @@ def _dtype(dtype: torch.dtype) -> DType:
     return found
 
 
+def _random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return (
+        torch.randn(shape).to(dtype)
+        if dtype.is_floating_point
+        else torch.randint(-128, 128, shape, dtype=dtype)
+    )
+
+
 def prune(sparsity: Sparsity, weight: torch.Tensor) -> None:
     if sparsity == "2:4":
-        layer = nn.Linear(1, 1, bias=False)
-        layer.weight = nn.Parameter(weight)
-        lazyc.sparse.prune_24(layer)
+        lazyc.sparse.prune_24(weight)
     else:
         size = int(sparsity.split()[1])
         lazyc.sparse.to_block_sparse(weight, (size, size), 0.75)
@@ -122,19 +139,23 @@ def made(
     dtype: torch.dtype,
     mode: str = "fake",
     cuda_graphs: bool = False,
-    function: Callable[..., torch.Tensor] = mlp,
+    function: Callable[..., torch.Tensor] | None = None,
     folder: Path | None = None,
 ) -> Model:
     """``folder``: of a disk cache."""
     torch.manual_seed(0)
+    if function is None:
+        function = mlp if dtype.is_floating_point else mlp_of_bytes
     shapes = [(OUTER, INNER), (OUTER,), (LAST, OUTER)]
-    weights = [(torch.randn(s) / 8).to(dtype) for s in shapes]
+    weights = [_random(s, dtype) for s in shapes]
+    if dtype.is_floating_point:
+        weights = [w / 8 for w in weights]
     for w in (weights[0], weights[2]):
         prune(sparsity, w)
     events, heard = E.EventStream(), []
     events.subscribe(heard.append)
     gpu = StandInGpu()
-    x = torch.randn(ROWS, INNER).to(dtype)
+    x = _random((ROWS, INNER), dtype)
     graph = import_graph(
         trace(function, x, *weights, mode=mode),
         frozenset({1, 2, 3}),
@@ -152,6 +173,7 @@ def made(
 CASES: list = [
     pytest.param("2:4", torch.float16, marks=needs_compiler),
     pytest.param("2:4", torch.bfloat16, marks=needs_compiler),
+    pytest.param("2:4", torch.int8, marks=needs_compiler),
     ("block 16", torch.float32),
     ("block 32", torch.float16),
 ]
@@ -194,7 +216,7 @@ def test_sparse_kernels_are_launched_with_compressed_weights(
     assert all(model.compressed[k] is t for k, t in kept.items()), "compressed again"
 
 
-@pytest.mark.parametrize(("sparsity", "dtype"), CASES[2:])
+@of_each
 def test_a_program_from_the_disk_cache(
     sparsity: Sparsity, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -213,7 +235,7 @@ def test_weights_that_change_are_dense_until_they_have_settled(
     model.call()
     stale = [weakref.ref(t) for t in model.compressed.values()]
     with torch.no_grad():
-        model.weights[0].mul_(2.0)
+        model.weights[0].neg_()
     for _ in range(_SETTLED):
         assert model.is_sparse(model.call()) == [False, False]
     assert not any(ref() for ref in stale), "memory of weights that are gone is kept"
@@ -229,7 +251,7 @@ def test_weights_that_change_are_dense_until_they_have_settled(
 def test_weights_that_are_not_sparse_are_dense(sparsity: Sparsity, dtype: torch.dtype) -> None:
     model = made(sparsity, dtype)
     with torch.no_grad():
-        model.weights[0].add_(0.5)
+        model.weights[0].add_(1)
     model.call()
     assert model.is_sparse(model.call()) == [False, True]
     (said,) = (e for e in model.heard if isinstance(e, E.WeightNotSparse))
@@ -240,7 +262,7 @@ def test_weights_that_are_not_sparse_are_dense(sparsity: Sparsity, dtype: torch.
     assert model.is_sparse(model.call()) == [True, True]
 
 
-@pytest.mark.parametrize(("sparsity", "dtype"), [CASES[0], CASES[2]])
+@pytest.mark.parametrize(("sparsity", "dtype"), [CASES[0], CASES[2], CASES[3]])
 def test_any_number_of_rows(sparsity: Sparsity, dtype: torch.dtype) -> None:
     model = made(sparsity, dtype, mode="symbolic")
     for rows in (3, 70):
@@ -248,7 +270,7 @@ def test_any_number_of_rows(sparsity: Sparsity, dtype: torch.dtype) -> None:
     assert [e.count for e in model.heard if isinstance(e, E.WeightsPacked)] == [2]
 
 
-@pytest.mark.parametrize(("sparsity", "dtype"), [CASES[0], CASES[2]])
+@pytest.mark.parametrize(("sparsity", "dtype"), [CASES[0], CASES[3]])
 def test_between_eager_steps(sparsity: Sparsity, dtype: torch.dtype) -> None:
     model = made(sparsity, dtype, function=mlp_with_eager)
     launches = model.call()

@@ -3,6 +3,8 @@
 
 using U32 = unsigned int;
 
+using S8 = signed char;
+
 struct F16 {
   unsigned short bits;
 };
@@ -16,6 +18,11 @@ struct alignas(16) Vector {  // 128 bits
 };
 
 #ifdef __CUDACC__
+
+// Blocks that are to fit on a multiprocessor at one time; the compiler's own choice where it is 0 (nvrtc.py).
+#ifndef LEAST_BLOCKS
+#define LEAST_BLOCKS 0
+#endif
 
 // --- numbers
 
@@ -108,11 +115,25 @@ __device__ __forceinline__ void mma_sp(float (&d)[4], const Vector& a, const U32
 
 #undef LAZYC_MMA_SP
 
+// d[16][8] += a[16][64] * b[64][8], without saturation. Each thread gives metadata.
+template <int SELECTOR>
+__device__ __forceinline__ void mma_sp(int (&d)[4], const Vector& a, const U32 (&b)[4], U32 metadata, S8) {
+  asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]),
+                 "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), "n"(SELECTOR));
+}
+
 #else
 #include "emulator.h"
 #endif
 
 // --- numbers, in plain C++
+
+__device__ __forceinline__ U32 bits_of(F16 x) { return x.bits; }
+__device__ __forceinline__ U32 bits_of(BF16 x) { return x.bits; }
+__device__ __forceinline__ U32 bits_of(S8 x) { return (unsigned char)x; }
 
 // nan if either is nan.
 template <class T>

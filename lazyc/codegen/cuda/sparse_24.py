@@ -5,6 +5,8 @@ other factor's columns, whichever of the two is which in the nest: ``x @ w^T`` i
 The weight comes in compressed form (``ir.sparse_mma``), of which a thread loads what it hands to the
 instruction. The other factor lies in shared memory as it does in global memory, and ``ldmatrix`` (transposing,
 where columns are contiguous) deals it out; what is computed before the product is computed on the way there.
+What differs between types is ``ir.sparse_mma.MMAS``, the type of the sums, and that a transposing ``ldmatrix``
+moves pairs of bytes, which are parted in registers.
 Blocks along k are copied while others are multiplied (``cp.async``). Sums go through shared memory to the
 threads that store them, which compute what follows the product: neighbours store neighbours.
 
@@ -21,20 +23,19 @@ from typing import Literal, TypeAlias
 import sympy
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef
+from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef, Products
 from lazyc.codegen.cuda.expressions import TYPES
 from lazyc.codegen.cuda.scalar import ScalarCode
 from lazyc.codegen.gpu_target import GpuTarget
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis, FloorDiv, Mod
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
-from lazyc.ir.sparse_mma import MmaFormat
+from lazyc.ir.sparse_mma import MMAS, ROW_GROUP, STEP_BYTES, STEPS_TOGETHER, MmaFormat
 from lazyc.ir.types import Dim, DType
 
 _GROUP = 8  # tiles down that blocks numbered one after another cover
 _BUSY = 96  # blocks that a GPU of about a hundred multiprocessors wants at least
-_BLOCK_DEPTH = 64
-_VECTOR = 8  # elements of 16 bytes
+_VECTOR_BYTES = 16
 # How the other factor comes to shared memory: copied in vectors along either dim, or computed.
 Layout: TypeAlias = Literal["depth", "columns", "elements"]
 
@@ -50,14 +51,19 @@ class Tiles:
     warps_across: int
     stages: int
 
+    def __str__(self) -> str:
+        warps = f"{self.warps_down}x{self.warps_across}"
+        return f"{self.rows}x{self.columns}, {warps} warps, {self.stages} stages"
+
     @property
     def warps(self) -> int:
         return self.warps_down * self.warps_across
 
-    def shared_bytes(self, rows_are_fast: bool) -> int:
-        """Of a block: the stages of the product, or its results."""
-        weight = self.rows // 32 * 2 * (1024 + 128)
-        stage = weight + self.columns * _BLOCK_DEPTH * 2
+    def shared_bytes(self, dtype: DType, rows_are_fast: bool) -> int:
+        """Of a block that multiplies factors of a type: the stages of the product, or its results."""
+        values = ROW_GROUP * STEP_BYTES // 2  # of a group of rows in a step
+        weight = self.rows // ROW_GROUP * (values + _metadata_bytes(dtype))
+        stage = STEPS_TOGETHER * (weight + self.columns * STEP_BYTES)
         fast, slow = (self.rows, self.columns) if rows_are_fast else (self.columns, self.rows)
         return max(self.stages * stage, (fast + _pad(rows_are_fast)) * slow * 4)
 
@@ -72,7 +78,12 @@ TILES = (  # rows, columns, warps down and across
 )
 
 
-def choose_tiles(rows: int, columns: Dim, target: GpuTarget) -> Tiles:
+def _metadata_bytes(dtype: DType) -> int:
+    """Of a group of rows in a step."""
+    return MMAS[dtype].words * 32 * 4
+
+
+def choose_tiles(dtype: DType, rows: int, columns: Dim, target: GpuTarget) -> Tiles:
     """Large tiles read each factor less often; smaller ones are taken where columns would be missing, or
     blocks to keep the GPU busy."""
     known = columns if isinstance(columns, int) else 64
@@ -84,7 +95,7 @@ def choose_tiles(rows: int, columns: Dim, target: GpuTarget) -> Tiles:
     down, across, warps_down, warps_across = busy[0] if busy else small[-1]
     for stages in (4, 3):
         tiles = Tiles(down, across, warps_down, warps_across, stages)
-        if tiles.shared_bytes(rows_are_fast=True) <= target.shared_bytes:
+        if tiles.shared_bytes(dtype, rows_are_fast=True) <= target.shared_bytes:
             return tiles
     raise CodegenError(f"{target.name} has too little shared memory")
 
@@ -100,7 +111,7 @@ def generate(
     sizes: list[Dim] = []
     columns = factors.column_count
     if tiles is None:
-        tiles = choose_tiles(factors.row_count, columns, target)
+        tiles = choose_tiles(factors.dtype, factors.row_count, columns, target)
     load, layout = _other_factor(factors)
     rows_are_fast = nest.axes[-1] in factors.rows
     form = MmaFormat(factors.dtype, factors.row_count, factors.depth)
@@ -112,13 +123,17 @@ def generate(
     after = ScalarCode(nest, sizes)
     after.unravel("column", factors.columns)
     after.unravel("row", factors.rows)
-    after.values[factors.result] = f"v{factors.result}", DType.F32
+    accumulator = factors.dtype.accumulator
+    after.values[factors.result] = f"v{factors.result}", accumulator
     after.run((*factors.before, *factors.after))
 
     text = _template().render(
         primitives=_primitives(),
         symbol=symbol,
         element=TYPES[factors.dtype],
+        accumulator=TYPES[accumulator],
+        step=form.mma.step,
+        words=form.mma.words,
         rows=factors.row_count,
         depth=factors.depth,
         columns=after.dim(columns),
@@ -141,8 +156,16 @@ def generate(
     down, across = -(-factors.row_count // tiles.rows), _ceil_div(columns, tiles.columns)
     ref = LaunchRef(symbol, down * across, 1, tuple(sizes), tiles.warps, tiles.stages)
     params = tuple(DType.U8 if k == source.weight else b.dtype for k, b in enumerate(nest.buffers))
-    shared = tiles.shared_bytes(rows_are_fast)
-    return KernelCode(ref, text, params, shared_bytes=shared, is_cuda=True)
+    shared = tiles.shared_bytes(factors.dtype, rows_are_fast)
+    products = Products(
+        "2:4 contraction",
+        factors.dtype,
+        tiles.rows,
+        tiles.columns,
+        STEPS_TOGETHER * form.mma.step,
+        layout != "elements",
+    )
+    return KernelCode(ref, text, params, products, True, shared, str(tiles))
 
 
 def _pad(rows_are_fast: bool) -> int:
@@ -157,7 +180,7 @@ def _other_factor(factors: Factors) -> tuple[L.Load | None, Layout]:
     while (
         isinstance(load, L.Compute)
         and load.op == "cast"
-        and load.dtype in (factors.dtype, DType.F32)
+        and load.dtype in (factors.dtype, factors.dtype.accumulator)
     ):
         load = instrs[load.args[0]]
     if not isinstance(load, L.Load) or load.dtype is not factors.dtype or load.mask is not None:
@@ -173,14 +196,14 @@ def _other_factor(factors: Factors) -> tuple[L.Load | None, Layout]:
 
 
 def _is_in_vectors(load: L.Load, axis: Axis) -> bool:
-    """Whether each 8 elements along ``axis``, from multiples of 8 on, are 16 aligned bytes."""
-    index = load.index
+    """Whether the elements along ``axis`` are whole vectors of 16 aligned bytes."""
+    index, vector = load.index, _VECTOR_BYTES // load.dtype.itemsize
     inner = [a.base.axes() for a, _ in index.terms if isinstance(a, FloorDiv | Mod)]
     rest = [index.const, *(c for a, c in index.terms if a != axis)]
     return (
         index.coef(axis) == 1
         and not any(axis in axes for axes in inner)
-        and all(isinstance(n, int) and n % _VECTOR == 0 for n in (*rest, axis.size))
+        and all(isinstance(n, int) and n % vector == 0 for n in (*rest, axis.size))
     )
 
 

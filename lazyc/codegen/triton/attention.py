@@ -33,7 +33,7 @@ from lazyc.codegen.triton.tiles import (
     Tiles,
     are_aligned,
     before_widening,
-    common_half,
+    common_type,
     is_loaded,
     open_tile,
     tile_size,
@@ -94,7 +94,7 @@ class Attention:
         """The half type of the factors of the first dot, where those of each product have one in common."""
         instrs = values_of(self.nest)
         pairs = (*self.dots.values(), *self.products.values())
-        halves = [common_half(instrs, f.left, f.right) for f in pairs]
+        halves = [common_type(instrs, f.left, f.right) for f in pairs]
         return None if None in halves else halves[0]
 
     @staticmethod

@@ -22,7 +22,7 @@ from lazyc.codegen.triton.cost_model import Work, seconds
 from lazyc.codegen.triton.tile_rules import attention_tiles, contraction_tiles, tile_depth
 from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, Tiles, are_aligned, tile_size
 from lazyc.ir import loops as L
-from lazyc.ir.types import Dim, numel
+from lazyc.ir.types import Dim, DType, numel
 
 Choice: TypeAlias = Tiles | Blocks
 Form: TypeAlias = Attention | Contraction | L.LoopNest  # what a nest is to the generators
@@ -106,7 +106,7 @@ def _of_contraction(c: Contraction, rule: Tiles, target: GpuTarget) -> Iterator[
     """Other shapes and depths, each with other warps and stages. Exact products keep to tiles no larger than
     those of the rules, which were made for their registers and stay below EXACT_ROWS where they must; these hold
     factors that were computed, and would spill them in deeper tiles."""
-    exact = c.half is None and target.float32 == "ieee"
+    exact = c.narrow is None and target.float32 == "ieee"
     deepest = rule.depth if exact and rule.rows < EXACT_ROWS else 2 * rule.depth
     sides = [(rule.rows, rule.columns)]
     sides += ((tile_size(c.rows, y), tile_size(c.columns, x)) for y, x in _SHAPES)
@@ -125,8 +125,8 @@ def _contraction_work(c: Contraction, target: GpuTarget) -> Callable[[Tiles], Wo
     batch, rows, columns, depth = (
         _known(numel(a.size for a in axes)) for axes in (c.batch, c.rows, c.columns, c.loop.axes)
     )
-    is_half = c.half is not None
-    size = 2 if is_half else 4
+    dtype = c.narrow or DType.F32
+    size = dtype.itemsize
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
     aligned = are_aligned(c.loop.body, (c.left, c.right), c.loop.axes)
     memory = _memory_bytes(c.nest)
@@ -136,12 +136,12 @@ def _contraction_work(c: Contraction, target: GpuTarget) -> Callable[[Tiles], Wo
         steps = -(-depth // t.depth)
         factors = (t.rows + t.columns) * t.depth
         sums = t.rows * t.columns // threads
-        own = sums // 4 if is_half or target.float32 == "tf32" else factors // threads
+        own = sums // 4 if c.narrow or target.float32 == "tf32" else factors // threads
         return Work(
             programs=batch * -(-rows // t.rows) * -(-columns // t.columns),
             warps=t.warps,
             flops=2.0 * t.rows * t.columns * steps * t.depth,
-            flops_per_second=_flops(is_half, t, target),
+            flops_per_second=_flops(dtype, t, target),
             nbytes=factors * steps * size + t.rows * t.columns * 4,
             load_bytes=VECTOR_BYTES if aligned else size,
             waits=1 + steps / t.stages,
@@ -153,14 +153,15 @@ def _contraction_work(c: Contraction, target: GpuTarget) -> Callable[[Tiles], Wo
     return work
 
 
-def _flops(is_half: bool, t: Tiles, target: GpuTarget) -> float:
+def _flops(dtype: DType, t: Tiles, target: GpuTarget) -> float:
     """Operations a second. The instructions of four warps want tiles of 64 rows; those of a warp have about
     half their rate."""
-    costs = target.product_costs
-    if not is_half:
-        return costs.single_flops
+    flops = target.product_costs.flops(dtype)
+    assert flops is not None
+    if dtype is DType.F32:
+        return flops
     whole = target.tensor_cores == "mma" or (t.rows >= 64 and t.warps >= 4)
-    return costs.half_flops if whole else costs.half_flops / 2
+    return flops if whole else flops / 2
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -183,8 +184,8 @@ def _attention_work(a: Attention, target: GpuTarget) -> Callable[[Tiles], Work]:
     batch, rows, columns, keys = (
         _known(numel(x.size for x in axes)) for axes in (a.batch, a.rows, a.columns, a.loop.axes)
     )
-    is_half = a.half is not None
-    size = 2 if is_half else 4
+    dtype = a.half or DType.F32
+    size = dtype.itemsize
     dots = [i for i in a.loop.body if isinstance(i, L.Dot)]
     widths = sum(tile_size(d.axes, WIDEST) for d in dots)
     memory = _memory_bytes(a.nest)
@@ -199,7 +200,7 @@ def _attention_work(a: Attention, target: GpuTarget) -> Callable[[Tiles], Work]:
             programs=batch * -(-rows // t.rows) * -(-columns // t.columns),
             warps=t.warps,
             flops=2.0 * t.rows * t.depth * across * steps,
-            flops_per_second=_flops(is_half, t, target),
+            flops_per_second=_flops(dtype, t, target),
             nbytes=moving * steps + stay + t.rows * t.columns * 4,
             load_bytes=VECTOR_BYTES,
             waits=1 + steps / t.stages,

@@ -30,19 +30,11 @@ _one_at_a_time = threading.Lock()  # Triton's settings are the process's
 ALIGNMENT = 16  # bytes, of every pointer that a kernel is given
 
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """Machine code of a kernel. ``warps`` and ``shared_bytes``: of a block; ``registers``: of a thread;
-    ``local_bytes``: memory of a thread, which is where registers spill to; ``scratch_bytes``: global memory
-    that Triton wants for a kernel besides its arguments."""
+class PtxFacts:
+    """What the ``ptx`` of a kernel shows."""
 
-    cubin: bytes
+    __slots__ = ()
     ptx: str
-    warps: int
-    shared_bytes: int
-    registers: int
-    local_bytes: int
-    scratch_bytes: int
 
     @property
     def loads(self) -> set[str]:
@@ -65,6 +57,21 @@ class Compiled:
     def tensor_cores(self) -> set[str]:
         """The families of tensor core instructions."""
         return set(re.findall(r"(?<![\w.])(mma\.sp|mma|wgmma|tcgen05)(?=[.:])", self.ptx))
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled(PtxFacts):
+    """Machine code of a kernel. ``warps`` and ``shared_bytes``: of a block; ``registers``: of a thread;
+    ``local_bytes``: memory of a thread, which is where registers spill to; ``scratch_bytes``: global memory
+    that Triton wants for a kernel besides its arguments."""
+
+    cubin: bytes
+    ptx: str
+    warps: int
+    shared_bytes: int
+    registers: int
+    local_bytes: int
+    scratch_bytes: int
 
 
 def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:

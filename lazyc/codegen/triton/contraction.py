@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
 from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.code import Code, ceil_div
+from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
     LEAST,
@@ -24,7 +25,7 @@ from lazyc.codegen.triton.tiles import (
     Tiles,
     are_aligned,
     before_widening,
-    common_half,
+    common_type,
     is_loaded,
     open_tile,
     values_of,
@@ -64,7 +65,7 @@ class Contraction:
             return None
         (loop,) = loops
         last, by_id = loop.body[-1], {i.id: i for i in loop.body if not isinstance(i, L.Store)}
-        if not isinstance(last, L.Reduce) or last.kind != "sum" or last.dtype is not DType.F32:
+        if not isinstance(last, L.Reduce) or last.kind != "sum":
             return None
         product = by_id.get(last.value)
         if not isinstance(product, L.Compute) or product.op != "mul":
@@ -77,6 +78,8 @@ class Contraction:
         if not (set(loop.axes) <= first and set(loop.axes) <= second):
             return None
         left, right = product.args
+        if last.dtype is not DType.F32 and common_type(by_id, left, right) is None:
+            return None  # tensor cores have no such type
         rows = [a for a in nest.axes if a in first and a not in second]
         columns = [a for a in nest.axes if a in second and a not in first]
         if not rows or not columns:
@@ -88,9 +91,9 @@ class Contraction:
         return None if found.is_small else found
 
     @property
-    def half(self) -> DType | None:
-        """The half type of both factors; None where they have none in common."""
-        return common_half(values_of(self.nest), self.left, self.right)
+    def narrow(self) -> DType | None:
+        """The type of both factors before they were widened; None where they have none in common."""
+        return common_type(values_of(self.nest), self.left, self.right)
 
     @property
     def is_small(self) -> bool:
@@ -132,7 +135,7 @@ class _Kernel:
         self.c = contraction
         self.float32 = float32
         self.instrs = values_of(contraction.nest)
-        self.half = contraction.half
+        self.narrow = contraction.narrow
         t = self.tiles = tiles
         self.w = Writer({
             ROWS: (0, t.rows), COLUMNS: (1, t.columns),
@@ -158,7 +161,7 @@ class _Kernel:
         ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
         products = Products(
             "contraction",
-            self.half or DType.F32,
+            self.narrow or DType.F32,
             t.rows,
             t.columns,
             t.depth,
@@ -191,13 +194,16 @@ class _Kernel:
     def _product(self) -> Value:
         code, c, w, t = self.code, self.c, self.w, self.tiles
         depth = numel(a.size for a in c.loop.axes)
-        total = w.variable(w.full("0.0", DType.F32, ROWS | COLUMNS))
+        sums = c.result.dtype
+        total = w.variable(w.full("0.0" if sums.is_float else "0", sums, ROWS | COLUMNS))
         with w.loop(f"for r in range(0, {code.dim(depth)}, {t.depth}):"):
             left = self._factor(c.left, ROW_DEPTH, f"tl.arange(0, {t.depth})[None, :]", depth)
             right = self._factor(c.right, COLUMN_DEPTH, f"tl.arange(0, {t.depth})[:, None]", depth)
-            precision = "" if self.half else f', input_precision="{self.float32}"'
-            w.line(f"{total} = tl.dot({left}, {right}, {total}{precision})")
-        return Value(total, DType.F32, ROWS | COLUMNS)
+            options = "" if self.narrow else f', input_precision="{self.float32}"'
+            if not sums.is_float:
+                options += f", out_dtype={TYPES[sums]}"  # f32 by default
+            w.line(f"{total} = tl.dot({left}, {right}, {total}{options})")
+        return Value(total, sums, ROWS | COLUMNS)
 
     def _open_depth(self, bit: int, lanes: str, depth: Dim) -> None:
         """Positions along the axes of the loop, from r on."""
@@ -223,11 +229,13 @@ class _Kernel:
         for instr in c.loop.body[:-1]:
             if not isinstance(instr, L.Store) and instr.id in needed:
                 code.instr(instr)
-        found = before_widening(code, self.instrs, value) if self.half else code.values[value]
+        found = before_widening(code, self.instrs, value) if self.narrow else code.values[value]
         text = w.broadcast(found.text, found.varies, (ROWS if bit == ROW_DEPTH else COLUMNS) | bit)
         # Beyond the depth factors must be 0, whatever the prologue makes of it.
         if w.ends[bit] and not is_loaded(self.instrs, value):
-            text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, found.varies).text
+            zero = "0.0" if found.dtype.is_float else "0"
+            masked = f"tl.where({w.ends[bit]}, {text}, {zero})"
+            text = w.value(masked, found.dtype, found.varies).text
         code.values = outer
         del w.ends[bit]
         return text

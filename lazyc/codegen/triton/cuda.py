@@ -21,6 +21,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
 from lazyc.ir.sparse import Sparsity
 from lazyc.ir.sparse_contraction import SparseContraction
+from lazyc.ir.sparse_mma import MMAS
 from lazyc.ir.types import DType
 
 
@@ -31,7 +32,7 @@ def generator_key(target: GpuTarget) -> str:
 
 
 _SPARSE_PRODUCTS: frozenset[tuple[Sparsity, DType]] = frozenset(
-    {*BLOCK_PRODUCTS, ("2:4", DType.F16), ("2:4", DType.BF16)}
+    {*BLOCK_PRODUCTS, *(("2:4", dtype) for dtype in MMAS)}
 )
 
 

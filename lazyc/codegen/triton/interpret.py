@@ -98,11 +98,12 @@ def _amended() -> Iterator[None]:
 
 
 def _dot(a: Any, b: Any, total: Any, precision: Any, most_inexact: Any) -> TensorHandle:
-    """A product of tiles, added to ``total`` (f32)."""
+    """A product of tiles, added to ``total`` (f32, or i32 for bytes)."""
     left, right = (_values(x) for x in (a, b))
     if precision == ir.INPUT_PRECISION.TF32:
         left, right = (_cut_to_tf32(x) for x in (left, right))
-    return TensorHandle(np.matmul(left, right, dtype=np.float32) + total.data, tl.float32)
+    product = np.matmul(left, right, dtype=total.data.dtype)
+    return TensorHandle(product + total.data, total.dtype.scalar)
 
 
 def _cut_to_tf32(x: Any) -> Any:

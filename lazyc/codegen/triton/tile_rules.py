@@ -6,7 +6,7 @@ from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.attention import WIDEST, Attention
 from lazyc.codegen.triton.code import VECTOR_BYTES
 from lazyc.codegen.triton.contraction import Contraction
-from lazyc.codegen.triton.tiles import EXACT_ROWS, Tiles, are_aligned, tile_size, values_of
+from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, Tiles, are_aligned, tile_size, values_of
 from lazyc.ir import loops as L
 from lazyc.ir.types import numel
 
@@ -14,7 +14,9 @@ _BUSY = 96  # programs that a GPU of about a hundred multiprocessors wants at le
 _LONG_EPILOGUE = 16  # instructions for an element of the result that take many registers
 _SHORT_RUN = 32  # depth below which tiles go across the ends of an axis, so that there are fewer
 _UNKNOWN = 64  # rows, columns or depth of a tile along a size that is a symbol
-_HALF_TILES = ((128, 128), (128, 64), (64, 64))  # rows and columns at most, larger ones first
+_NARROW_BYTES = 128  # along the depth of a tile
+_LEAST_BYTES = 32
+_NARROW_TILES = ((128, 128), (128, 64), (64, 64))  # rows and columns at most, larger ones first
 _SINGLE_TILES = ((128, 64), (64, 64))
 _TF32_TILES = ((128, 128), (128, 64), (64, 64))
 _EXACT_TILES = ((EXACT_ROWS // 2, 64),)
@@ -25,13 +27,13 @@ def contraction_tiles(contraction: Contraction, float32: Float32Products = "ieee
     a GPU busy, or where what surrounds the product needs many registers: much of it, or a result whose rows
     start anywhere, so that each element is stored by an address of its own. Exact single precision keeps factors
     in registers too, and gets more threads; where a factor is more than a load it keeps below EXACT_ROWS."""
-    c, is_half = contraction, contraction.half is not None
+    c, narrow = contraction, contraction.narrow
     around = sum(len(s.body) for s in c.nest.stages) - len(c.loop.body)
     across = numel(a.size for a in c.columns)
     by_id = values_of(c.nest)
     heavy = around > _LONG_EPILOGUE or (isinstance(across, int) and across % VECTOR_BYTES != 0)
-    if is_half:
-        most, depth = _HALF_TILES[heavy:], 64
+    if narrow:
+        most, depth = _NARROW_TILES[heavy:], _NARROW_BYTES // narrow.itemsize
     elif float32 == "tf32":
         most, depth = _TF32_TILES[heavy:], 32
     elif all(isinstance(by_id[k], L.Load) for k in (c.left, c.right)):
@@ -44,7 +46,7 @@ def contraction_tiles(contraction: Contraction, float32: Float32Products = "ieee
         columns = tile_size(c.columns, most_columns, _UNKNOWN)
         if programs(c, rows, columns) >= _BUSY:
             break
-    on_tensor_cores = is_half or float32 == "tf32"
+    on_tensor_cores = narrow is not None or float32 == "tf32"
     of_eight = 64 * 64 if not on_tensor_cores else 128 * 64 if heavy else 128 * 128
     depth = tile_depth(c, depth)
     return Tiles(rows, columns, depth, 8 if rows * columns >= of_eight else 4, 3)
@@ -60,7 +62,9 @@ def tile_depth(c: Contraction, most: int) -> int:
             return run
         if not are_aligned(c.loop.body, (c.left, c.right), c.loop.axes):
             most = min(most, _SHORT_RUN)  # each element is loaded by an address of its own
-    return tile_size(c.loop.axes, most, _UNKNOWN)
+    # An instruction takes 32 bytes along the depth.
+    least = _LEAST_BYTES // c.narrow.itemsize if c.narrow else LEAST
+    return max(least, tile_size(c.loop.axes, most, _UNKNOWN))
 
 
 def programs(c: Contraction, rows: int, columns: int) -> int:

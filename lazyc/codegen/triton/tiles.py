@@ -1,4 +1,4 @@
-"""What kernels with products of tiles share: sizes of tiles, where a program's tile is, half factors."""
+"""What kernels with products of tiles share: sizes of tiles, where a program's tile is, narrow factors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import Dim, DType, numel
 
 ROWS, COLUMNS = 1, 2  # what values vary along, in every kernel with tiles
-LEAST = 16  # rows, columns and depth that a tile of the tensor cores has
+LEAST = 16  # rows, columns and depth (of half types) that a tile of the tensor cores has
 # Single precision is asked to be exact (``input_precision="ieee"``). For sm_100 Triton multiplies all the
 # same by TF32 where a factor was widened from a half type (triton-lang/triton, issue 10176), but only tiles of at
 # least so many rows.
 EXACT_ROWS = 64
-_HALVES = (DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +69,16 @@ def values_of(nest: L.LoopNest) -> dict[int, L.Instr]:
     return {i.id: i for s in nest.stages for i in s.body if not isinstance(i, L.Store)}
 
 
-def stored_half(instrs: Mapping[int, L.Instr], value: int) -> DType | None:
-    """The half type that a factor was before it was widened to f32; None for any other."""
+def stored_type(instrs: Mapping[int, L.Instr], value: int) -> DType | None:
+    """The type that a factor was before it was widened to the one that its products are added in; None for any
+    other."""
     instr = instrs[value]
     if not isinstance(instr, L.Compute) or instr.op != "cast":
         return None
     source = instrs[instr.args[0]]
     assert not isinstance(source, L.Store)
-    return source.dtype if source.dtype in _HALVES else None
+    is_widened = source.dtype.is_widened and source.dtype.accumulator is instr.dtype
+    return source.dtype if is_widened else None
 
 
 def is_loaded(instrs: Mapping[int, L.Instr], value: int) -> bool:
@@ -89,17 +90,17 @@ def is_loaded(instrs: Mapping[int, L.Instr], value: int) -> bool:
 
 
 def before_widening(code: Code, instrs: Mapping[int, L.Instr], value: int) -> Value:
-    """A factor in its half type."""
+    """A factor in the type that ``stored_type`` tells."""
     instr = instrs[value]
     assert isinstance(instr, L.Compute)
     return code.values[instr.args[0]]
 
 
-def common_half(instrs: Mapping[int, L.Instr], left: int, right: int) -> DType | None:
-    """The half type that both factors of a product were before they were widened to f32; None if they
-    were not, or were of two types."""
-    found = stored_half(instrs, left)
-    return found if found is stored_half(instrs, right) else None
+def common_type(instrs: Mapping[int, L.Instr], left: int, right: int) -> DType | None:
+    """The type that both factors of a product were before they were widened; None if they were not, or were of
+    two types."""
+    found = stored_type(instrs, left)
+    return found if found is stored_type(instrs, right) else None
 
 
 def are_aligned(body: Sequence[L.Instr], factors: Iterable[int], axes: Iterable[Axis]) -> bool:
