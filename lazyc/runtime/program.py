@@ -99,8 +99,8 @@ class Executable:
         return weights
 
     def prepare(self, args: Sequence[Any]) -> None:
-        """Packs weights on another thread while the caller goes on, where that is all that is to be done to
-        them; ``args`` are to be those of the first call. It waits for this."""
+        """Packs weights on another thread while the caller goes on; ``args`` are to be those of the first call.
+        It waits for this."""
         weights = self.weights
         if weights is None or self._sources or not weights.can_pack_ahead(args):
             return
@@ -108,7 +108,8 @@ class Executable:
         def pack() -> None:
             leave_bound_cores(self._host.library)
             with suppress(Exception), torch.no_grad():  # the first call meets the exception
-                self._prepare(list(args))
+                runner = self._runner(((), weights.packs_matrices, frozenset()))
+                weights.pack_ahead(runner.plan, args)
 
         thread = threading.Thread(target=pack, name="lazyc-pack")
         with suppress(RuntimeError):  # there are too many threads, or Python is about to end

@@ -150,6 +150,7 @@ class WeightCache:
         self._ids = [b.id for b in _filled_buffers(program)]
         self._compressed_ids = compressed_buffers(program)
         self._kept: Kept | None = None
+        self._ahead: Kept | None = None  # of matrices alone, until the first call
         self._wasted = 0
         self._lock = threading.RLock()
         renew_in_child(self)
@@ -159,26 +160,43 @@ class WeightCache:
     @property
     def nbytes(self) -> int:
         """Memory of packed matrices (address space: MKL leaves a part untouched) and sparse weights."""
-        kept = self._kept
+        kept = self._kept or self._ahead
         if kept is None:
             return 0
         compressed = {id(t): t for t in (kept.compressed or {}).values()}
         return sum(t.nbytes for t in (*kept.matrices.values(), *compressed.values()))
 
     def can_pack_ahead(self, args: Sequence[Any]) -> bool:
-        """Whether one thread may do what the first call with ``args`` needs: only the library's packing does not
-        run on OpenMP's."""
+        """Whether there is something for ``pack_ahead`` to do for the first call with ``args``, on one thread:
+        the library's packing does not run on OpenMP's."""
         parameters = [args[i] for i in self._program.parameters if i < len(args)]
+        packed = [s for s in self._program.steps if isinstance(s, GemmStep) and s.pack_b]
         return (
             self.packs_matrices
             and self._host.device is None
-            and self._compute is None
             and len(parameters) == len(self._program.parameters)
             and all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in parameters)
-            and all(p.device.type == "cpu" for p in parameters)
-            and not any(isinstance(s, GemmStep) and s.tile for s in self._program.steps)
+            and all(p.device.type == "cpu" and not p.is_inference() for p in parameters)
+            and any(self._program.buffers[s.b.buffer].kind == "input" for s in packed)
+            and not any(s.tile for s in packed)
             and not self._program.sparse_products()
         )
+
+    def pack_ahead(self, plan: Plan, args: Sequence[Any]) -> None:
+        """Packs those matrices of ``plan`` that are parameters as they are. The first call adds what is computed
+        of parameters, or does all anew if they have changed until then."""
+        with self._lock:
+            parameters = [args[i] for i in self._program.parameters]
+            self.renewals += 1
+            ahead = Kept([], self._guard(parameters).holds)
+            for request in plan.packs:
+                call = request.call
+                if self._program.buffers[call.product.b.buffer].kind == "input":
+                    key = _matrix_key(call)
+                    if key not in ahead.matrices:
+                        ahead.matrices[key] = self._pack(call, {}, args)
+            self._ahead = ahead
+            self._tell([*ahead.matrices.values()])
 
     def current(self, args: Sequence[Any]) -> Kept:
         """What is kept for the parameters among ``args``, computed anew if they have changed."""
@@ -212,23 +230,32 @@ class WeightCache:
         if self._kept is not None:
             self._wasted = 0 if self._kept.uses else self._wasted + 1
             self._kept = None
-        self.renewals += 1
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead.is_current(parameters):
+            ahead = None
+        if ahead is None:
+            self.renewals += 1
         if self._wasted >= _PATIENCE:
             self.packs_matrices = False
         if any(p.is_inference() for p in parameters):
             self.packs_matrices = False
             return Kept(self._computed(args), lambda now: False)
-        on_cpu = self._host.device is None
         # Made before anything is made of the weights: what is written to them meanwhile is a change.
-        guard = _Guard(parameters, self._host.driver.run_short, self._forget, on_cpu)
+        holds = ahead.is_current if ahead is not None else self._guard(parameters).holds
         packed = self._computed(args)
         made = [t for _, t in packed if isinstance(t, torch.Tensor)]
         self._tell(made)
-        kept = Kept(packed, guard.holds, shared=self._shared(made))
+        kept = Kept(packed, holds, shared=self._shared(made))
+        if ahead is not None:
+            kept.matrices = ahead.matrices
         if self.renewals == 1:
             kept = self._with_compressed(kept, args)
         self._kept = kept
         return kept
+
+    def _guard(self, parameters: Sequence[torch.Tensor]) -> _Guard:
+        on_cpu = self._host.device is None
+        return _Guard(parameters, self._host.driver.run_short, self._forget, on_cpu)
 
     def _computed(self, args: Sequence[Any]) -> list[tuple[int, Any]]:
         """Each packed buffer with its value."""
@@ -292,7 +319,7 @@ class WeightCache:
 
     def _forget(self, dead: object) -> None:
         """A parameter died: what was made of it is of no use."""
-        self._kept = None
+        self._kept = self._ahead = None
 
     def pointers(self, kept: Kept, plan: Plan, args: Sequence[Any]) -> list[int]:
         """Addresses of the packed buffers and matrices that ``plan`` reads, in slot order."""
@@ -307,9 +334,7 @@ class WeightCache:
         new: list[torch.Tensor] = []
         for request in plan.packs:
             call = request.call
-            # The library's form depends on the rows of a.
-            rows = call.product.m if call.tile is None else 0
-            key = (call.product.b, rows, call.product.n, call.ldb, call.transpose_b)
+            key = _matrix_key(call)
             with self._lock:
                 matrix = kept.matrices.get(key)
                 if matrix is None:
@@ -351,6 +376,12 @@ class WeightCache:
             else:
                 pack(blas, call, address, target.data_ptr())
         return target
+
+
+def _matrix_key(call: GemmCall) -> tuple[Any, ...]:
+    """With equal ones, packed matrices of the same parameters are equal."""
+    rows = call.product.m if call.tile is None else 0  # the library's form depends on the rows of a
+    return call.product.b, rows, call.product.n, call.ldb, call.transpose_b
 
 
 @dataclass(frozen=True, slots=True)

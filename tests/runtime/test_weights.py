@@ -268,7 +268,38 @@ def test_arguments_that_are_not_those_of_a_call_are_left_alone():
         assert executable._packing is None
     folding = folded()
     folding.prepare([torch.randn(M, K), torch.randn(N, K), torch.randn(N)])
-    assert folding._packing is None  # its steps run on OpenMP's threads
+    assert folding._packing is None  # it packs no argument, but a product of two
+
+
+@pytest.mark.parametrize("change", [None, in_place, new_data])
+def test_what_is_computed_of_weights_is_added_by_the_first_call(
+    change, monkeypatch: pytest.MonkeyPatch
+):
+    """Its steps run on OpenMP's threads, and a thread of its own is none of them."""
+    packed: list[str] = []
+    pack = weights_module.pack
+
+    def noted(*args: Any) -> None:
+        packed.append(threading.current_thread().name)
+        pack(*args)
+
+    monkeypatch.setattr(weights_module, "pack", noted)
+    executable = folded(packs_argument=True)
+    x, scale, w = torch.randn(M, M), torch.randn(M, M), torch.randn(M, M)
+    executable.prepare([x, scale, w])
+    assert executable._packing is not None
+    executable._packing.join()
+    assert packed == ["lazyc-pack"]
+    if change is not None:
+        change(w)
+    for _ in range(2):
+        scaled, product, _, flipped = executable([x, scale, w])
+        torch.testing.assert_close(scaled, x * 2 * scale)
+        torch.testing.assert_close(product, x @ w)
+        torch.testing.assert_close(flipped, (2 * scale).flip(0))
+    again = [threading.current_thread().name] if change is not None else []
+    assert packed == ["lazyc-pack", *again]
+    assert renewals(executable) == 1 + len(again)
 
 
 def test_two_executables_and_their_packs_go_with_them():
@@ -348,11 +379,11 @@ def test_packed_weights_live_as_long_as_the_call_that_reads_them(
 # --- packed buffers: steps over parameters ------------------------------------------------------------
 
 
-def folded() -> Executable:
+def folded(packs_argument: bool = False) -> Executable:
     """``(x * scale2) @ ...``: kernels, a product and an eager call over parameters are kept.
 
     b3 = scale + scale (kernel), b5 = w @ w (product), b6 = flip(b3) (eager).
-    Returns x * b3, x @ b5, b6 + x and b6 itself.
+    Returns x * b3, x @ b5 (or, ``packs_argument``, x @ w), b6 + x and b6 itself.
     """
     S = (M, M)
     b = [toy.buffer(0, "input", S, 0), toy.buffer(1, "input", S, 1), toy.buffer(2, "input", S, 2),
@@ -362,6 +393,7 @@ def folded() -> Executable:
     def op(i: int) -> Operand:
         return Operand(i, 0, M, 1)
 
+    factor = 2 if packs_argument else 5
     packed = (
         KernelStep("double", (1, 3), ()),
         GemmStep(DType.F32, (), M, M, M, op(2), op(2), op(5)),
@@ -369,7 +401,7 @@ def folded() -> Executable:
     )
     steps = (
         KernelStep("mul", (0, 3, 4), ()),
-        GemmStep(DType.F32, (), M, M, M, op(0), op(5), op(7), pack_b=True),
+        GemmStep(DType.F32, (), M, M, M, op(0), op(factor), op(7), pack_b=True),
         EagerStep("aten.add.Tensor", (BufferRef(6), BufferRef(0)), (), (8,), False, False),
     )
     outputs = tuple(toy.whole(b[i]) for i in (4, 7, 8, 6))
