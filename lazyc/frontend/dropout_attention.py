@@ -28,11 +28,15 @@ Tensor = torch.Tensor
 # --- the operators --------------------------------------------------------------------------------
 
 
+def _factor(q: Tensor, scale: float | None) -> float:
+    return 1 / math.sqrt(q.shape[3]) if scale is None else scale  # 0.0 is a scale
+
+
 def _scores(
     q: Tensor, k: Tensor, bias: Tensor | None, is_causal: bool, scale: float | None
 ) -> Tensor:
     """(B, H, Sq, Sk) in single precision; k has the heads of q."""
-    found = q.float() @ k.float().transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[3]))
+    found = q.float() @ k.float().transpose(-1, -2) * _factor(q, scale)
     if bias is not None:
         found = found + bias
     if is_causal:
@@ -91,7 +95,7 @@ def attention_backward(
     factor = dropout_mask(seed, weights, p) / (1 - p)
     grad_weights = grad.float() @ wide_v.transpose(-1, -2) * factor
     delta = (grad.float() * out.float()).sum(-1, keepdim=True)
-    grad_scores = weights * (grad_weights - delta) * (scale or 1 / math.sqrt(q.shape[3]))
+    grad_scores = weights * (grad_weights - delta) * _factor(q, scale)
     found = (
         grad_scores @ wide_k,
         _summed(grad_scores.transpose(-1, -2) @ q.float(), kv_heads),

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.utils import preserve_rng_state
 from torch._functorch import config as functorch_config
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -81,7 +82,7 @@ def _names_a_write(node: Node) -> bool:
 def _trace(gm: GraphModule, example_inputs: Sequence[Any], fakes: FakeTensorMode) -> GraphModule:
     arguments = [fakes.from_tensor(x, static_shapes=True) for x in example_inputs]
     mode = _Capture()
-    with fakes, enable_python_dispatcher(), _autocast_put_back(), mode:
+    with fakes, enable_python_dispatcher(), preserve_rng_state(), _autocast_put_back(), mode:
         results = _run(gm, arguments, mode)
     return mode.finish(results, arguments)
 
@@ -111,10 +112,13 @@ def _run(gm: GraphModule, arguments: Sequence[torch.Tensor], mode: _Capture) -> 
 
 @contextmanager
 def _autocast_put_back() -> Iterator[None]:
-    """Leaves autocast as it was, where a graph that enters it is given up in the middle."""
+    """Leaves autocast as it was, also where a graph that enters it is given up in the middle, and keeps fake
+    tensors out of its cache of what it has cast."""
+    cache = torch.is_autocast_cache_enabled()
     devices = torch._C._autocast_supported_devices()
     before = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
     nesting = torch.autocast_increment_nesting()
+    torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
@@ -123,6 +127,7 @@ def _autocast_put_back() -> Iterator[None]:
         for device, enabled, dtype in before:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cache)
 
 
 class _Capture(TorchDispatchMode):

@@ -139,7 +139,13 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ATEN._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.4, True)[0]
 
 
-@pytest.mark.parametrize("function", [flash, efficient, cudnn])
+def uniform(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ATEN._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, 0.4, True, False, scale=0.0
+    )[0]
+
+
+@pytest.mark.parametrize("function", [flash, efficient, cudnn, uniform])
 def test_directions_of_cudas_operators_agree(function: Callable[..., Tensor]) -> None:
     """Whatever runs in eager, results, gradients and what lies where in memory are the same."""
     found = []

@@ -96,6 +96,29 @@ def test_autocast() -> None:
     assert "bf16" in found.autograd
 
 
+def test_autocast_of_weights_that_learn() -> None:
+    """Autocast keeps what it casts of these; a capture must not find that of another one."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return (x @ w).float() @ w
+
+    weight = W.clone().requires_grad_()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            (found,) = captures(fn, X, weight)
+            assert found.plain == found.autograd
+        assert torch.is_autocast_cache_enabled()
+
+
+def test_no_random_number_is_drawn() -> None:
+    before = torch.get_rng_state()
+    captures(lambda x, w: F.dropout(x, 0.5) + torch.randn(8) + torch.randperm(8), X, W)
+    state = torch.get_rng_state()
+    torch.set_rng_state(before)
+    F.dropout(X, 0.5) + torch.randn(8) + torch.randperm(8)  # the call that captures runs it too
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_autocast_within_a_graph() -> None:
     def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
