@@ -125,12 +125,17 @@ def test_a_path_that_cannot_be_written_is_an_error_before_anything_runs(
 
 
 def test_an_exception_and_ctrl_c_leave_a_file(tmp_path: Path) -> None:
+    # A shell starts what runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     path = tmp_path / "trace.json"
     with pytest.raises(ValueError, match="bad"), profiler.record(path), profiler.trace("failed"):
         raise ValueError("bad")
     assert [(s.name, s.args) for s in read(path)] == [("failed", {"error": "ValueError"})]
-    with pytest.raises(KeyboardInterrupt), profiler.record(path), profiler.trace("stopped"):
-        signal.raise_signal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt), profiler.record(path), profiler.trace("stopped"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [(s.name, s.args) for s in read(path)] == [("stopped", {"error": "KeyboardInterrupt"})]
     assert list(tmp_path.iterdir()) == [path]
 
