@@ -11,35 +11,48 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 _PLAIN = type(threading.Lock())
+_registry = threading.Lock()  # of the three below; held for a moment only
 _waited_for: weakref.WeakSet[Any] = weakref.WeakSet()
-_held: list[Any] = []
-_renewing: weakref.WeakSet[Any] = weakref.WeakSet()
 _tasks: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_renewing: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+_held: list[Any] = []
 
 
 def wait_before_fork(lock: Any) -> None:
     """A fork waits for this RLock, and holds it: what it guards is whole in the child. Whoever holds it must not
     wait for the thread that forks."""
-    _waited_for.add(lock)
+    with _registry:
+        _waited_for.add(lock)
 
 
 def join_before_fork(thread: threading.Thread) -> None:
     """A fork waits for this thread to end. It must not wait for the thread that forks."""
-    _tasks.add(thread)
+    with _registry:
+        _tasks.add(thread)
 
 
-def renew_in_child(owner: Any) -> None:
-    """``owner._lock`` is a new one in a child. ``owner`` must have weak references."""
-    _renewing.add(owner)
+def new_lock(owner: Any) -> None:
+    """Gives ``owner._lock`` a new one of its kind."""
+    is_plain = isinstance(owner._lock, _PLAIN)
+    owner._lock = threading.Lock() if is_plain else threading.RLock()
+
+
+def renew_in_child(owner: Any, renew: Callable[[Any], None] = new_lock) -> None:
+    """A child calls ``renew(owner)``: a function that keeps no owner alive. ``owner`` must have weak references."""
+    with _registry:
+        _renewing[owner] = renew
 
 
 def _before() -> None:
-    for thread in list(_tasks):
+    with _registry:
+        tasks, locks = list(_tasks), list(_waited_for)
+    for thread in tasks:
         thread.join()
-    for lock in list(_waited_for):
+    for lock in locks:
         lock.acquire()
         _held.append(lock)
 
@@ -50,9 +63,10 @@ def _release() -> None:
 
 
 def _in_child() -> None:
-    for owner in list(_renewing):
-        is_plain = isinstance(owner._lock, _PLAIN)
-        owner._lock = threading.Lock() if is_plain else threading.RLock()
+    global _registry
+    _registry = threading.Lock()
+    for owner, renew in list(_renewing.items()):
+        renew(owner)
     _release()
 
 

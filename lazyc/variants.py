@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,8 +83,7 @@ class _Workers:
 
 _workers = _Workers()
 atexit.register(_workers.stop)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.forget)
+renew_in_child(_workers, _Workers.forget)
 
 
 class Bucketed:

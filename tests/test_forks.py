@@ -65,6 +65,14 @@ def test_locks_of_other_threads_are_free_in_a_child() -> None:
     assert in_child(plain) == 0
 
 
+def test_owners_may_forget_more() -> None:
+    owner = Owner()
+    forks.renew_in_child(owner, lambda owner: setattr(owner, "_lock", threading.BoundedSemaphore()))
+    with held_by_another_thread(owner._lock):
+        assert in_child(owner) == 0
+    assert isinstance(owner._lock, type(threading.Lock()))
+
+
 def test_a_fork_waits_for_what_is_at_work() -> None:
     owner = Owner()
     forks.wait_before_fork(owner._lock)

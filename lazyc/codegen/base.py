@@ -64,9 +64,10 @@ Ref: TypeAlias = KernelRef | LaunchRef
 class Products:
     """The products of tiles in a kernel, for who judges its machine code (``lazyc check-kernels``).
 
-    ``kind``: "contraction", "2:4 contraction" (of which one factor is compressed) or "attention". A tile is ``rows`` by ``columns`` by ``depth`` elements of
-    ``dtype``. ``aligned``: factors can be loaded by the widest vectors that there are. ``others``: with
-    them things are loaded that are no factors, such as masks, by whatever width.
+    ``kind``: "contraction", "2:4 contraction" (of which one factor is compressed) or "attention". A tile is
+    ``rows`` by ``columns`` by ``depth`` elements of ``dtype``. ``aligned``: factors can be loaded by the
+    widest vectors that there are. ``others``: with them things are loaded that are no factors, such as
+    masks, by whatever width.
     """
 
     kind: str

@@ -12,9 +12,9 @@ from lazyc.ir.types import DType
 class ProductCosts:
     """A target's numbers for ``passes.padding`` and ``passes.split_products``.
 
-    ``half_flops``, ``single_flops``: operations a second in products of f16 and bf16 (int8: twice as many), and of f32.
-    ``loads_per_second``: loads that all lanes of the target together issue in a second, each of up to
-    ``vector_bytes``; infinite where the width of loads makes no difference. ``bytes_per_second``: of
+    ``half_flops``, ``single_flops``: operations a second in products of f16 and bf16 (int8: twice as
+    many), and of f32. ``loads_per_second``: loads that all lanes of the target together issue in a
+    second, each of up to ``vector_bytes``; infinite where the width of loads makes no difference. ``bytes_per_second``: of
     memory. ``kernel_seconds``: what one more kernel costs, besides its traffic. ``tile``: rows and
     columns of the tiles that a product is computed in; a factor is read again for each tile of the
     other one. ``programs``: tiles that keep the target busy. ``least``: the size below which a dim makes no tile. ``multiple``: what sizes are rounded

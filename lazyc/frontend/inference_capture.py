@@ -124,6 +124,8 @@ def _autocast_put_back() -> Iterator[None]:
     finally:
         while torch.autocast_decrement_nesting() >= nesting:
             pass
+        if nesting == 1:  # as at the end of the outermost one
+            torch.clear_autocast_cache()
         for device, enabled, dtype in before:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)

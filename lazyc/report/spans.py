@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from lazyc.forks import renew_in_child
+from lazyc.forks import new_lock, renew_in_child
 
 # Its flag ``_is_profiler_enabled`` is what torch's own Python code asks before it makes a span.
 torch_profiler = torch.autograd.profiler
@@ -128,8 +127,7 @@ class Spans:
     def __init__(self) -> None:
         self.recordings: tuple[Recording, ...] = ()  # those that are open
         self._lock = threading.Lock()
-        renew_in_child(self)
-        _forget_recordings_after_fork(self)
+        renew_in_child(self, Spans._forget)
 
     @property
     def on(self) -> bool:
@@ -152,15 +150,7 @@ class Spans:
             with self._lock:
                 self.recordings = tuple(r for r in self.recordings if r is not recording)
 
-
-def _forget_recordings_after_fork(spans: Spans) -> None:
-    """Recordings are the parent's."""
-    reference = weakref.ref(spans)
-
-    def renew() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.recordings = ()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=renew)
+    def _forget(self) -> None:
+        """In a child process: recordings are its parent's."""
+        new_lock(self)
+        self.recordings = ()

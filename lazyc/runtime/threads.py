@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from lazyc.forks import renew_in_child
+
 
 def torch_library() -> ctypes.CDLL | None:
     """Handle of the libtorch_cpu that this process uses; None where it is linked otherwise."""
@@ -94,8 +96,7 @@ class ThreadCount:
     def __init__(self, library: ctypes.CDLL | None, openmp: OpenMP) -> None:
         self._library = library
         self.get = torch.get_num_threads if openmp.available else _one
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._after_fork)
+        renew_in_child(self, ThreadCount._after_fork)
 
     def _after_fork(self) -> None:
         self.get = _one

@@ -3,6 +3,7 @@ nests."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -420,6 +421,14 @@ def _differs(
     return False
 
 
+def _are_noticed(case: Case, wrong: Mapping[str, torch.Tensor]) -> None:
+    """Asserts that the kernel gives other results with each of these metadata."""
+    values = case.compressed[: case.form.metadata_offset]
+    for what, metadata in wrong.items():
+        found = torch.cat([values, metadata.reshape(-1).view(torch.uint8)])
+        assert _differs(case, compressed=found), what
+
+
 def test_wrong_metadata_are_noticed() -> None:
     case = Case(linear(16, 64, 128, F16), 0)
     assert not _differs(case)
@@ -431,9 +440,7 @@ def test_wrong_metadata_are_noticed() -> None:
         "pairs of threads": metadata[..., [2, 3, 0, 1]],
         "one bit": metadata ^ 1,
     }
-    for what, changed in wrong.items():
-        found = torch.cat([case.compressed[:at], changed.reshape(-1).view(torch.uint8)])
-        assert _differs(case, compressed=found), what
+    _are_noticed(case, wrong)
 
 
 MUTATIONS = {
@@ -457,9 +464,7 @@ def test_wrong_metadata_of_bytes_are_noticed() -> None:
         "instructions": metadata[:, [1, 0]],
         "one bit": metadata ^ 1,
     }
-    for what, changed in wrong.items():
-        found = torch.cat([case.compressed[:at], changed.reshape(-1).view(torch.uint8)])
-        assert _differs(case, compressed=found), what
+    _are_noticed(case, wrong)
 
 
 MUTATIONS_OF_BYTES = {
