@@ -72,6 +72,7 @@ def lazyc(
     an unknown option or a bad value.
     """
     config = Config.from_env().with_options(options or {})
+    _SESSION.report_as(config)
     try:
         check_versions()
     except UnsupportedVersion as error:
@@ -129,10 +130,29 @@ class Session:
         self._spans = spans
         self._compilers: dict[tuple[Config, str, Float32Products], Compiler] = {}
         self._recorders: dict[Config, Recorder] = {}
-        self._printing: set[tuple[int, str]] = set()
+        self._printing: dict[str, tuple[int, Callable[[], None]]] = {}
         self._tracing: set[str] = set()
         self._lock = threading.Lock()
         renew_in_child(self)
+
+    def report_as(self, config: Config) -> None:
+        """Prints and writes what ``config`` asks for from now on: once to a file, at the highest level that
+        anybody asked for."""
+        if not config.debug and not config.trace:
+            return
+        with self._lock:
+            level, stop = self._printing.get(config.debug_file, (0, None))
+            if config.debug > level:
+                if stop is not None:
+                    stop()
+                else:
+                    write = writer(config)
+                    atexit.register(lambda: write(METRICS.report()))
+                listener = self._events.subscribe(printer(config))
+                self._printing[config.debug_file] = config.debug, listener
+            if config.trace and config.trace not in self._tracing:
+                self._tracing.add(config.trace)
+                self._events.subscribe(TraceWriter(Path(config.trace)))
 
     def compiler(self, config: Config, device: str = "cpu") -> Compiler:
         """The compiler for a Config and the device of its tensors, made on first use. Raises CodeNotLoaded
@@ -144,15 +164,6 @@ class Session:
             float32 = _float32_products() if _has_gpu_code(config, device) else "ieee"
             found = self._compilers.get((config, device, float32))
             if found is None:
-                output = (config.debug, config.debug_file)
-                if config.debug and output not in self._printing:
-                    self._printing.add(output)
-                    self._events.subscribe(printer(config))
-                    write = writer(config)
-                    atexit.register(lambda: write(METRICS.report()))
-                if config.trace and config.trace not in self._tracing:
-                    self._tracing.add(config.trace)
-                    self._events.subscribe(TraceWriter(Path(config.trace)))
                 place = None if device == "cpu" else _gpu(device)
                 tunable = None if place is None else _gpu_generator(place, float32)
                 generator = tunable or _generator(config.target, float32)
@@ -307,6 +318,7 @@ def lazy(**options: Any) -> Iterator[None]:
     environment's. Raises ConfigError for an unknown option or a bad value.
     """
     config = Config.from_env().with_options(options)
+    _SESSION.report_as(config)
     try:
         check_versions()
     except UnsupportedVersion as error:

@@ -9,6 +9,7 @@ import itertools
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import cast
@@ -55,6 +56,7 @@ from lazyc.passes.tiled_products import Gemm, choose_tiled_products
 from lazyc.report import events as E
 from lazyc.report.spans import Spans
 from lazyc.runtime.cache import DiskCache
+from lazyc.runtime.explain import why_missed
 from lazyc.runtime.host import Host
 from lazyc.runtime.key import capture_parts, combine, key_parts
 from lazyc.runtime.program import Executable
@@ -62,6 +64,7 @@ from lazyc.runtime.serialize import dump_program, load_program
 from lazyc.runtime.tuning import Tuner
 
 _graph_numbers = itertools.count()
+_MOST_PARTS = 32  # programs whose keys are kept to explain a miss
 
 
 class Compiler:
@@ -93,6 +96,8 @@ class Compiler:
             seconds = float(config.autotune_seconds)
             self._tuner = Tuner(tunable, host.device, self._disk, events, seconds)
         self._programs: dict[str, tuple[Program, dict[str, Kernel]]] = {}
+        # Of the last programs, where the disk cache knows none: for reports of misses.
+        self._parts: OrderedDict[str, Mapping[str, str]] = OrderedDict()
         self._captures: dict[str, tuple[str, bool]] = {}
         self._lock = threading.RLock()
         wait_before_fork(self._lock)
@@ -188,7 +193,9 @@ class Compiler:
             self._events.emit(E.CacheHit("memory", "programs", key))
             timings.reused += len(found[1])
             return found
-        self._events.emit(E.CacheMiss("memory", "programs", key))
+        is_last = not self._disk.is_readable
+        reason = self._why_missed(key, parts) if is_last and parts is not None else ""
+        self._events.emit(E.CacheMiss("memory", "programs", key, reason, is_last))
         with timings.stage("load"):
             entry = self._disk.load("programs", key, parts)
             if entry is None:
@@ -205,6 +212,14 @@ class Compiler:
                 return None  # what is loaded has no nests to make other kernels of
         self._programs[key] = (program, kernels)
         return program, kernels
+
+    def _why_missed(self, key: str, parts: Mapping[str, str]) -> str:
+        """What differs from the nearest program of this process."""
+        reason = why_missed(parts, [*self._parts.values()])
+        self._parts[key] = parts
+        if len(self._parts) > _MOST_PARTS:
+            self._parts.popitem(last=False)
+        return reason
 
     def _waits_for_tuning(
         self, tuner: Tuner, program: Program, kernels: Mapping[str, Kernel]
@@ -263,7 +278,7 @@ class Compiler:
             graph = self._run_passes(number, graph)
         with timings.stage("schedule"):
             program = self._schedule(graph)
-        if self._config.trace:
+        if self._shows_texts:
             self._events.emit(E.Artifact(number, "program.txt", print_program(program)))
             for name, source in program.kernel_sources().items():
                 self._trace_kernel(number, name, source)
@@ -295,8 +310,13 @@ class Compiler:
         suffix = "cu" if code.is_cuda else self._generator.suffix
         self._events.emit(E.Artifact(number, f"{stem}.{suffix}", code.text))
 
+    @property
+    def _shows_texts(self) -> bool:
+        """Whether somebody reads IR and code."""
+        return bool(self._config.trace) or self._config.debug >= 3
+
     def _run_passes(self, number: int, graph: Graph) -> Graph:
-        if self._config.trace:
+        if self._shows_texts:
             self._events.emit(E.Artifact(number, "00-captured.txt", print_graph(graph)))
         try:
             if self._config.verify:
@@ -316,13 +336,12 @@ class Compiler:
             raise CompilerBug(f"pass {failure.name}", cause) from cause
         before = len(graph.nodes)
         for k, result in enumerate(results, 1):
-            if self._config.trace:
+            if self._shows_texts:
                 name = f"{k:02}-{result.name}.txt"
                 self._events.emit(E.Artifact(number, name, print_graph(result.graph)))
             if self._events.listening:
-                text = print_graph(result.graph) if self._config.debug >= 3 else ""
                 after = len(result.graph.nodes)
-                self._events.emit(E.PassFinished(result.name, result.seconds, before, after, text))
+                self._events.emit(E.PassFinished(result.name, result.seconds, before, after))
                 before = after
         return results[-1].graph
 

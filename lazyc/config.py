@@ -255,8 +255,9 @@ class Config:
     )  # fmt: skip
     debug: int = _option(
         0, "LAZYC_DEBUG",
-        "0: silent. 1: one line for each compilation, flush and fallback, and a summary at exit. 2: also cache lookups, passes"
-        " and what they decided of layout and padding, and kernels. 3: also the IR after every pass.",
+        "0: silent. 1: one line for each compilation (with what the cache has not), flush and fallback, and a summary at exit."
+        " 2: also cache lookups, passes and what they decided of layout and padding, and kernels. 3: also the IR after"
+        " every pass, and the code.",
         choices=(0, 1, 2, 3),
     )  # fmt: skip
     debug_file: str = _option(

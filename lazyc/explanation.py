@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import graph_break_reasons
 
 from lazyc import backend
@@ -22,11 +23,13 @@ from lazyc.runtime.eager import step_buffers
 from lazyc.runtime.program import Executable
 from lazyc.runtime.runner import Runner
 
+_NO_LIMIT = 1 << 30
+
 
 @dataclass(frozen=True)
 class EagerOperator:
     """An operator that a compiled graph leaves to eager: calls and milliseconds of one call of the
-    function, the reason, and the user's lines."""
+    function, the reason, and the user's lines. Of a graph that is left to eager whole nothing is counted: 0."""
 
     op: str
     reason: str
@@ -86,10 +89,12 @@ def explain(
     breaks = len(graph_break_reasons)
     stop = backend.EVENTS.subscribe(events.append)
     try:
-        first = _timed(compiled, args, kwargs)
-        made = [x for x in backend.executables() if x not in known]
-        second_events = len(events)
-        second, eager = _second_call(made, compiled, args, kwargs)
+        # Each explanation compiles anew, which Dynamo would refuse after some.
+        with dynamo_config.patch(recompile_limit=_NO_LIMIT, accumulated_recompile_limit=_NO_LIMIT):
+            first = _timed(compiled, args, kwargs)
+            made = [x for x in backend.executables() if x not in known]
+            second_events = len(events)
+            second, eager = _second_call(made, compiled, args, kwargs)
     finally:
         stop()
     finished = [e for e in events if isinstance(e, E.CompileFinished)]
@@ -165,7 +170,7 @@ def _with_lines(
     known = {x.op for x in found}
     for e in events:
         if e.op not in known:
-            yield EagerOperator(e.op, e.reason, (e.line,) if e.line else (), 1, 0.0)
+            yield EagerOperator(e.op, e.reason, (e.line,) if e.line else (), 0, 0.0)
 
 
 def _breaks(reasons: Sequence[Any]) -> Iterator[tuple[str, str]]:
@@ -225,7 +230,8 @@ def _lines(x: Explanation) -> Iterator[str]:
     yield from _decision_lines(x.decisions)
     for e in x.eager:
         at = f" at {', '.join(e.lines)}" if e.lines else ""
-        yield f"eager: {e.op}{at}: {e.reason} ({e.calls} calls, {e.milliseconds:.2f} ms)"
+        counted = f" ({e.calls} calls, {e.milliseconds:.2f} ms)" if e.calls else ""
+        yield f"eager: {e.op}{at}: {e.reason}{counted}"
 
 
 def _decision_lines(decisions: Sequence[E.Decided]) -> Iterator[str]:

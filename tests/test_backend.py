@@ -18,6 +18,7 @@ from lazyc import backend
 from lazyc.errors import CompilerBugWarning, LazycWarning, UnsupportedVersion
 from lazyc.ir.program import GemmStep
 from lazyc.passes import canonicalize
+from lazyc.report import events as E
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -45,6 +46,20 @@ def test_unknown_option_names_the_nearest() -> None:
 def test_bad_option_value_says_what_is_allowed() -> None:
     with pytest.raises(Exception, match="avx512"):
         compiled(torch.tanh, target="sse9")(torch.randn(3))
+
+
+def test_a_miss_without_a_disk_cache_names_what_differs() -> None:
+    events: list[E.Event] = []
+    stop = backend.EVENTS.subscribe(events.append)
+    try:
+        for rows in (5, 6):
+            torch._dynamo.reset()
+            compiled(torch.tanh, disk_cache=False)(torch.randn(rows, 7))
+    finally:
+        stop()
+    misses = [e for e in events if isinstance(e, E.CacheMiss) and e.compiles]
+    assert len(misses) == 2 and all(e.level == "memory" for e in misses)
+    assert "input 0: f32[5,7]" in misses[1].reason
 
 
 def test_strict_raises_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:

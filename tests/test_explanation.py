@@ -56,3 +56,19 @@ def test_what_the_function_raises_is_raised() -> None:
         lazyc.explain(torch.nn.functional.embedding, torch.tensor([9]), torch.randn(3, 4))
     with pytest.raises(ConfigError, match="lasy"):
         lazyc.explain(cut, torch.randn(3), options={"lasy": True})
+
+
+def test_a_function_may_be_explained_many_times() -> None:
+    """Dynamo compiles a function a few times only (``recompile_limit``)."""
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        found = lazyc.explain(torch.tanh, torch.randn(4))
+        assert (found.graphs, found.kernel_calls) == (1, 1)
+
+
+def test_a_graph_left_to_eager_has_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+    (left,) = lazyc.explain(fn, torch.randn(4)).eager
+    assert (left.op, left.calls, left.milliseconds) == ("graph", 0, 0.0)
+    assert "0.00 ms" not in capsys.readouterr().out.split("eager: graph")[1]

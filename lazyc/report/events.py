@@ -54,14 +54,12 @@ class CompileFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class PassFinished(Event):
-    """One pass over a graph; ``before`` and ``after`` count nodes. ``text`` is the IR after it,
-    filled in only when a listener asked for that (debug level 3)."""
+    """One pass over a graph; ``before`` and ``after`` count nodes."""
 
     name: str
     seconds: float
     before: int
     after: int
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,14 @@ class CacheHit(Event):
 
 @dataclass(frozen=True, slots=True)
 class CacheMiss(Event):
-    """Nothing under ``key``. ``reason`` says what differs from the nearest entry, where known."""
+    """Nothing under ``key``. ``reason`` says what differs from the nearest entry, where known. ``compiles``:
+    there is no other place to look at, so a program is compiled."""
 
     level: CacheLevel
     kind: CacheKind
     key: str
     reason: str = ""
+    compiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +287,8 @@ class WeightNotSparse(Event):
 
 @dataclass(frozen=True, slots=True)
 class Artifact(Event):
-    """A text of compilation number ``graph`` (IR, code) under a file name; only with ``LAZYC_TRACE``."""
+    """A text of compilation number ``graph`` (IR, code) under a file name; only with ``LAZYC_TRACE``, and at debug
+    level 3."""
 
     graph: int
     name: str

@@ -32,13 +32,20 @@ _LEVELS: dict[type[E.Event], int] = {
     E.WeightsPacked: 2,
     E.SparseProduct: 1,
     E.WeightNotSparse: 1,
-    E.Artifact: 4,  # has a file of its own
+    E.Artifact: 3,
 }
+
+
+def _level(event: E.Event) -> int:
+    """From which debug level on an event is shown."""
+    if isinstance(event, E.CacheMiss) and event.compiles:
+        return 1
+    return _LEVELS[type(event)]
 
 
 def format_event(event: E.Event, level: int) -> str:
     """The event as text without a final newline; "" when it is not shown at this debug level."""
-    if level < _LEVELS[type(event)]:
+    if level < _level(event):
         return ""
     match event:
         case E.CompileStarted():
@@ -51,11 +58,12 @@ def format_event(event: E.Event, level: int) -> str:
                 f"fallbacks {event.fallbacks}"
             )
         case E.PassFinished():
-            line = (
+            return (
                 f"pass {event.name}: {1e3 * event.seconds:.1f} ms, "
                 f"{event.before} -> {event.after} nodes"
             )
-            return f"{line}\n{event.text}" if event.text and level >= 3 else line
+        case E.Artifact():
+            return f"graph {event.graph}, {event.name}:\n{event.text.rstrip()}"
         case E.Decided():
             at = f" at {event.line}" if event.line else ""
             effects = ", ".join(_effects(event))

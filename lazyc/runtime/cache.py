@@ -29,7 +29,7 @@ from lazyc.config import Config
 from lazyc.errors import CacheCorrupt, CacheWarning
 from lazyc.report import events as E
 from lazyc.runtime.entry import Entry, Identity, pack, read_header, unpack
-from lazyc.runtime.explain import explain_difference, nearest
+from lazyc.runtime.explain import why_missed
 from lazyc.version import versions
 
 _KINDS: tuple[E.CacheKind, ...] = ("captures", "programs", "kernels", "choices", "checks")
@@ -98,6 +98,11 @@ class DiskCache:
         if config.disk_cache and not _HAS_NEEDED_CALLS:
             self._disable(f"{sys.platform} has no race-free way to open folders", reads=True)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether ``load`` looks for anything."""
+        return self._readable
+
     def load(
         self, kind: E.CacheKind, key: str, key_parts: Mapping[str, str] | None = None
     ) -> Entry | None:
@@ -121,7 +126,7 @@ class DiskCache:
                 self._events.emit(E.CacheHit("disk", kind, key))
             else:
                 reason = self._explain(kind, key_parts) if key_parts else ""
-                self._events.emit(E.CacheMiss("disk", kind, key, reason))
+                self._events.emit(E.CacheMiss("disk", kind, key, reason, kind == "programs"))
         return entry
 
     def store(
@@ -293,8 +298,7 @@ class DiskCache:
                 open(file.folder / file.name, "rb") as stream,
             ):
                 known.append(read_header(stream.read(_HEADER_BYTES))["key_parts"])
-        near = nearest(key_parts, known)
-        return explain_difference(key_parts, near) if near is not None else ""
+        return why_missed(key_parts, known)
 
     def _disable(self, reason: str, *, reads: bool) -> None:
         """Turns off writes, or all use, for this process; warns and reports it the first time."""

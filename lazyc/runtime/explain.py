@@ -39,6 +39,16 @@ def explain_difference(new: Mapping[str, str], old: Mapping[str, str]) -> str:
     return "; ".join(changes)
 
 
+def why_missed(new: Mapping[str, str], entries: Sequence[Mapping[str, str]]) -> str:
+    """What differs from the nearest of ``entries``, on one line; "" where there are none."""
+    if not entries:
+        return ""
+    near = nearest(new, entries)
+    if near is None:
+        return "no entry has these operators"
+    return explain_difference(new, near)
+
+
 def nearest(
     new: Mapping[str, str], entries: Sequence[Mapping[str, str]]
 ) -> Mapping[str, str] | None:

@@ -7,7 +7,7 @@ from lazyc.report import events as E
 SAMPLES: list[E.Event] = [
     E.CompileStarted(1, 10, 2),
     E.CompileFinished(1, (("passes", 0.25), ("codegen", 0.5)), 3, 9, 1, 12),
-    E.PassFinished("fuse", 0.01, 10, 4, "%0 = input"),
+    E.PassFinished("fuse", 0.01, 10, 4),
     E.Decided(
         1, "padding", "k = 33 -> 40", "rows are read whole", "model.py:4", 512, 0, None, 2e-6
     ),

@@ -521,4 +521,4 @@ def test_a_miss_names_the_difference_from_the_nearest_entry(
     cache.load("programs", KEY, {"operators": "sha256:1", "input 0": "f32[8]", "target": "avx512"})
     cache.load("programs", KEY, {"operators": "sha256:2", "input 0": "f32[8]", "target": "avx2"})
     reasons = [e.reason for e in log.of(E.CacheMiss)]
-    assert reasons == ["target: avx2 -> avx512", ""]
+    assert reasons == ["target: avx2 -> avx512", "no entry has these operators"]
