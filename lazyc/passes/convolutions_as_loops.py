@@ -9,7 +9,7 @@ Efficient Primitives for Deep Learning", 2014). Padding is what windows read out
 innermost in the loop, so that they are loaded in vectors where they lie together: x gets memory in that
 order, and so does the weight, once where it lasts. Half types are multiplied and added in f32.
 
-A kernel of 1 x 1 is a matrix product. Transposed convolutions, f64, images whose size is a symbol, and groups
+A kernel of 1 x 1 is a matrix product. f64, images whose size is a symbol, and groups
 of several channels that make no tile stay ``aten.convolution``; a batch may be a symbol.
 """
 
