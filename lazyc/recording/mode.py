@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from types import FunctionType
@@ -169,8 +169,7 @@ class LazyMode(TorchDispatchMode):
             self._recorder.events.emit(E.NotLazy(line, f"{func}: {_why_at_once(func)}"))
 
     def _run_now(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._writes.concern(args, kwargs):
-            self._writes.flush(Cause.VALUE_READ, str(func))
+        self._writes.flush_for((args, kwargs), str(func))
         return run_on_values(func, args, kwargs, str(func))
 
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -275,24 +274,28 @@ class PendingWrites:
             return x
         return found.value if found.is_all_of(x) else None
 
-    def concern(self, args: Any, kwargs: dict[str, Any]) -> bool:
-        """Whether any argument shares memory that waits to be written."""
-        if not self._memories:
-            return False
-        for x in tree_leaves((args, kwargs)):
-            if isinstance(x, LazyTensor):
-                x = x._memory.tensor
-            if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
-                continue
-            if x.untyped_storage()._cdata in self._memories:
-                return True
-        return False
-
-    def flush(self, cause: Cause, what: str) -> None:
-        """Computes all that waits and writes it."""
+    def flush_for(self, args: Any, what: str) -> None:
+        """Writes what waits for memory of ``args``, because ``what`` is about to read it."""
         if not self._memories:
             return
-        values = [m.value for m in self._memories.values() if m.value is not None]
+        found: dict[int, Written] = {}
+        for x in tree_leaves(args):
+            if isinstance(x, LazyTensor):
+                x = x._memory.tensor
+            if isinstance(x, torch.Tensor) and x.layout is torch.strided:
+                key = x.untyped_storage()._cdata
+                if key in self._memories:
+                    found[key] = self._memories[key]
+        if found:
+            self._flush(found.values(), Cause.VALUE_READ, what)
+
+    def flush(self, cause: Cause, what: str) -> None:
+        """Writes all that waits."""
+        if self._memories:
+            self._flush(self._memories.values(), cause, what)
+
+    def _flush(self, memories: Iterable[Memory], cause: Cause, what: str) -> None:
+        values = [m.value for m in memories if m.value is not None]
         self._recorder.flush(values, cause, what)
 
 
@@ -311,8 +314,7 @@ class ReadingMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in _LOOKS:
-            if self._writes.concern(args, {}):
-                self._writes.flush(Cause.VALUE_READ, func.__name__)
+            self._writes.flush_for(args, func.__name__)
             if func == _SET_DATA:  # torch would take the memory that a LazyTensor does not have
                 args = tuple(compute(x, "data") if type(x) is LazyTensor else x for x in args)
         kwargs = kwargs or {}

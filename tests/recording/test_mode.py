@@ -486,3 +486,22 @@ def test_recording_keeps_no_argument() -> None:
     finally:
         gc.enable()
     assert z.shape == (6, 2)
+
+
+def test_a_read_writes_what_it_reads_and_nothing_else() -> None:
+    a, b, c = torch.ones(3), torch.ones(3), torch.ones(3)
+    with lazyc.lazy():
+        a.add_(1)
+        b.mul_(3)
+        c.add_(b)
+        flushed: list[E.Event] = []
+        stop = EVENTS.subscribe(flushed.append)
+        try:
+            assert a.tolist() == [2.0] * 3
+            (first,) = (e for e in flushed if isinstance(e, E.Flushed))
+            assert first.operators == 1
+            assert torch.sort(c).values.tolist() == [4.0] * 3  # needs what waits for b, too
+        finally:
+            stop()
+        b.sub_(1)
+    assert (a.tolist(), b.tolist(), c.tolist()) == ([2.0] * 3, [2.0] * 3, [4.0] * 3)
