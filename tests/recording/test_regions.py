@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import logging
 import os
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,6 +84,58 @@ def test_a_cut_function_is_one_program_with_the_kernels_of_the_uncut_one(
     assert kernels() == whole > 0
     assert flushes(events) == [("value_read", "aten.add.Tensor", 4)]
     assert lazyc.metrics.snapshot()["graphs_compiled"] == 1
+
+
+LOG = logging.getLogger("lazyc.tests")
+
+
+def by_print() -> None:
+    print("in the middle")
+
+
+def by_logging() -> None:
+    LOG.warning("in the middle")
+
+
+def by_an_unsupported_builtin() -> None:
+    open(os.devnull).close()
+
+
+def by_a_side_effect() -> None:
+    time.sleep(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "cut_by", [by_print, by_logging, by_an_unsupported_builtin, by_a_side_effect]
+)
+def test_whatever_cuts_a_function(cut_by: Callable[[], None], events: list[E.Event]) -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        a = x * y + 1
+        cut_by()
+        return a.relu().sum(-1)
+
+    x, y = inputs()
+    lazyc.metrics.reset()
+    result = lazily(fn)(x, y)
+    assert isinstance(result, LazyTensor)
+    torch.testing.assert_close(result.clone(), (x * y + 1).relu().sum(-1))
+    assert [regions for _, _, regions in flushes(events)] == [2]
+    assert kernels() == 1
+
+
+@torch.no_grad()
+def test_the_environment_may_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYC_LAZY", "1")
+    assert isinstance(torch.compile(uncut, backend="lazyc")(*inputs()), LazyTensor)
+
+
+@torch.no_grad()
+def test_another_device_reads_a_value(events: list[E.Event]) -> None:
+    result = lazily(cut)(*inputs())
+    moved = result.to("meta")
+    assert (moved.device.type, moved.shape) == ("meta", (6,))
+    assert [cause for cause, _, _ in flushes(events)] == ["value_read"]
 
 
 @torch.no_grad()
