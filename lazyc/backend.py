@@ -49,12 +49,16 @@ if TYPE_CHECKING:
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
     from lazyc.ir.graph import Graph
+    from lazyc.recording.recompiles import Difference
     from lazyc.recording.recorder import Recorder
     from lazyc.runtime.device import CudaGpu
     from lazyc.runtime.program import Executable
     from lazyc.variants import Room
 
 Boxed: TypeAlias = Callable[[list[Any]], Sequence[Any]]
+
+# Dynamo is not to trace lazyc itself, which would have it compile while it compiles.
+_OWN = "a call of lazyc's own"
 
 EVENTS = E.EventStream()
 SPANS = Spans()
@@ -106,7 +110,14 @@ def lazyc(
 
         recorder = _SESSION.recorder(config)
         backend = make_lazy_backend(
-            compile_graph, import_failed, _left_to_eager, recorder, EVENTS, has_products, recompute
+            compile_graph,
+            import_failed,
+            _left_to_eager,
+            recorder,
+            EVENTS,
+            has_products,
+            recompute,
+            "its sizes are rounded up to buckets" if rooms else "",
         )
     else:
         # What was compiled before is for any size.
@@ -302,6 +313,11 @@ def executables() -> list[Executable]:
     return [x for compiler in _SESSION.compilers() for x in compiler.executables]
 
 
+# Options of what Dynamo captures.
+_ONLY_COMPILED = ("shapes", "buckets", "lazy")
+
+
+@torch.compiler.disable(reason=_OWN)
 @contextmanager
 def lazy(**options: Any) -> Iterator[None]:
     """Records what eager code does within it, and runs it when a value is needed.
@@ -317,6 +333,12 @@ def lazy(**options: Any) -> Iterator[None]:
     same as one before finds its program. ``options`` are those of ``docs/configuration.md``, over the
     environment's. Raises ConfigError for an unknown option or a bad value.
     """
+    for name in _ONLY_COMPILED:
+        if name in options:
+            raise ConfigError(
+                f"lazyc.lazy() has no option {name!r}: what it records is compiled for the sizes that it has."
+                " torch.compile has it."
+            )
     config = Config.from_env().with_options(options)
     _SESSION.report_as(config)
     try:
@@ -333,6 +355,7 @@ def lazy(**options: Any) -> Iterator[None]:
         yield
 
 
+@torch.compiler.disable(reason=_OWN)
 def mark_step() -> None:
     """Runs all recorded work that somebody can still ask for."""
     _SESSION.flush("mark_step")
@@ -416,9 +439,22 @@ def _compile_padded(
     return _compile(config, graph, in_eager)
 
 
-def _compile_joined(config: Config, graph: Graph, in_eager: Boxed) -> Boxed:
-    with collector.paused():
-        return _compile(config, graph, in_eager)
+def _compile_joined(
+    config: Config, graph: Graph, in_eager: Boxed, differs: Difference | None
+) -> tuple[Boxed, bool]:
+    """What runs recorded work, and whether it was compiled now: not where it ``differs`` from work before in
+    shapes and ``on_new_shape`` says so. Raises NewShape where that is "error"."""
+    from lazyc.recording.barriers import as_line
+    from lazyc.variants import for_new_shape
+
+    policy = config.on_new_shape
+    if differs is None or not differs.is_of_shape or policy == "compile":
+        with collector.paused():
+            return _compile(config, graph, in_eager), True
+    if policy == "error":
+        raise NewShape(differs.changed, as_line(differs.place), differs.fix)
+    make = functools.partial(_compile, config, graph, in_eager)
+    return for_new_shape(policy, differs.changed, make, in_eager, EVENTS), False
 
 
 def _compile(

@@ -45,15 +45,29 @@ class InBackground:
     """Serves by ``meanwhile`` until ``make``, run in a worker thread, has returned."""
 
     def __init__(self, make: Callable[[], Boxed], meanwhile: Boxed) -> None:
+        self._make: Callable[[], Boxed] | None = make
         self._serving = meanwhile
         self._made: Future[Boxed] | None = _workers.get().submit(make)
+        renew_in_child(self, InBackground._begin_again)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the next call is served by what ``make`` returned, or raises what it raised."""
+        return self._make is None or (self._made is not None and self._made.done())
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
         made = self._made
         if made is not None and made.done():
-            self._made = None
+            self._made = self._make = None
             self._serving = made.result()  # raises what compiling raised
+        elif self._make is not None and made is None:
+            self._made = _workers.get().submit(self._make)
         return self._serving(args)
+
+    def _begin_again(self) -> None:
+        """In a child process, whose parent's worker is not there: ``make`` runs anew, from the next call on."""
+        if self._made is not None and not self._made.done():
+            self._made = None
 
 
 class _Workers:
@@ -129,7 +143,8 @@ class Bucketed:
         program = self._programs.get(rooms)
         if program is None:
             program = self._add(rooms, sizes)
-        if program is not self._in_eager:
+        waits = isinstance(program, InBackground) and not program.is_made
+        if program is not self._in_eager and not waits:
             room = math.prod(s if r is None else r for s, r in zip(sizes, rooms, strict=True))
             self._count(math.prod(sizes), room)
         return program(args)

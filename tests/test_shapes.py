@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,15 +78,29 @@ def run(block: Block, function: Any, lengths: list[int]) -> None:
             torch.testing.assert_close(function(x), block(x), rtol=1e-4, atol=1e-5)
 
 
+def run_alone(function: Any, length: int) -> None:
+    with torch.no_grad():
+        function(torch.randn(2, length, 16))
+
+
 # --- 50 lengths -----------------------------------------------------------------------------------
 
 
 def test_static_sizes_are_compiled_up_to_dynamos_limit(block: Block) -> None:
-    run(block, compiled(block, shapes="static"), LENGTHS)
-    assert graphs() == torch._dynamo.config.recompile_limit
-    before = graphs()
-    run(block, compiled(block, shapes="static"), LENGTHS[:3])
-    assert graphs() == before, "what was compiled still serves"
+    function = compiled(block, shapes="static")
+    run(block, function, LENGTHS)
+    limit = torch._dynamo.config.recompile_limit
+    assert graphs() == limit
+
+    def operators(length: int) -> set[str]:
+        with torch.profiler.profile() as profile:
+            run_alone(function, length)
+        return {e.key for e in profile.key_averages() if e.key.startswith("aten::")}
+
+    softmax = "aten::_softmax"
+    assert softmax not in operators(LENGTHS[0]), "what was compiled still serves"
+    assert softmax not in operators(LENGTHS[limit - 1])
+    assert softmax in operators(LENGTHS[limit])
 
 
 def test_symbolic_sizes_are_compiled_once(block: Block) -> None:
@@ -258,10 +274,20 @@ def test_eager(served: Any) -> None:
 @pytest.mark.parametrize("served", ["background"], indirect=True)
 def test_background(served: Any, events: list[E.Event]) -> None:
     x = torch.randn(4, 9)
-    served(x)
+
+    def runs_in_eager() -> bool:
+        with torch.profiler.profile() as profile:
+            torch.testing.assert_close(served(x), expected, rtol=1e-3, atol=1e-4)
+        return any(e.key == "aten::_softmax" for e in profile.key_averages())
+
+    expected = work(x)
+    held = threading.Event()
+    _workers.get().submit(held.wait)
+    assert first_call(served, x) == 0, "nothing is compiled in the call"
+    assert runs_in_eager() and graphs() == 1
+    held.set()
     _workers.get().submit(int).result()  # done after what was submitted before
-    assert graphs() == 2
-    torch.testing.assert_close(served(x), work(x), rtol=1e-3, atol=1e-4)
+    assert graphs() == 2 and not runs_in_eager()
     assert lazyc.metrics.snapshot()["fallbacks"] == []
 
 
@@ -300,6 +326,42 @@ def test_background_failures_are_reported() -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         serve([])
     assert serve([]) == ["meanwhile"]
+
+
+def test_padding_is_not_counted_while_eager_serves() -> None:
+    torch._dynamo.reset()
+    lazyc.metrics.reset()
+    function = compiled(lambda x: x.exp().sum(0) * 3, shapes="bucket", on_new_shape="background")
+    x = torch.randn(8)
+    torch._dynamo.mark_dynamic(x, 0)
+    function(x)  # the first shape is compiled at once
+    held = threading.Event()
+    _workers.get().submit(held.wait)
+    function(torch.randn(9))
+    assert lazyc.metrics.snapshot()["padding_waste_percent"] == 0
+    held.set()
+    _workers.get().submit(int).result()
+    function(torch.randn(9))
+    assert lazyc.metrics.snapshot()["padding_waste_percent"] == pytest.approx(100 * 3 / 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_compiles_what_its_parent_had_not() -> None:
+    held = threading.Event()
+    _workers.get().submit(held.wait)
+    serve = InBackground(lambda: lambda args: ["made"], lambda args: ["meanwhile"])
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        found = serve([])  # it begins anew here
+        _workers.get().submit(int).result()
+        os.write(writes, f"{found[0]} {serve([])[0]}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reads, 100) == b"meanwhile made"
+    held.set()
+    _workers.get().submit(int).result()
+    assert serve([]) == ["made"]
 
 
 def test_a_bug_in_padding_leaves_the_model_running(monkeypatch: pytest.MonkeyPatch) -> None:

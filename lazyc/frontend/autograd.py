@@ -127,8 +127,11 @@ class AotBackend:
             compiled = self._through_autograd(gm, example_inputs, capture)
         except _Ours as error:
             raise error.cause from error.cause.__cause__
-        except (TorchDynamoException, *exceptions_allowed_to_be_fallback):
-            raise  # Dynamo has an answer to these: to trace again, or to cut the graph
+        except TorchDynamoException:
+            raise  # Dynamo traces again
+        except exceptions_allowed_to_be_fallback as error:
+            self.left_to_eager("graph", f"AOTAutograd: {error}", "")
+            raise  # Dynamo warns, and runs the function in eager, or up to where it breaks the graph
         except Exception as error:  # noqa: BLE001 - eager runs it, or says what is wrong with it
             self.left_to_eager("graph", f"AOTAutograd: {error}", "")
             return gm.forward

@@ -46,11 +46,10 @@ def capture_inference(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphMo
 
     For graphs that have a capture key (``capture_key``): tensors of static shapes, operators of torch's own.
     """
-    context = TracingContext.try_get()
-    if context is None or context.fake_mode is None or not _is_inference(gm, example_inputs):
+    if TracingContext.try_get() is None or not _is_inference(gm, example_inputs):
         return None
     try:
-        return _trace(gm, example_inputs, context.fake_mode)
+        return _trace(gm, example_inputs)
     except Exception:  # noqa: BLE001 - AOTAutograd traces it, or says what is wrong with it
         return None
 
@@ -79,7 +78,10 @@ def _names_a_write(node: Node) -> bool:
     return node.target is operator.setitem or node.kwargs.get("inplace") is True
 
 
-def _trace(gm: GraphModule, example_inputs: Sequence[Any], fakes: FakeTensorMode) -> GraphModule:
+def _trace(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
+    # Not those of the tracing context: AOTAutograd, if it traces after all, needs its arguments there made in its own
+    # way, with symbols for floats.
+    fakes = FakeTensorMode()
     arguments = [fakes.from_tensor(x, static_shapes=True) for x in example_inputs]
     mode = _Capture()
     with fakes, enable_python_dispatcher(), preserve_rng_state(), _autocast_put_back(), mode:

@@ -58,11 +58,22 @@ def _line(gm: torch.fx.GraphModule, reason: str) -> str:
 
 def explain(reason: str) -> tuple[str, str]:
     """(what changed, what to do about it) of a reason as Dynamo words it."""
-    guard = re.sub(r"^\d+/\d+(_\d+)?: ", "", reason.splitlines()[0]).split("  # ")[0].strip()
+    guard, _, code = re.sub(r"^\d+/\d+(_\d+)?: ", "", reason.splitlines()[0]).partition("  # ")
+    guard = guard.strip()
     for pattern, words in _WORDS:
         found = re.search(pattern, guard)
-        if found:
-            return words(found)
+        if found is None:
+            continue
+        changed, fix = words(found)
+        read = re.search(r"\.(item|tolist)\(\)", code)
+        if words is _constant and read:
+            at = user_line(reason)
+            changed = re.sub(r"^___stack\d+", f"what {read[0]} gave", changed)
+            fix = (
+                f"leave out {read[0]}{at and f' at {at}'}: keep it a tensor, or set"
+                " torch._dynamo.config.capture_scalar_outputs = True"
+            )
+        return changed, fix
     return guard, ""
 
 

@@ -12,16 +12,18 @@ _ONE_SIZE = (
     "keep it at one size (a list of tensors, a tensor of the final size that is written to, padding), or"
     " leave it out of what is recorded"
 )
-_SAME_NUMBER = "pass the number as a 0-dim tensor"
+_SAME_NUMBER = "pass the number as a 0-dim tensor (without .item(), where it was one)"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``changed`` at ``place``, and what would avoid it ("" where nothing general is known)."""
+    """``changed`` at ``place``, and what would avoid it ("" where nothing general is known). ``is_of_shape``: the
+    same operators, on tensors of other shapes or layouts, or on more or fewer of them."""
 
     place: Place | None
     changed: str
     fix: str = ""
+    is_of_shape: bool = False
 
 
 # What was recorded, in order: each with the user's line.
@@ -49,12 +51,12 @@ def difference(before: Recorded, now: Recorded) -> Difference:
 def _of_operator(old: Fragment, new: Fragment, place: Place | None) -> Difference:
     if len(old.taken) != len(new.taken):
         counts = f"{len(old.taken)} -> {len(new.taken)}"
-        return Difference(place, f"{new.name}: number of tensors, {counts}", _ONE_SIZE)
+        return Difference(place, f"{new.name}: number of tensors, {counts}", _ONE_SIZE, True)
     for number, (a, b) in enumerate(zip(old.taken, new.taken, strict=True)):
         if a != b:
-            found = _of_tensor(a, b)
-            changed = f"{new.name}: tensor {number}: {found[0]}"
-            return Difference(place, changed, found[1])
+            changed, fix = _of_tensor(a, b)
+            changed = f"{new.name}: tensor {number}: {changed}"
+            return Difference(place, changed, fix, is_of_shape=a.dtype == b.dtype)
     return Difference(place, f"{new.name}: {old.options} -> {new.options}", _SAME_NUMBER)
 
 

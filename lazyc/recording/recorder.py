@@ -25,12 +25,13 @@ from lazyc.forks import renew_in_child
 from lazyc.ir.graph import Graph
 from lazyc.recording.barriers import Cause, Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
-from lazyc.recording.recompiles import Recorded, difference
+from lazyc.recording.recompiles import Difference, Recorded, difference
 from lazyc.report import events as E
 from lazyc.report.spans import Spans, torch_profiler
 
-# (graph, the same in eager) -> what runs it
-CompileWhole: TypeAlias = Callable[[Graph, Boxed], Boxed]
+# (graph, the same in eager, how it differs from the one before, if there was one) -> what runs it, and whether
+# it was compiled now
+CompileWhole: TypeAlias = Callable[[Graph, Boxed, "Difference | None"], tuple[Boxed, bool]]
 
 _MOST_PROGRAMS = 256  # joined programs kept; the ones used longest ago go first
 _modes = torch._C._len_torch_dispatch_stack
@@ -243,6 +244,7 @@ class Recorder:
 
     def _flush(self, wanted: Sequence[Value], cause: Cause, what: str) -> E.Flushed:
         start = time.perf_counter()
+        line = user_place()
         steps = _needed(wanted)
         others: list[Step] = []
         if len(self._waiting) > len(steps):
@@ -256,7 +258,7 @@ class Recorder:
             for r, ref in enumerate(step.results)
             if (v := ref()) is not None and (v in asked or v.live_handles())
         ]
-        made = self._run(steps, [(k, r) for k, r, _ in kept], others)
+        made = self._run(steps, [(k, r) for k, r, _ in kept], others, line)
         for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
             value.step = None
             for handle in value.live_handles():
@@ -266,19 +268,29 @@ class Recorder:
         self._peak = self.peak
         for step in steps:
             self.forget(step, ran=True)
-        if made.is_new:
-            self._explain(steps, time.perf_counter() - start)
+        if made.is_compiled:
+            self._explain(steps, line, made.differs, time.perf_counter() - start)
         operators = sum(s.fragment.operators for s in steps)
         seconds = time.perf_counter() - start
-        line = as_line(user_place())
         return E.Flushed(
-            cause.value, what, line, len(steps), operators, len(kept), made.is_new, seconds
+            cause.value,
+            what,
+            as_line(line),
+            len(steps),
+            operators,
+            len(kept),
+            made.is_compiled,
+            seconds,
         )
 
     def _run(
-        self, steps: Sequence[Step], results: list[tuple[int, int]], others: Sequence[Step]
+        self,
+        steps: Sequence[Step],
+        results: list[tuple[int, int]],
+        others: Sequence[Step],
+        line: Place | None,
     ) -> _Made:
-        """Runs ``steps`` while the steps ``others`` go on waiting."""
+        """Runs ``steps``, wanted at ``line``, while the steps ``others`` go on waiting."""
         numbers = {s.number: k for k, s in enumerate(steps)}
         tensors: list[torch.Tensor] = []
         known: dict[int, int] = {}
@@ -309,9 +321,9 @@ class Recorder:
             snapshot.settle()
         own: list[Snapshot] = []
         try:
-            program, is_new = self._program(steps, sources, results)
+            program, is_compiled, differs = self._program(steps, sources, results, line)
             with _as_recorded(), torch._C._DisableAutocast():
-                return _Made(list(program(tensors)), is_new)
+                return _Made(list(program(tensors)), is_compiled, differs)
         except BaseException:
             own = _snapshots(steps)  # goes on waiting
             raise
@@ -319,19 +331,24 @@ class Recorder:
             for snapshot in (*shared, *own):
                 snapshot.take()
 
-    def _explain(self, steps: Sequence[Step], seconds: float) -> None:
-        """Tells why a program was made, where one that begins alike was made for the same line before."""
-        line = user_place()
-        recorded = [(s.fragment, s.place) for s in steps]
+    def _differs(self, steps: Sequence[Step], line: Place | None) -> Difference | None:
+        """How ``steps`` differ from those of the program that was made for the same line before, if there is one
+        that begins alike."""
+        before = self._made_for.get((line, steps[0].fragment.name))
+        return None if before is None else difference(before.recorded, _recorded(steps))
+
+    def _explain(
+        self, steps: Sequence[Step], line: Place | None, differs: Difference | None, seconds: float
+    ) -> None:
+        """Tells why a program was made where there was another before."""
         key = line, steps[0].fragment.name
         before = self._made_for.pop(key, None)
         count = 0
-        if before is not None:
+        if before is not None and differs is not None:
             count = before.count + 1
-            found = difference(before.recorded, recorded)
-            at = as_line(found.place or line)
-            self.events.emit(E.Recompiled(at, found.changed, found.fix, count, seconds))
-        self._made_for[key] = _MadeFor(recorded, count)
+            at = as_line(differs.place or line)
+            self.events.emit(E.Recompiled(at, differs.changed, differs.fix, count, seconds))
+        self._made_for[key] = _MadeFor(_recorded(steps), count)
         if len(self._made_for) > _MOST_PROGRAMS:
             self._made_for.popitem(last=False)
 
@@ -340,13 +357,14 @@ class Recorder:
         steps: Sequence[Step],
         sources: Sequence[tuple[Source, ...]],
         results: list[tuple[int, int]],
-    ) -> tuple[Boxed, bool]:
-        """What runs ``steps``, and whether it was made now."""
+        line: Place | None,
+    ) -> tuple[Boxed, bool, Difference | None]:
+        """What runs ``steps``, whether it was compiled now, and how it differs then from the one before."""
         key = tuple([s.fragment.number for s in steps]), tuple(sources), tuple(results)
         program = self._programs.get(key)
         if program is not None:
             self._programs.move_to_end(key)
-            return program, False
+            return program, False, None
 
         pairs = zip(steps, sources, strict=True)
         parts = tuple(Part(step.fragment, found) for step, found in pairs)
@@ -354,10 +372,12 @@ class Recorder:
         def in_eager(args: list[Any]) -> Sequence[Any]:
             return run_in_eager(parts, results, args)
 
-        program = self._programs[key] = self._compile(join(parts, results), in_eager)
+        differs = self._differs(steps, line)
+        program, is_compiled = self._compile(join(parts, results), in_eager, differs)
+        self._programs[key] = program
         if len(self._programs) > _MOST_PROGRAMS:
             self._programs.popitem(last=False)
-        return program, True
+        return program, is_compiled, differs
 
 
 def _without_modes() -> Any:
@@ -389,11 +409,18 @@ class _MadeFor:
 
 
 class _Made:
-    __slots__ = ("is_new", "tensors")
+    __slots__ = ("differs", "is_compiled", "tensors")
 
-    def __init__(self, tensors: list[torch.Tensor], is_new: bool) -> None:
+    def __init__(
+        self, tensors: list[torch.Tensor], is_compiled: bool, differs: Difference | None
+    ) -> None:
         self.tensors = tensors
-        self.is_new = is_new
+        self.is_compiled = is_compiled
+        self.differs = differs
+
+
+def _recorded(steps: Sequence[Step]) -> Recorded:
+    return [(s.fragment, s.place) for s in steps]
 
 
 def _snapshots(steps: Iterable[Step]) -> list[Snapshot]:

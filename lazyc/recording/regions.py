@@ -46,13 +46,15 @@ def make_lazy_backend(
     events: E.EventStream,
     has_products: bool = False,
     recompute: bool = False,
+    runs_at_once: str = "",
 ) -> Callable[..., Callable[..., Any]]:
-    """A Dynamo backend like ``AotBackend``'s, whose regions wait in ``recorder`` where they can."""
+    """A Dynamo backend like ``AotBackend``'s, whose regions wait in ``recorder`` where they can; ``runs_at_once``:
+    why none may."""
 
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
     ) -> Callable[..., Any]:
-        region = _Region(compile_graph, _line(gm))
+        region = _Region(compile_graph, _line(gm), runs_at_once)
         placeholders = gm.graph.find_nodes(op="placeholder")
         examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
         compiled = AotBackend(
@@ -95,8 +97,9 @@ def make_lazy_backend(
 class _Region:
     """Compiles the graphs of one region, and keeps the one that may wait."""
 
-    def __init__(self, compile_graph: CompileGraph, line: str) -> None:
+    def __init__(self, compile_graph: CompileGraph, line: str, runs_at_once: str) -> None:
         self._compile = compile_graph
+        self._runs_at_once = runs_at_once
         self._name = f"the region at {line}" if line else "a region"
         self.waiting: _Waiting | None = None
         self.reason = "it has no compiled code"
@@ -107,7 +110,7 @@ class _Region:
         elif not part.is_plain:
             self.reason = "its results share memory with its arguments, or it writes to these"
         else:
-            self.reason = barrier(graph)
+            self.reason = self._runs_at_once or barrier(graph)
         if self.reason:
             return self._compile(graph, gm, part)
         self.waiting = _Waiting(graph, gm, self._name)

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+import lazyc
+from lazyc.frontend.autograd import AotBackend
 
 
 def write(v: torch.Tensor) -> Any:
@@ -48,3 +52,33 @@ def test_as_in_eager(function: Callable[..., Any], args: Any, dynamic: bool | No
         if args and isinstance(args[0], float):  # Dynamo may now take it for an argument
             results[-1].append(run(memory[1], args[0] * 1.5, *args[1:]))
     torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_float_that_changes_is_an_argument(train: bool) -> None:
+    torch._dynamo.reset()
+    lazyc.metrics.reset()
+
+    def scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
+        return x.exp() * scale
+
+    run = torch.compile(scaled, backend="lazyc")
+    x = torch.randn(5, requires_grad=train)
+    for scale in (1.0, 2.5, -0.5, 1e-30):
+        torch.testing.assert_close(run(x, scale), scaled(x, scale))
+    found = lazyc.metrics.snapshot()
+    assert found["graphs_compiled"] == 2, "one for the first, one for all others"
+    assert found["fallbacks"] == []
+
+
+def test_what_dynamo_leaves_to_eager_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Any:
+        raise DataDependentOutputException(torch.ops.aten._local_scalar_dense.default)
+
+    monkeypatch.setattr(AotBackend, "_through_autograd", fails)
+    torch._dynamo.reset()
+    lazyc.metrics.reset()
+    x = torch.ones(3, requires_grad=True)
+    torch.testing.assert_close(torch.compile(torch.exp, backend="lazyc")(x), x.exp())
+    (fallback,) = lazyc.metrics.snapshot()["fallbacks"]
+    assert fallback["op"] == "graph" and "_local_scalar_dense" in fallback["reason"]

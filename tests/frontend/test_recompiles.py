@@ -54,6 +54,11 @@ DYNAMIC = "torch.compile(dynamic=True)"
             "pass s.flag as a tensor, or compile one function for each value",
         ),
         (
+            '1/0: ___stack1 == 3     # n = int(m.sum().item())  # code/it.py:3 in resume_in_fn\nUser stack trace:\n  File "/code/it.py", line 3, in resume_in_fn\n',
+            "what .item() gave: no longer 3",
+            "leave out .item() at it.py:3: keep it a tensor, or set torch._dynamo.config.capture_scalar_outputs = True",
+        ),
+        (
             "1/0: ___check_type_id(y, 94530741954608), type=<class 'lazyc.recording.tensor.LazyTensor'>  # a",
             "y: no longer a LazyTensor",
             "pass y as one type",

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 
 import lazyc
 from lazyc.backend import EVENTS
-from lazyc.errors import CompilerBug, CompilerBugWarning
+from lazyc.errors import CompilerBug, CompilerBugWarning, ConfigError, NewShape
 from lazyc.recording import calls
-from lazyc.recording.tensor import LazyTensor
+from lazyc.recording.recorder import Step, Value
+from lazyc.recording.tensor import LazyTensor, Memory
 from lazyc.report import events as E
+from lazyc.variants import _workers
 
 
 @pytest.fixture(autouse=True)
@@ -432,6 +434,100 @@ def test_a_training_step_is_one_program() -> None:
     counts = lazyc.metrics.snapshot()
     assert (counts["graphs_compiled"], counts["flushes"]) == (1, {"mark_step": 5})
     assert counts["fallbacks"] == []
+
+
+class Gpt(torch.nn.Module):
+    """A small GPT; tokens: (batch, length) -> logits: (batch, length, 32)."""
+
+    def __init__(self, width: int = 32, heads: int = 2, layers: int = 1) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(32, width)
+        self.place = torch.nn.Parameter(torch.randn(16, width) / 10)
+        layer = torch.nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = torch.nn.ModuleList(copy.deepcopy(layer) for _ in range(layers))
+        self.head = torch.nn.Linear(width, 32)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        mask = torch.full((length, length), -math.inf).triu(1)
+        x = self.embed(tokens) + self.place[:length]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.head(x)
+
+
+def test_fifty_steps_of_training() -> None:
+    """Losses as in eager, one program, and nothing that is kept from step to step."""
+
+    def train(model: torch.nn.Module, batches: torch.Tensor) -> tuple[list[float], list[int]]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses: list[float] = []
+        objects = []
+        for tokens in batches:
+            logits = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            lazyc.mark_step()
+            losses.append(loss.item())
+            del logits, loss
+            if len(losses) in (10, 50):
+                gc.collect()
+                objects.append(sum(type(x) in (Step, Value, Memory) for x in gc.get_objects()))
+        return losses, objects
+
+    torch.manual_seed(0)
+    batches = (torch.randint(0, 32, (50, 4, 1)) + torch.arange(13)) % 32
+    ((found, objects), _), ((expected, _), _) = both(train, Gpt(), batches)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < expected[0]
+    counts = lazyc.metrics.snapshot()
+    assert counts["flushes"] == {"mark_step": 50} and counts["graphs_compiled"] == 1
+    assert counts["fallbacks"] == []
+    assert objects[0] == objects[1]
+
+
+# --- options ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"shapes": "bucket"}, {"buckets": "8"}, {"lazy": True}])
+def test_options_of_compiled_functions_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="no option"), lazyc.lazy(**options):
+        pass
+
+
+def test_what_serves_a_new_shape() -> None:
+    def sums(n: int, policy: str) -> list[float]:
+        x = torch.arange(2.0 * n).view(n, 2)
+        with lazyc.lazy(on_new_shape=policy):
+            return (x.mul(2) + 1).sum(1).tolist()
+
+    def kernels() -> int:
+        return lazyc.metrics.snapshot()["graphs_compiled"]
+
+    for policy in ("eager", "error", "background"):
+        lazyc.metrics.reset()
+        assert sums(2, policy) == [4.0, 12.0] and kernels() == 1
+        if policy == "error":
+            with pytest.raises(NewShape, match=r"tensor 0: size of dim 0, 2 -> 3"):
+                sums(3, policy)
+        elif policy == "eager":
+            assert sums(3, policy) == [4.0, 12.0, 20.0]
+            (fallback,) = lazyc.metrics.snapshot()["fallbacks"]
+            assert "a new shape: aten.mul.Tensor: tensor 0: size of dim 0, 2 -> 3" in str(fallback)
+        else:
+            held = threading.Event()
+            _workers.get().submit(held.wait)
+            assert sums(3, policy) == [4.0, 12.0, 20.0] and kernels() == 1
+            held.set()
+            _workers.get().submit(int).result()  # done after what was submitted before
+            assert sums(3, policy) == [4.0, 12.0, 20.0] and kernels() == 2
+            continue
+        assert kernels() == 1
+        assert sums(2, policy) == [4.0, 12.0], "what was compiled still serves"
 
 
 def test_blocks_nest_and_threads_do_not_share() -> None:

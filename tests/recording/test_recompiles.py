@@ -47,7 +47,7 @@ STEPS: dict[str, tuple[Callable[[int], torch.Tensor], str, str]] = {
     "number": (
         lambda k: X.clamp(0, k + 0.5),
         "aten.clamp.default: 0, 0.5 -> 0, 1.5",
-        "pass the number as a 0-dim tensor",
+        "pass the number as a 0-dim tensor (without .item(), where it was one)",
     ),
     "operator": (
         lambda k: (X + 1).exp() if k == 0 else (X + 1).sin(),

@@ -86,6 +86,47 @@ def test_a_cut_function_is_one_program_with_the_kernels_of_the_uncut_one(
     assert lazyc.metrics.snapshot()["graphs_compiled"] == 1
 
 
+class CutBlock(torch.nn.Module):
+    """A transformer block, cut in three places or in none; x: (batch, length, 16)."""
+
+    def __init__(self, cuts: bool) -> None:
+        super().__init__()
+        self.cuts = cuts
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(16) for _ in range(2))
+        self.qkv, self.proj = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+        self.up, self.down = torch.nn.Linear(16, 64), torch.nn.Linear(64, 16)
+
+    def cut(self) -> None:
+        if self.cuts:
+            graph_break()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norms[0](x)).chunk(3, -1)
+        scores = (q @ k.mT / 4).softmax(-1)
+        self.cut()
+        x = x + self.proj(scores @ v)
+        self.cut()
+        y = F.gelu(self.up(self.norms[1](x)))
+        self.cut()
+        return x + self.down(y)
+
+
+@torch.no_grad()
+def test_a_cut_block_has_the_kernels_of_the_uncut_one(events: list[E.Event]) -> None:
+    counts, results = [], []
+    x = torch.randn(2, 5, 16)
+    for cuts, lazy in ((False, False), (True, True), (True, False)):
+        torch.manual_seed(0)
+        block = CutBlock(cuts)
+        lazyc.metrics.reset()
+        compiled = torch.compile(block, backend="lazyc", options={"lazy": lazy})
+        results.append(compiled(x) + 0)
+        counts.append(kernels())
+    assert counts[0] == counts[1] < counts[2]
+    assert [regions for *_, regions in flushes(events)] == [4]
+    torch.testing.assert_close(results[1], results[0])
+
+
 LOG = logging.getLogger("lazyc.tests")
 
 
@@ -122,6 +163,51 @@ def test_whatever_cuts_a_function(cut_by: Callable[[], None], events: list[E.Eve
     torch.testing.assert_close(result.clone(), (x * y + 1).relu().sum(-1))
     assert [regions for _, _, regions in flushes(events)] == [2]
     assert kernels() == 1
+
+
+@torch.no_grad()
+def test_a_compiled_function_calls_mark_step(events: list[E.Event]) -> None:
+    """Dynamo does not trace it, or what waits would go on waiting."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = x.exp()
+        lazyc.mark_step()
+        return y + 1
+
+    x, _ = inputs()
+    result = lazily(fn)(x)
+    assert flushes(events) == [("mark_step", "", 1)]
+    torch.testing.assert_close(result + 0, x.exp() + 1)
+
+
+@torch.no_grad()
+def test_a_compiled_function_records(events: list[E.Event]) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        with lazyc.lazy():
+            y = x.exp()
+            return (y + 1) * 2
+
+    x, _ = inputs()
+    result = torch.compile(fn, backend="lazyc")(x)
+    torch.testing.assert_close(result + 0, (x.exp() + 1) * 2)
+    assert [operators for *_, operators in flushes(events)] == [3]
+
+
+@torch.no_grad()
+def test_sizes_rounded_up_do_not_wait(events: list[E.Event]) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = x.exp()
+        graph_break()
+        return y.sum(0)
+
+    compiled = lazily(fn, shapes="bucket")
+    lazyc.metrics.reset()
+    for n in (5, 6, 7, 8, 9):
+        x = torch.randn(n)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(compiled(x), x.exp().sum(0))
+    assert lazyc.metrics.snapshot()["buckets"] == 6, "6, 8 and 12 in each region"
+    assert reasons(events) == {"its sizes are rounded up to buckets"}
 
 
 @torch.no_grad()
