@@ -13,6 +13,7 @@ it has a Graph that may wait (``barriers``); else what it takes is computed and 
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,6 @@ from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
-from torch._C._dynamo.eval_frame import (
-    _FrameAction,
-    _FrameExecStrategy,
-    set_code_exec_strategy,
-)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -37,6 +33,7 @@ from lazyc.recording.join import Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import NotRecordable, Recorder, Value
 from lazyc.recording.tensor import LazyTensor, Memory, compute, run_on_values
+from lazyc.recording.untraced import never_traced_class
 from lazyc.report import events as E
 
 aten = torch.ops.aten
@@ -117,12 +114,13 @@ _CALLS: dict[tuple[Any, ...], Call] = {}
 _MOST_CALLS = 50_000
 
 
+@never_traced_class
 class LazyMode(TorchDispatchMode):
     """Records what is dispatched within it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # no wrapper around each call: _NEVER_TRACED says the same
+        return False  # no wrapper around each call: never_traced_class says the same
 
     def __init__(self, recorder: Recorder, writes: PendingWrites, failed: Failed) -> None:
         super().__init__()
@@ -245,11 +243,6 @@ class LazyMode(TorchDispatchMode):
         return self._writes.memory(x)
 
 
-# Dynamo leaves these frames alone, and all that they call.
-_NEVER_TRACED = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
-set_code_exec_strategy(LazyMode.__torch_dispatch__.__code__, _NEVER_TRACED)
-
-
 class PendingWrites:
     """Plain tensors that recorded code has written to: the new contents wait."""
 
@@ -299,6 +292,7 @@ class PendingWrites:
         self._recorder.flush(values, cause, what)
 
 
+@never_traced_class
 class ReadingMode(TorchFunctionMode):
     """Has what waits written before Python looks at memory in a way that dispatches no operator."""
 
@@ -323,7 +317,7 @@ class ReadingMode(TorchFunctionMode):
         except RuntimeError as error:
             # An operator made of others that looks at memory by itself (``tensor_split``). Not a Python
             # function, which may have drawn or written before.
-            if isinstance(func, FunctionType) or _NO_MEMORY not in str(error):
+            if isinstance(func, FunctionType) or not _NO_MEMORY.search(str(error)):
                 raise
 
         def plain(x: LazyTensor) -> torch.Tensor:  # gradients flow through those that need them
@@ -334,7 +328,7 @@ class ReadingMode(TorchFunctionMode):
         )
 
 
-_NO_MEMORY = "data is not allocated yet"  # torch, of a LazyTensor
+_NO_MEMORY = re.compile("data is not allocated yet|Cannot access data pointer")  # torch, of a LazyTensor
 _DATA: Any = torch.Tensor.data
 _SET_DATA = _DATA.__set__
 _LOOKS = frozenset(

@@ -26,6 +26,7 @@ from lazyc.ir.graph import Graph
 from lazyc.recording.barriers import Cause, Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.recording.recompiles import Difference, Recorded, difference
+from lazyc.recording.untraced import never_traced_class
 from lazyc.report import events as E
 from lazyc.report.spans import Spans, torch_profiler
 
@@ -88,6 +89,7 @@ class Value:
         return [handle for ref in self.handles if (handle := ref()) is not None]
 
 
+@never_traced_class
 class Step:
     """A fragment to run with ``args``."""
 
@@ -120,6 +122,7 @@ class Pending(NamedTuple):
     nbytes: int
 
 
+@never_traced_class
 class Recorder:
     """Records fragments and runs them together. ``max_operators`` and ``max_bytes`` (of results) cap
     what may wait. All methods may be called from any thread."""

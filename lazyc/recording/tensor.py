@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
+from torch._guards import CompileContext
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
@@ -20,7 +21,9 @@ from lazyc.recording.barriers import Cause, Place
 from lazyc.recording.join import Fragment, Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
+from lazyc.recording.untraced import never_traced_class
 
+_raise_for_address = torch._C._set_throw_on_mutable_data_ptr  # type: ignore[attr-defined]
 _DATA: Any = torch.Tensor.data
 _CPU = torch.device("cpu")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
@@ -89,6 +92,7 @@ class LazyTensor(torch.Tensor):
             dtype=spec.dtype,
             device=device,
         )
+        _raise_for_address(self)  # in C++ code that asks for it; else it would get null
         self._memory, self._kind, self._plain = memory, kind, None
         return self
 
@@ -134,6 +138,11 @@ class LazyTensor(torch.Tensor):
     def data(self, value: torch.Tensor) -> None:
         _become(self, value if isinstance(value, LazyTensor) else _computed(value.detach()))
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        if CompileContext.try_get() is not None:  # Dynamo asks what tensors share memory
+            return super().untyped_storage()
+        return compute(self, "untyped_storage").untyped_storage()
+
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return compute(self, "print").__repr__(**kwargs)
 
@@ -154,10 +163,10 @@ def _reading(name: str) -> Callable[..., Any]:
     return call
 
 
-# Methods that look at memory without an operator that __torch_dispatch__ would see. (Not
-# untyped_storage and storage_offset: Dynamo asks for them when it traces.)
-for _name in ("numpy", "tolist", "data_ptr", "__array__", "__dlpack__", "share_memory_"):
+# Methods that look at memory without an operator that __torch_dispatch__ would see.
+for _name in ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__", "share_memory_"):
     setattr(LazyTensor, _name, _reading(_name))
+never_traced_class(LazyTensor)
 
 
 def compute(x: LazyTensor, what: str, cause: Cause = Cause.VALUE_READ) -> torch.Tensor:

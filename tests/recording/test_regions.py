@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import io
 import logging
@@ -181,6 +182,25 @@ def test_a_compiled_function_calls_mark_step(events: list[E.Event]) -> None:
 
 
 @torch.no_grad()
+def test_dynamo_traces_nothing_of_lazycs_own() -> None:
+    """A value is read while Dynamo watches the frames of a compiled function."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = x.exp()
+        if bool(y.ne(0).any()):
+            graph_break()
+        y += y.tolist()[0][0]
+        graph_break()
+        return y * 2
+
+    x, _ = inputs()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(lazily(fn)(x) + 0, (x.exp() + x.exp()[0, 0]) * 2)
+    assert torch._dynamo.utils.counters["frames"]["total"] == 5, "fn, and what follows each break"
+
+
+@torch.no_grad()
 def test_a_compiled_function_records(events: list[E.Event]) -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
         with lazyc.lazy():
@@ -276,6 +296,10 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "numpy": lambda t: t.numpy().tolist(),
     "asarray": lambda t: np.asarray(t).tolist(),
     "dlpack": lambda t: np.from_dlpack(t).tolist(),
+    "from_dlpack": lambda t: torch.from_dlpack(t).tolist(),
+    "storage": lambda t: t.storage().tolist(),
+    "untyped_storage": lambda t: bytes(t.untyped_storage()),
+    "data_ptr": lambda t: ctypes.c_float.from_address(t.data_ptr()).value,
     "tolist": lambda t: t.tolist(),
     "iteration": lambda t: [float(v) for v in t],
     "operator": lambda t: (t + 1).tolist(),
