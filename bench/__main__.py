@@ -114,6 +114,17 @@ def break_overhead(rounds: Rounds = 300) -> None:
     _console().print(breaks.table(breaks.measure(rounds)))
 
 
+@app.command("new-shape")
+def new_shape() -> None:
+    """Seconds that a call with a new shape takes, for each value of the option on_new_shape."""
+    from bench import process
+
+    process.ensure_pinned()
+    from bench import new_shape as shapes
+
+    _console().print(shapes.table([shapes.measure(policy) for policy in shapes.POLICIES]))
+
+
 @app.command("lazy-training")
 def lazy_training(
     steps: Annotated[int, typer.Option("--steps", min=10, help="Training steps.")] = 50,
