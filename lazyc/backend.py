@@ -242,7 +242,7 @@ if "torch._dynamo" in sys.modules:
     collector.relax_while_dynamo_compiles(sys.modules["torch._dynamo"].callback_handler)
 _SESSION = Session(EVENTS, SPANS)
 METRICS = Metrics(Gauges(_SESSION.bytes_used, _SESSION.pending_peak, _SESSION.restart_peaks))
-EVENTS.subscribe(METRICS.listen)
+EVENTS.subscribe(METRICS.listen, only_counts=True)
 # A child process has none of the threads that native code of its parent ran on.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))

@@ -215,7 +215,9 @@ class Compiler:
 
     def _why_missed(self, key: str, parts: Mapping[str, str]) -> str:
         """What differs from the nearest program of this process."""
-        reason = why_missed(parts, [*self._parts.values()])
+        reason = ""
+        if self._events.reporting:
+            reason = why_missed(parts, [*self._parts.values()])
         self._parts[key] = parts
         if len(self._parts) > _MOST_PARTS:
             self._parts.popitem(last=False)

@@ -328,7 +328,9 @@ class ReadingMode(TorchFunctionMode):
         )
 
 
-_NO_MEMORY = re.compile("data is not allocated yet|Cannot access data pointer")  # torch, of a LazyTensor
+_NO_MEMORY = re.compile(
+    "data is not allocated yet|Cannot access data pointer"
+)  # torch, of a LazyTensor
 _DATA: Any = torch.Tensor.data
 _SET_DATA = _DATA.__set__
 _LOOKS = frozenset(

@@ -301,27 +301,36 @@ Listener: TypeAlias = Callable[[Event], None]
 class EventStream:
     """Hands each event to every listener, in the emitting thread, in order of subscription."""
 
-    __slots__ = ("__weakref__", "_listeners", "_lock", "listening")
+    __slots__ = ("__weakref__", "_counters", "_listeners", "_lock", "listening", "reporting")
 
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
+        self._counters: tuple[Listener, ...] = ()
         self._lock = threading.Lock()
         renew_in_child(self)
         self.listening = False  # whether anybody hears; the one branch of a hot path
+        self.reporting = False  # whether anybody shows events, which is what reasons are looked for
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Adds a listener; returns the function that removes it again (harmless to call twice)."""
+    def subscribe(self, listener: Listener, only_counts: bool = False) -> Callable[[], None]:
+        """Adds a listener; returns the function that removes it again (harmless to call twice). One that
+        ``only_counts`` does not need what takes time to find out."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
-            self.listening = True
+            if only_counts:
+                self._counters = (*self._counters, listener)
+            self._note()
 
         def unsubscribe() -> None:
             with self._lock:
-                kept = [x for x in self._listeners if x is not listener]
-                self._listeners = tuple(kept)
-                self.listening = bool(kept)
+                self._listeners = tuple(x for x in self._listeners if x is not listener)
+                self._counters = tuple(x for x in self._counters if x is not listener)
+                self._note()
 
         return unsubscribe
+
+    def _note(self) -> None:
+        self.listening = bool(self._listeners)
+        self.reporting = len(self._listeners) > len(self._counters)
 
     def emit(self, event: Event) -> None:
         if self.listening:

@@ -125,7 +125,9 @@ class DiskCache:
             if entry is not None:
                 self._events.emit(E.CacheHit("disk", kind, key))
             else:
-                reason = self._explain(kind, key_parts) if key_parts else ""
+                reason = ""
+                if key_parts and self._events.reporting:
+                    reason = self._explain(kind, key_parts)
                 self._events.emit(E.CacheMiss("disk", kind, key, reason, kind == "programs"))
         return entry
 

@@ -522,3 +522,22 @@ def test_a_miss_names_the_difference_from_the_nearest_entry(
     cache.load("programs", KEY, {"operators": "sha256:2", "input 0": "f32[8]", "target": "avx2"})
     reasons = [e.reason for e in log.of(E.CacheMiss)]
     assert reasons == ["target: avx2 -> avx512", "no entry has these operators"]
+
+
+def test_nobody_looks_for_a_difference_that_is_not_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(DiskCache, "_explain", lambda self, kind, parts: looked.append(kind) or "")
+    stream, counted = E.EventStream(), Log()
+    stop = stream.subscribe(counted.append, only_counts=True)
+    cache = DiskCache(Config(cache_dir=str(folder)), stream, "avx2")
+    cache.load("programs", KEY, {"target": "avx2"})
+    assert (len(counted), looked) == (1, [])
+    stop_showing = stream.subscribe(lambda event: None)
+    cache.load("programs", KEY, {"target": "avx2"})
+    assert (len(counted), looked) == (2, ["programs"])
+    stop_showing()
+    assert stream.listening and not stream.reporting
+    stop()
+    assert not stream.listening
