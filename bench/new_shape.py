@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -48,7 +49,7 @@ def measure(policy: str) -> Served:
     torch._dynamo.reset()
     model = _model()
     with tempfile.TemporaryDirectory() as folder:
-        options = {"on_new_shape": policy, "cache_dir": folder}
+        options: dict[str, Any] = {"on_new_shape": policy, "cache_dir": folder}
         compiled = torch.compile(model, backend="lazyc", dynamic=False, options=options)
         compiled(torch.randn(1, LENGTH, WIDTH))
         first, x = [], torch.empty(0)
