@@ -13,7 +13,6 @@ from lazyc.codegen.base import LaunchRef
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.block_sparse import block_sparse_kernel
 from lazyc.codegen.triton.compile import compile_kernel
-from lazyc.codegen.triton.interpret import InterpretedGenerator
 from lazyc.ir import loops as L
 from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.index import Axis, axis_index
@@ -25,11 +24,11 @@ from lazyc.ir.sparse import BLOCKS, SparseProduct, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.types import DType
 from lazyc.report import events as E
-from tests.codegen.harness import Body
+from tests.codegen.harness import Body, launched
 from tests.codegen.test_triton_contraction import product
 
 F32, F16, BF16 = DType.F32, DType.F16, DType.BF16
-GENERATOR = InterpretedGenerator()
+pytestmark = pytest.mark.gpu
 
 
 def check(nest: LoopNest, weight: int, sparsity: Sparsity, sizes: tuple[int, ...] = ()) -> None:
@@ -55,10 +54,7 @@ def check(nest: LoopNest, weight: int, sparsity: Sparsity, sizes: tuple[int, ...
 
     memory[weight] = compressed
     code = block_sparse_kernel(SparseContraction(nest, "", weight, sparsity), "kernel")
-    kernel = GENERATOR.load({code.ref: GENERATOR.compile(code)})["kernel"]
-    programs = concrete(kernel.programs, known)
-    given = [concrete(s, known) for s in kernel.sizes]
-    kernel.launch(programs, memory, given, torch.zeros(1, dtype=torch.int32))
+    assert launched(nest, code)(*memory, sizes=sizes) == 0
     half = nest.buffers[-1].dtype is not F32
     step = 2 * torch.finfo(nest.buffers[-1].dtype.torch).eps if half else 1e-5
     torch.testing.assert_close(memory[-1], wanted[-1], rtol=step, atol=1e-5)
