@@ -23,6 +23,7 @@ from lazyc.ir.ops import concrete
 from lazyc.ir.sparse import BLOCKS, SparseProduct, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.types import DType
+from lazyc.kernel_check import machine_facts, problems
 from lazyc.report import events as E
 from tests.codegen.harness import Body, launched
 from tests.codegen.test_triton_contraction import product
@@ -121,6 +122,10 @@ def test_machine_code(arch: int, dtype: DType) -> None:
     assert isinstance(code.ref, LaunchRef) and code.ref.programs == 128 * 32
     assert found.local_bytes == 0 and found.shared_bytes <= target.shared_bytes
     assert bool(found.tensor_cores) is (dtype is BF16)
+    # Both factors are copied ahead in whole vectors; 64 bits are the words that say where blocks are.
+    assert found.copy_bits == {64, 128}
+    assert code.products is not None and code.products.aligned
+    assert problems(code, machine_facts(code, target), target) == ()
 
 
 def test_a_model_gets_a_sparse_kernel_beside_the_dense_one() -> None:

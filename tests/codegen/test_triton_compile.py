@@ -20,6 +20,7 @@ from lazyc.ir.graph import Graph, Node
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelStep, Program
 from lazyc.ir.types import DType
+from lazyc.kernel_check import machine_facts, problems
 from lazyc.passes.manager import run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
@@ -62,6 +63,18 @@ def test_products_of_bytes_use_tensor_cores(arch: int) -> None:
     found = compiled(nest, arch)
     assert ("wgmma" if arch == 90 else "mma") in found.tensor_cores
     assert found.copy_bits == {128}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_bytes_that_lie_along_columns_are_copied_by_eight(arch: int) -> None:
+    """There Triton has a rule for eight elements; half types of the same layout are copied by 128 bits."""
+    target = gpu_target(f"sm_{arch}")
+    for dtype, least in ((DType.I8, 64), (DType.BF16, 128)):
+        code = generate(product(4096, 4096, 4096, dtype), "kernel")
+        assert code.products is not None and code.products.load_bits == least
+        facts = machine_facts(code, target)
+        assert problems(code, facts, target) == ()
+        assert min(facts.copy_bits) == (128 if arch == 90 else least)
 
 
 def convolution(channels: int, outputs: int, kernel: int, stride: int = 1) -> LoopNest:
