@@ -11,7 +11,7 @@ from tests.models import test_triton_attention as grids
 
 
 @pytest.mark.parametrize(
-    ("grid", "examples"), [(grids.test_any_attention, 12), (grids.test_any_gradient, 6)]
+    ("grid", "examples"), [(grids.test_any_attention, 20), (grids.test_any_gradient, 10)]
 )
 def test_some_of_the_grid(grid: Any, examples: int) -> None:
     """Not shrunk: that takes minutes, and an example says its sizes."""
