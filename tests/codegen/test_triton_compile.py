@@ -28,6 +28,7 @@ from lazyc.report import events as E
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
+from tests.frontend.trace import graph_of
 from tests.passes.build import Make, kernels
 from tests.passes.test_convolution import conv
 
@@ -162,6 +163,22 @@ def test_attention_in_single_precision_fits_registers(width: int, backward: bool
     for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
         for arch in (90, 100):
             assert compiled(nest, arch).tensor_cores == set()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rows_that_are_looked_up_are_copied_ahead(arch: int) -> None:
+    """``table[index] @ w``: by 128 bits, as those of any other factor."""
+
+    def function(table: torch.Tensor, index: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return table[index] @ w
+
+    half = torch.bfloat16
+    table, w = torch.empty(50304, 768, dtype=half), torch.empty(768, 768, dtype=half)
+    graph = graph_of(function, table, torch.zeros(4096, dtype=torch.int64), w, mode="fake")
+    program = schedule(run_passes(graph, pipeline(True, True), verify=True)[-1].graph)
+    (step,) = kernels(program)
+    found = compiled(program.nests[step.nest], arch)
+    assert found.copy_bits == {128} and gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
 
 
 def by_a_weight(

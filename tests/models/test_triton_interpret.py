@@ -249,6 +249,28 @@ def test_sizes_that_change(nothing_left_to_eager: None) -> None:
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [(), (3,)], ids=str)
+def test_rows_that_are_looked_up_are_a_factor(
+    dtype: torch.dtype, batch: tuple[int, ...], nothing_left_to_eager: None
+) -> None:
+    """One kernel reads rows of the table as it multiplies them, negative indices and what is around included."""
+    table, weight = (torch.randn(*s).to(DEVICE, dtype) for s in ((50, 64), (64, 48)))
+    index = torch.randint(-50, 50, (*batch, 40), device=DEVICE)
+
+    def function(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.relu((table[index] * 2) @ weight + 1)
+
+    before = set(map(id, executables()))
+    with torch.no_grad():
+        got = torch.compile(function, backend="lazyc", options=OPTIONS)(table, index, weight)
+        near = 1e-5 if dtype is torch.float32 else 3e-2
+        torch.testing.assert_close(got, function(table, index, weight), rtol=near, atol=near)
+    (made,) = (e.program for e in executables() if id(e) not in before)
+    (step,) = made.steps
+    assert isinstance(step, KernelStep) and Contraction.find(made.nests[step.nest]) is not None
+
+
 @only_interpreted("CUDA reports it at its next synchronisation, and is of no use after")
 def test_an_index_out_of_range_is_eager_s_error(nothing_left_to_eager: None) -> None:
     compiled = torch.compile(Classifier(), backend="lazyc", options=OPTIONS)
