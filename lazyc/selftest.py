@@ -21,6 +21,8 @@ import lazyc
 from lazyc.backend import executables
 from lazyc.ir.program import KernelStep
 from lazyc.ir.sparse import declared
+from lazyc.runtime.cuda_graph import Replayer
+from lazyc.runtime.program import Executable
 
 _SLACK = 1e-6  # part of a result's size that rounding may account for where eager is right by luck
 _HALVES = (torch.float16, torch.bfloat16)
@@ -338,7 +340,8 @@ def _run(case: Case, device: torch.device) -> Outcome:
             for weight in rounded.parameters():
                 weight.mul_(-0.5)
     got = [t.double() for t in call(compiled, rounded, given)]
-    programs = [x.program for x in executables() if id(x) not in before]
+    made = [x for x in executables() if id(x) not in before]
+    programs = [x.program for x in made]
     seen = lazyc.metrics.snapshot()
     left, kept = seen["fallbacks"], seen["weights_packed"]
     eager = [t.double() for t in call(rounded, rounded, given)]
@@ -352,6 +355,12 @@ def _run(case: Case, device: torch.device) -> Outcome:
     marked = sum(declared(p) is not None for p in rounded.parameters())
     if device.type == "cuda" and kept < marked:
         problem = problem or f"{kept} of {marked} sparse weights compressed: LAZYC_DEBUG=1 says why"
+    if (
+        device.type == "cuda"
+        and case.options.get("cuda_graphs")
+        and not all(map(is_replayed, made))
+    ):
+        problem = problem or "not all of its programs are replayed from CUDA graphs"
     if case.dynamic and len(programs) != 1:
         problem = problem or f"{len(programs)} programs for two sizes"
     eager_seconds, _ = _seconds(lambda: call(rounded, rounded, given), device)
@@ -359,6 +368,12 @@ def _run(case: Case, device: torch.device) -> Outcome:
     kernels = sum(isinstance(step, KernelStep) for p in programs for step in p.steps)
     launch = queued / kernels if kernels and device.type == "cuda" else 0.0
     return Outcome(case, problem, error, eager_seconds, seconds, kernels, launch)
+
+
+def is_replayed(executable: Executable) -> bool:
+    """Whether its last call had a CUDA graph."""
+    runner = executable.last_runner
+    return runner is not None and isinstance(runner.run, Replayer) and runner.run.is_captured
 
 
 def _in_dtype(

@@ -94,6 +94,11 @@ class Replayer:
         self._replay: Callable[[], None] | None = None
         self._failed = False
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether there is a graph to replay."""
+        return self._replay is not None
+
     def __call__(self, args: list[Any], packs: Sequence[int] = (), packed: Any = ()) -> list[Any]:
         with self._lock, self._device.current():
             if not self._is_ready(args, packs):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lazyc.errors import LazycWarning
 from lazyc.frontend.fx_import import import_graph
 from lazyc.runtime.program import Executable
+from lazyc.selftest import is_replayed
 from tests.frontend.trace import graph_of, trace
 from tests.runtime.stand_in import StandInGpu, stand_in_compiler
 
@@ -128,6 +129,7 @@ def test_arguments_that_are_returned_are_the_caller_s() -> None:
         assert got[1] is x and got[3] is w
         assert got[2].data_ptr() == w.data_ptr() and got[2].shape == (48, 24)
         held.append((x, x.clone(), got[0]))
+        assert is_replayed(program) is (len(held) > 3)
     assert gpu.captures == 1
     for x, as_given, result in held:
         assert torch.equal(x, as_given)
