@@ -159,6 +159,7 @@ def test_what_is_a_problem(change: dict, products: Products | None, found: str) 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", range(len(MODELS)), ids=list(MODELS))
 def test_products_of_a_training_step(number: int, tmp_path: Path) -> None:
     """Of each of the twelve models on one architecture, which are taken in turn: what multiplies tiles in its
