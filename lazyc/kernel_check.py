@@ -331,7 +331,7 @@ def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ..
     # apart from the factors.
     widths = facts.copy_bits or facts.load_bits[-1:]
     least = max(widths, default=0) if products.others else min(widths, default=0)
-    if products.aligned and least < 128:
+    if products.aligned and least < products.load_bits:
         narrow = ", ".join(map(str, widths))
         found.append(f"aligned factors are loaded by {narrow} bits")
     return tuple(found)

@@ -15,13 +15,26 @@ import pytest
 import torch
 
 from lazyc.codegen.target import Target, available_targets, host_target
+from tests import gpu
 
 _KEPT = ("LAZYC_TARGET", "LAZYC_DEBUG", "LAZYC_DEBUG_FILE")
 _FOLDER_KEY = pytest.StashKey[str]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="Where tests of GPU kernels run: cpu (interpreted), or cuda.",
+    )
+    parser.addoption(
+        "--no-gxx", action="store_true", help="Skip what g++ compiles, where it is not installed."
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    gpu.choose(config.getoption("--device"))
     if hasattr(config, "workerinput"):
         return  # an xdist worker has the environment of the process that started it
     for name in [n for n in os.environ if n.startswith("LAZYC_") and n not in _KEPT]:
@@ -35,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _FOLDER_KEY in config.stash:
         shutil.rmtree(config.stash[_FOLDER_KEY], ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that g++ compiles are no less wanted where it is missing: only who says so goes without."""
+    if item.get_closest_marker("gxx") and gpu.KERNELS == "triton" and shutil.which("g++") is None:
+        if item.config.getoption("--no-gxx"):
+            pytest.skip("compiled by g++, which is not installed")
+        pytest.fail("needs g++: install it, or skip these tests with --no-gxx", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +74,8 @@ def target(request: pytest.FixtureRequest) -> Target:
     return host_target(request.param)
 
 
-_GPU_TARGETS = ("triton", *(["cuda"] if torch.cuda.is_available() else []))
+_ON_GPU = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+_GPU_TARGETS = ("triton", *_ON_GPU)
 
 
 @pytest.fixture(params=_GPU_TARGETS)
@@ -65,4 +87,4 @@ def triton_target(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=[*available_targets(), *_GPU_TARGETS])
 def any_target(request: pytest.FixtureRequest) -> Target | str:
     """Each target of ``target``, Triton's interpreter for what runs on GPUs, and a GPU where there is one."""
-    return request.param if request.param in _GPU_TARGETS else host_target(request.param)
+    return request.param if request.param in ("triton", "cuda") else host_target(request.param)

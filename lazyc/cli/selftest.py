@@ -13,15 +13,15 @@ from rich.text import Text
 
 from lazyc.errors import ConfigError
 
-# Of the tests of generated code, those that take any target.
-_TESTS = ("tests/codegen",)
+_CPU_TESTS = ("tests/codegen",)
+_GPU_TESTS = ("tests/codegen", "tests/models", "tests/conformance", "tests/cuda_emulator")
 
 
 def selftest(
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1, ...")] = "cpu",
     tests: Annotated[
         bool,
-        typer.Option(help="In a checkout with pytest also the tests of generated code there."),
+        typer.Option(help="In a checkout with pytest also the tests of numerics there."),
     ] = True,
 ) -> None:
     """Run programs on a device, compare them with eager, and print how fast they are.
@@ -42,7 +42,8 @@ def selftest(
         raise ConfigError("torch finds no GPU: torch.cuda.is_available() is False.")
     console = Console()
     table = Table(
-        "program", "type", "error of what is allowed", "eager ms", "lazyc ms", "faster", "problem",
+        "program", "type", "error of what is allowed", "eager ms", "lazyc ms", "faster", "kernels",
+        "us a launch", "problem",
         show_edge=False,
     )  # fmt: skip
     bad = 0
@@ -56,11 +57,13 @@ def selftest(
             f"{1e3 * found.eager_seconds:.3f}",
             f"{1e3 * found.seconds:.3f}",
             f"{faster:.2f}x",
+            str(found.kernels),
+            f"{1e6 * found.launch_seconds:.1f}" if found.launch_seconds else "-",
             Text(found.problem),
         )
     console.print(table)
     console.print(f"{table.row_count} programs on {device}, {bad} with problems")
-    failed = _run_tests(place.type, console) if tests else False
+    failed = _run_tests(device, console) if tests else False
     if bad or failed:
         raise typer.Exit(1)
 
@@ -68,12 +71,13 @@ def selftest(
 def _run_tests(device: str, console: Console) -> bool:
     """Runs the tests of this checkout on a device; whether any failed."""
     root = Path(__file__).parents[2]
-    folders = [root / name for name in _TESTS]
+    on_gpu = device != "cpu"
+    folders = [root / name for name in (_GPU_TESTS if on_gpu else _CPU_TESTS)]
     if not all(f.is_dir() for f in folders) or importlib.util.find_spec("pytest") is None:
         console.print("no tests here: they are in lazyc's repository, and need pytest")
         return False
     import pytest
 
-    chosen = "cuda" if device == "cuda" else "not triton and not cuda"
-    args = ["-q", "-k", chosen, "--rootdir", str(root), *map(str, folders)]
+    chosen = ["--device", device, "-m", "gpu"] if on_gpu else ["-k", "not triton and not cuda"]
+    args = ["-q", *chosen, "--rootdir", str(root), *map(str, folders)]
     return pytest.main(args) != pytest.ExitCode.OK

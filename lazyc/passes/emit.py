@@ -38,6 +38,7 @@ def emit_program(plan: Plan, units: UnitGraph) -> P.Program:
 class _Emitter:
     def __init__(self, plan: Plan, units: UnitGraph) -> None:
         self.plan = plan
+        self.units = units.units
         self.order = units.order()
         self.lasting = Lasting(plan.graph, plan.keeps)
         self.buffers: list[P.Buffer] = []
@@ -122,11 +123,16 @@ class _Emitter:
             elif root.into.node is not None:
                 self.targets[root.into] = self.memory[root.into.node]
             else:
-                kind = "output" if root.into in self.handed_out else "temp"
+                kind = "output" if root.into in self.handed_out else self._copy_kind(unit)
                 self.targets[root.into] = self._new(kind, root.node.tensor, root.into.strides)
         for node in unit.kernel.statistics:
             lasting = "packed" if unit.is_static and node in self.kept else "temp"
             self._add(node, "output" if node in self.handed_out else lasting)
+
+    def _copy_kind(self, unit: Unit) -> str:
+        """Of a copy of an argument in the layout of the call that reads it."""
+        is_kept = unit.is_static and any(not self.units[s].is_static for s in unit.succs)
+        return "packed" if is_kept else "temp"
 
     def _library_kind(self, node: Node, is_static: bool) -> str:
         if is_static:

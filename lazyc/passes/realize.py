@@ -93,6 +93,8 @@ def inline_costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]
             costs[node] = Cost(loads=1)
             continue
         parts = [costs[n] for n in node.inputs]
+        if node.op == "gather":
+            parts[1:] = [_index_cost(n, costs[n]) for n in node.inputs[1:]]
         own = 1 if node.spec.has(_ONE_OP) else 0
         if node.op in ("pad", "cat"):
             own = 2
@@ -105,6 +107,13 @@ def inline_costs(nodes: list[Node], forced: frozenset[Node]) -> dict[Node, Cost]
         if node.op == "expand" and _shrinks(node.inputs[0], node):
             costs[node] = replace(costs[node], loads=0)
     return costs
+
+
+def _index_cost(index: Node, cost: Cost) -> Cost:
+    """What an index of a gather takes for each element. That of whole rows is computed once for a row: it comes
+    before the loop along the row."""
+    is_of_rows = index.op == "expand" and _shrinks(index.inputs[0], index)
+    return replace(cost, ops=0) if is_of_rows and index.inputs[0].shape[-1] == 1 else cost
 
 
 def _shrinks(small: Node, big: Node) -> bool:

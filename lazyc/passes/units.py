@@ -71,18 +71,27 @@ def _add_statistics(plan: Plan, units: list[Unit], owner: dict[Node, int]) -> No
 def _mark_static(plan: Plan, graph: UnitGraph, owner: dict[Node, int]) -> None:
     """Finds the units whose results depend on nothing but parameters and constants."""
     lasting = Lasting(plan.graph)
+    copies: list[Unit] = []
     for unit in graph.order():
         effect = any(
             n.op == "seed" or (isinstance(n.attrs, A.EagerAttrs) and n.attrs.serial >= 0)
             for n in unit.nodes
         )
-        copies = unit.kernel is not None and any(r.into is not None for r in unit.kernel.roots)
-        if effect or copies or any(plan.hands_out(n) for n in unit.nodes):
+        targets = [r.into for r in unit.kernel.roots if r.into] if unit.kernel is not None else []
+        writes = any(t.node is not None or t in plan.results.values() for t in targets)
+        if effect or writes or any(plan.hands_out(n) for n in unit.nodes):
             continue
-        unit.is_static = bool(unit.reads) and all(
-            graph.units[owner[n]].is_static if n in owner else lasting.is_leaf(n)
-            for n in unit.reads
+        # What comes before it but is not read by name: copies of arguments in the layout of a library call.
+        unit.is_static = (
+            bool(unit.reads)
+            and all(n in owner or lasting.is_leaf(n) for n in unit.reads)
+            and all(graph.units[p].is_static for p in unit.preds)
         )
+        if unit.is_static and targets:
+            copies.append(unit)
+    for unit in copies:
+        # Nothing else is kept for the sake of a copy.
+        unit.is_static = any(graph.units[s].is_static for s in unit.succs)
 
 
 def _library_reads(node: Node, plan: Plan) -> tuple[Access, ...]:

@@ -217,7 +217,7 @@ class Executable:
                 rebind = partial(self._rebind, key)
                 runner.run = TunedCall(runner, timed, tuner, self._budget, rebind)
             elif self._host.cuda_graphs and device is not None and can_replay(program, plan):
-                runner.run = Replayer(runner.run, device, plan.inputs)
+                runner.run = Replayer(runner, device)
             if len(self._runners) >= _MOST_RUNNERS:
                 self._runners.popitem(last=False)
             self._runners[key] = runner

@@ -25,7 +25,7 @@ _data_ptr = torch.Tensor.data_ptr
 _MISALIGNED = ALIGNMENT - 1
 _stride = torch.Tensor.stride
 
-Result = Callable[[list[Any]], Any]  # from the values of all buffers to one result
+Result = Callable[[Any], Any]  # from the values of buffers, by their numbers, to one result
 
 
 class KernelError(LazycError):

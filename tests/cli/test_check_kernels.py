@@ -9,15 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from bench.gpu_models import MODELS
 from lazyc.cli.main import app
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
 from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.gpu_target import gpu_target
+from lazyc.config import Config
 from lazyc.errors import ConfigError
 from lazyc.ir.types import DType
-from lazyc.kernel_check import Facts, problems
+from lazyc.kernel_check import (
+    CheckedModel,
+    Collected,
+    Facts,
+    check_kernels,
+    collect_kernels,
+    problems,
+)
 
 MODEL = """
 import torch
@@ -41,6 +51,10 @@ class Int8Linear(torch.nn.Module):
         return torch._int_mm(x, self.weight.t()).float() / 512
 def sparse():
     return Int8Linear(), (torch.randint(-128, 128, (64, 512), dtype=torch.int8),)
+def blocks():
+    model = torch.nn.Linear(512, 256).bfloat16().eval()
+    lazyc.sparse.to_block_sparse(model, (32, 32), 0.75)
+    return model, (torch.randn(64, 512).bfloat16(),)
 def wrong():
     return torch.nn.Linear(2, 2)
 MODELS = {"mlp": mlp, "attention": attention}
@@ -81,6 +95,14 @@ def test_a_sparse_kernel_beside_the_dense_one(script: str) -> None:
     for kind, core in (("2:4 contraction i8", "1 mma.sp"), (" contraction i8", "mma")):
         rows = [line for line in result.output.splitlines() if kind in line]
         assert len(rows) >= 3 and all(core in row for row in rows), result.output
+
+
+def test_block_sparse_weights_are_checked(script: str) -> None:
+    args = ["check-kernels", f"{script}:blocks", "--arch", "sm_90", "--no-training", "--jobs", "1"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    (row,) = (line for line in result.output.splitlines() if "block-sparse contraction" in line)
+    assert "1 mma" in row
 
 
 def test_a_row_for_each_kernel(script: str) -> None:
@@ -124,12 +146,37 @@ PRODUCTS = Products("contraction", DType.BF16, 128, 128, 64, True)
         ({"copy_bits": (32, 128)}, replace(PRODUCTS, others=True), ""),
         ({"copy_bits": (32, 64)}, replace(PRODUCTS, others=True), "loaded by 32, 64 bits"),
         ({"copy_bits": (), "load_bits": ()}, PRODUCTS, "loaded by"),
+        ({"copy_bits": (64, 128)}, replace(PRODUCTS, load_bits=64), ""),
+        ({"copy_bits": (32, 128)}, replace(PRODUCTS, load_bits=64), "loaded by 32, 128 bits"),
     ],
 )
 def test_what_is_a_problem(change: dict, products: Products | None, found: str) -> None:
     code = KernelCode(LaunchRef("k", 1, 1, (), 8), "", (), products)
     text = "; ".join(problems(code, replace(GOOD, **change), gpu_target("sm_90")))
     assert found in text and bool(found) == bool(text)
+
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", range(len(MODELS)), ids=list(MODELS))
+def test_products_of_a_training_step(number: int, tmp_path: Path) -> None:
+    """Of each of the twelve models on one architecture, which are taken in turn: what multiplies tiles in its
+    forward and backward pass. ``test_twelve_models`` has the others."""
+    name, make = list(MODELS.items())[number]
+    target = gpu_target(ARCHITECTURES[number % len(ARCHITECTURES)])
+    torch.manual_seed(0)
+    module, inputs = make()
+    collected = Collected()
+    collect_kernels(CheckedModel(name, module, inputs), [target], True, collected)
+    products = {k: f for k, f in collected.kernels.items() if f.code.products is not None}
+    kinds = {f.code.products.kind for f in products.values() if f.code.products is not None}
+    assert "contraction" in kinds and ("attention" in kinds) is (name not in ("resnet", "convnext"))
+    config = Config(cache_dir=str(tmp_path))
+    checked = check_kernels(products, [target], config, jobs=1)
+    assert len(checked) == len(products) >= 10
+    assert not {c.kernel.comment: c.problems for c in checked if c.problems}
 
 
 @pytest.mark.full

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,18 +19,45 @@ from lazyc.errors import ConfigError
 from lazyc.report import events as E
 from lazyc.selftest import CASES, Case, _error, _Function, run_cases
 
+ROOT = Path(__file__).parents[2]
 FEW = [c for c in CASES if c.name in ("softmax", "gather and scatter")]
 FEW.append(next(c for c in CASES if c.train))
 FEW += [c for c in CASES if c.prune is not None and c.dtype is not torch.bfloat16]  # one for GPUs
 
 
+# One of each kind that the others are not, but for those that take long in a test.
+MORE = ("convolutions", "dropout trained", "shared key heads", "attention with a mask", "any number of rows",
+        "attention with dropout trained", "kept weights that change", "chain of small kernels")  # fmt: skip
+
+
 def test_programs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "_CALLS", 1)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(selftest.run_cases, "__defaults__", (FEW,))
+    monkeypatch.setattr(selftest, "_WARM_UP", 0)
+    monkeypatch.setenv("COLUMNS", "200")
+    cases = [*FEW, *(next(c for c in CASES if c.name == name) for name in MORE)]
+    monkeypatch.setattr(selftest.run_cases, "__defaults__", (cases,))
     result = CliRunner().invoke(app, ["selftest", "--device", "cpu", "--no-tests"])
     assert result.exit_code == 0, result.output
-    assert "5 programs on cpu, 0 with problems" in result.output and "softmax" in result.output
+    assert "13 programs on cpu, 0 with problems" in result.output and "softmax" in result.output
+
+
+def test_what_is_not_as_a_case_has_it_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "_CALLS", 1)
+    monkeypatch.setattr(selftest, "_WARM_UP", 0)
+
+    def drops_nothing(x: torch.Tensor) -> torch.Tensor:
+        return selftest._whatever_is_dropped(x * 1.0, x * 1.0, 0.25)
+
+    def by_size(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] == 8 else x * 3
+
+    cases = [
+        Case("dropout", lambda: (_Function(drops_nothing), (torch.randn(64, 64),))),
+        Case("sizes", lambda: (_Function(by_size), (torch.randn(8, 8),)), dynamic=True),
+    ]
+    dropout, sizes = run_cases("cpu", cases)
+    assert "its error is inf" in dropout.problem
+    assert sizes.problem == "2 programs for two sizes"
 
 
 def test_sparse_cases_take_the_sparse_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +82,7 @@ def test_cases_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "_WARM_UP", 0)
     cases = [c for c in CASES if c.only_on_gpus]
     assert cases and list(run_cases("cpu", cases)) == []
+    cases = [c for c in cases if "int8" in c.name]  # others take long there
     monkeypatch.setenv("LAZYC_TARGET", "triton-interpret")
     found = run_cases("cpu", [replace(c, only_on_gpus=False) for c in cases])
     assert [outcome.problem for outcome in found] == [""] * len(cases)
@@ -91,6 +122,40 @@ def test_devices_that_are_none(device: str) -> None:
 def test_no_gpu() -> None:
     result = CliRunner().invoke(app, ["selftest", "--device", "cuda"])
     assert isinstance(result.exception, ConfigError) and "no GPU" in str(result.exception)
+
+
+def test_numerics_tests_are_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to pytest selects the tests of kernels, products, attention, sparse weights and models."""
+    given: list[list[str]] = []
+
+    def main(args: list[str]) -> pytest.ExitCode:
+        given.append(args)
+        return pytest.ExitCode.OK
+
+    monkeypatch.setattr(pytest, "main", main)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(selftest.run_cases, "__defaults__", ([],))
+    result = CliRunner().invoke(app, ["selftest", "--device", "cuda:1"])
+    assert result.exit_code == 0, result.output
+    (args,) = given
+    command = [sys.executable, "-m", "pytest", *args, "--collect-only", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    found = {line.split(":")[0] for line in done.stdout.splitlines()}
+    wanted = {f"tests/models/{p.name}" for p in ROOT.glob("tests/models/test_triton_*.py")}
+    wanted = {name for name in wanted if "test_triton_attention" not in name}
+    wanted |= {
+        f"tests/codegen/test_triton_{n}.py" for n in ("contraction", "attention", "block_sparse")
+    }
+    wanted |= {"tests/models/test_families.py", "tests/cuda_emulator/test_sparse_24.py"}
+    assert wanted <= found, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "tests/cuda_emulator/test_emulator.py" not in found  # of g++
+    # And they take their device from there.
+    script = (
+        "from tests import gpu; gpu.choose('cuda:1'); print(gpu.DEVICE, gpu.KERNELS, gpu.OPTIONS)"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.split() == ["cuda:1", "cuda", "{}"], done.stderr
 
 
 def test_tests_of_a_checkout_are_run_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

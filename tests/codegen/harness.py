@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from lazyc.codegen.base import KernelCode
+from lazyc.codegen.base import KernelCode, LaunchRef
 from lazyc.codegen.llvm import Loader, compile_text, generate
 from lazyc.codegen.target import Target
 from lazyc.ir.index import Axis, Index, axis_index
 from lazyc.ir.loops import BufferParam, Compute, Instr, Load, LoopNest, Stage, Store
 from lazyc.ir.ops import concrete
 from lazyc.ir.types import DType, dtype_from_torch
+from tests.gpu import KERNELS
 
 _FUNCTION = ctypes.CFUNCTYPE(
     None,
@@ -101,6 +102,7 @@ class OnGpu:
     """A kernel on a GPU, with an error word of its own: Programs give it none, and it would fault."""
 
     def __init__(self, nest: LoopNest, name: str, code: KernelCode | None = None) -> None:
+        from lazyc.codegen.cuda.nvrtc import compile_cuda
         from lazyc.codegen.triton.compile import compile_kernel
         from lazyc.codegen.triton.kernel import generate as generate_triton
 
@@ -108,10 +110,19 @@ class OnGpu:
         device, target, self.driver = gpu()
         code = generate_triton(nest, name) if code is None else code
         name = code.ref.symbol
-        made = compile_kernel(code, target)
         self.ref, self.launcher = code.ref, device.launcher
-        self.function = device.load(made.cubin, name, made.shared_bytes)
-        self.threads, self.shared_bytes = 32 * made.warps, made.shared_bytes
+        assert isinstance(self.ref, LaunchRef)
+        if code.is_cuda:
+            cubin, warps, shared = (
+                compile_cuda(code, target).cubin,
+                self.ref.warps,
+                code.shared_bytes,
+            )
+        else:
+            made = compile_kernel(code, target)
+            cubin, warps, shared = made.cubin, made.warps, made.shared_bytes
+        self.function = device.load(cubin, name, shared)
+        self.threads, self.shared_bytes = 32 * warps, shared
 
     def __call__(self, *tensors: torch.Tensor, sizes: Sequence[int] = (), pieces: int = 1) -> int:
         """Runs all programs of the grid on copies of the tensors' memory; returns the error bits."""
@@ -158,6 +169,13 @@ def kernel(nest: LoopNest, target: AnyTarget) -> Kernel | TritonInterpreted | On
     if target == "cuda":
         return OnGpu(nest, name)
     return TritonInterpreted(nest, name) if target == "triton" else Kernel(nest, target, name)
+
+
+def launched(
+    nest: LoopNest, code: KernelCode, target: Literal["triton", "cuda"] = KERNELS
+) -> TritonInterpreted | OnGpu:
+    """A kernel of a GPU's with this code."""
+    return (OnGpu if target == "cuda" else TritonInterpreted)(nest, "", code)
 
 
 def run(nest: LoopNest, target: AnyTarget, *tensors: torch.Tensor, **options: object) -> int:

@@ -35,7 +35,10 @@ from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.schedule import schedule
 from tests.codegen.attention_graphs import Hide, Sizes, attention_nests, causal, window
 from tests.codegen.harness import run
+from tests.gpu import KERNELS
 from tests.passes.build import Make
+
+pytestmark = pytest.mark.gpu
 
 F32, F16, BF16, I64, BOOL = DType.F32, DType.F16, DType.BF16, DType.I64, DType.BOOL
 
@@ -57,7 +60,7 @@ def check(nest: LoopNest, tolerance: float = 2e-5, *given: torch.Tensor) -> list
     memory[: len(given)] = [x.clone() for x in given]
     wanted = [x.clone() for x in memory]
     assert run_nest(nest, wanted) == 0
-    assert run(nest, "triton", *memory) == 0
+    assert run(nest, KERNELS, *memory) == 0
     results = []
     for param, got, want in zip(nest.buffers, memory, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -174,7 +177,7 @@ def test_tiles_that_nobody_sees_are_not_visited(backward: bool) -> None:
     for x in data[1:]:
         x.view(128, 16)[100:] = float("nan")
     buffers = [*data, *(torch.empty(int(b.numel)) for b in nest.buffers[3:])]  # type: ignore[arg-type]
-    run(nest, "triton", *buffers)
+    run(nest, KERNELS, *buffers)
     assert torch.equal(buffers[3].view(128, 16)[:60], out)
 
 
@@ -257,7 +260,7 @@ def test_any_dot_has_code() -> None:
     nest = LoopNest((i,), (Stage((), body),), buffers, (), "outer")
     verify_nest(nest)
     a, b, c, out = 0.3 * torch.randn(50, 7), torch.randn(5, 7), torch.randn(5), torch.empty(50)
-    assert run(nest, "triton", a.flatten(), b.flatten(), c, out) == 0
+    assert run(nest, KERNELS, a.flatten(), b.flatten(), c, out) == 0
     torch.testing.assert_close(out, (a @ b.T @ c).exp())
 
 
@@ -278,5 +281,5 @@ def test_attention_in_double_precision_has_code() -> None:
     assert Attention.find(nest) is None
     a, b = torch.randn(20, 4).double(), torch.randn(30, 4).double()
     out = torch.empty(20).double()
-    assert run(nest, "triton", a.flatten(), b.flatten(), out) == 0
+    assert run(nest, KERNELS, a.flatten(), b.flatten(), out) == 0
     torch.testing.assert_close(out, (a @ b.T).amax(1))

@@ -13,7 +13,6 @@ from lazyc.codegen.base import LaunchRef
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton.block_sparse import block_sparse_kernel
 from lazyc.codegen.triton.compile import compile_kernel
-from lazyc.codegen.triton.interpret import InterpretedGenerator
 from lazyc.ir import loops as L
 from lazyc.ir.block_sparse import compress_blocks
 from lazyc.ir.index import Axis, axis_index
@@ -24,12 +23,13 @@ from lazyc.ir.ops import concrete
 from lazyc.ir.sparse import BLOCKS, SparseProduct, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
 from lazyc.ir.types import DType
+from lazyc.kernel_check import machine_facts, problems
 from lazyc.report import events as E
-from tests.codegen.harness import Body
+from tests.codegen.harness import Body, launched
 from tests.codegen.test_triton_contraction import product
 
 F32, F16, BF16 = DType.F32, DType.F16, DType.BF16
-GENERATOR = InterpretedGenerator()
+pytestmark = pytest.mark.gpu
 
 
 def check(nest: LoopNest, weight: int, sparsity: Sparsity, sizes: tuple[int, ...] = ()) -> None:
@@ -55,10 +55,7 @@ def check(nest: LoopNest, weight: int, sparsity: Sparsity, sizes: tuple[int, ...
 
     memory[weight] = compressed
     code = block_sparse_kernel(SparseContraction(nest, "", weight, sparsity), "kernel")
-    kernel = GENERATOR.load({code.ref: GENERATOR.compile(code)})["kernel"]
-    programs = concrete(kernel.programs, known)
-    given = [concrete(s, known) for s in kernel.sizes]
-    kernel.launch(programs, memory, given, torch.zeros(1, dtype=torch.int32))
+    assert launched(nest, code)(*memory, sizes=sizes) == 0
     half = nest.buffers[-1].dtype is not F32
     step = 2 * torch.finfo(nest.buffers[-1].dtype.torch).eps if half else 1e-5
     torch.testing.assert_close(memory[-1], wanted[-1], rtol=step, atol=1e-5)
@@ -125,6 +122,10 @@ def test_machine_code(arch: int, dtype: DType) -> None:
     assert isinstance(code.ref, LaunchRef) and code.ref.programs == 128 * 32
     assert found.local_bytes == 0 and found.shared_bytes <= target.shared_bytes
     assert bool(found.tensor_cores) is (dtype is BF16)
+    # Both factors are copied ahead in whole vectors; 64 bits are the words that say where blocks are.
+    assert found.copy_bits == {64, 128}
+    assert code.products is not None and code.products.aligned
+    assert problems(code, machine_facts(code, target), target) == ()
 
 
 def test_a_model_gets_a_sparse_kernel_beside_the_dense_one() -> None:

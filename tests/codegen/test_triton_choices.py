@@ -22,7 +22,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.types import DType
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
-from tests.codegen.harness import OnGpu, TritonInterpreted, gpu, pointwise
+from tests.codegen.harness import gpu, launched, pointwise
 from tests.codegen.test_reductions import reduce_nest, softmax_nest
 from tests.codegen.test_triton_compile import convolution
 from tests.codegen.test_triton_contraction import product
@@ -63,7 +63,7 @@ def test_every_choice_computes_the_same(name: str, triton_target: str) -> None:
     assert len({code.choice for code in codes}) == len(codes) >= 3
     for code in codes:
         memory = [x.clone() for x in given]
-        kernel = (OnGpu if on_gpu else TritonInterpreted)(nest, "", code)
+        kernel = launched(nest, code, "cuda" if on_gpu else "triton")
         assert kernel(*memory, sizes=tuple(known.values())) == 0
         for got, want in zip(memory, wanted, strict=True):
             torch.testing.assert_close(got, want, rtol=near, atol=near, msg=code.choice)

@@ -20,6 +20,7 @@ from lazyc.ir.graph import Graph, Node
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelStep, Program
 from lazyc.ir.types import DType
+from lazyc.kernel_check import machine_facts, problems
 from lazyc.passes.manager import run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
@@ -27,6 +28,7 @@ from lazyc.report import events as E
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
+from tests.frontend.trace import graph_of
 from tests.passes.build import Make, kernels
 from tests.passes.test_convolution import conv
 
@@ -62,6 +64,18 @@ def test_products_of_bytes_use_tensor_cores(arch: int) -> None:
     found = compiled(nest, arch)
     assert ("wgmma" if arch == 90 else "mma") in found.tensor_cores
     assert found.copy_bits == {128}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_bytes_that_lie_along_columns_are_copied_by_eight(arch: int) -> None:
+    """There Triton has a rule for eight elements; half types of the same layout are copied by 128 bits."""
+    target = gpu_target(f"sm_{arch}")
+    for dtype, least in ((DType.I8, 64), (DType.BF16, 128)):
+        code = generate(product(4096, 4096, 4096, dtype), "kernel")
+        assert code.products is not None and code.products.load_bits == least
+        facts = machine_facts(code, target)
+        assert problems(code, facts, target) == ()
+        assert min(facts.copy_bits) == (128 if arch == 90 else least)
 
 
 def convolution(channels: int, outputs: int, kernel: int, stride: int = 1) -> LoopNest:
@@ -149,6 +163,22 @@ def test_attention_in_single_precision_fits_registers(width: int, backward: bool
     for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
         for arch in (90, 100):
             assert compiled(nest, arch).tensor_cores == set()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rows_that_are_looked_up_are_copied_ahead(arch: int) -> None:
+    """``table[index] @ w``: by 128 bits, as those of any other factor."""
+
+    def function(table: torch.Tensor, index: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return table[index] @ w
+
+    half = torch.bfloat16
+    table, w = torch.empty(50304, 768, dtype=half), torch.empty(768, 768, dtype=half)
+    graph = graph_of(function, table, torch.zeros(4096, dtype=torch.int64), w, mode="fake")
+    program = schedule(run_passes(graph, pipeline(True, True), verify=True)[-1].graph)
+    (step,) = kernels(program)
+    found = compiled(program.nests[step.nest], arch)
+    assert found.copy_bits == {128} and gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
 
 
 def by_a_weight(

@@ -16,6 +16,9 @@ from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.nest_verify import verify_nest
 from lazyc.ir.types import Dim, DType
 from tests.codegen.harness import Body, run
+from tests.gpu import KERNELS
+
+pytestmark = pytest.mark.gpu
 
 F32, F16, BF16, I64 = DType.F32, DType.F16, DType.BF16, DType.I64
 M, N, K = (sympy.Symbol(f"n{k}", integer=True, positive=True) for k in range(3))
@@ -85,7 +88,7 @@ def check(nest: LoopNest, sizes: tuple[int, ...] = (), tolerance: float = 1e-5) 
         memory.append(data.to(param.dtype.torch))
     wanted = [x.clone() for x in memory]
     assert run_nest(nest, wanted, known) == 0
-    assert run(nest, "triton", *memory, sizes=sizes) == 0
+    assert run(nest, KERNELS, *memory, sizes=sizes) == 0
     for got, want in zip(memory, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
@@ -185,10 +188,10 @@ def test_a_gathered_factor() -> None:
     assert "tl.dot" in generate(nest, "k").text
     index, table, b = torch.randint(0, 10, (24,)), torch.randn(10, 32), torch.randn(32, 16)
     out = torch.empty(24, 16)
-    assert run(nest, "triton", index, table.flatten(), b.flatten(), out.flatten()) == 0
+    assert run(nest, KERNELS, index, table.flatten(), b.flatten(), out.flatten()) == 0
     torch.testing.assert_close(out, table[index] @ b)
     index[5] = 10
-    assert run(nest, "triton", index, table.flatten(), b.flatten(), out.flatten()) != 0
+    assert run(nest, KERNELS, index, table.flatten(), b.flatten(), out.flatten()) != 0
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_columns_that_lie_apart(apart: int, ends: list[str]) -> None:
     assert ("mask" in load) == (apart != 128)
     a, b, out = torch.randn(32, 64), torch.randn(64, apart), torch.empty(32, 70)
     b[:, 70:] = float("nan")
-    assert run(nest, "triton", a.flatten(), b.flatten(), out.view(-1)) == 0
+    assert run(nest, KERNELS, a.flatten(), b.flatten(), out.view(-1)) == 0
     torch.testing.assert_close(out, a @ b[:, :70])
 
 

@@ -26,6 +26,9 @@ from lazyc.report.events import EventStream
 from lazyc.report.spans import Spans
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.test_triton_contraction import product
+from tests.gpu import DEVICE, OPTIONS, on_device
+
+pytestmark = pytest.mark.gpu
 
 TF32 = re.compile(r"mma\.sync\S*\.tf32|wgmma\S*\.tf32|tcgen05\.mma\S*kind::tf32")
 PRECISIONS: tuple[Float32Products, ...] = ("ieee", "tf32")
@@ -107,14 +110,15 @@ def test_a_cpu_s_compiler_does_not_change() -> None:
     assert session.compiler(on_gpu) is not reduced
 
 
-# --- whole models, in the interpreter -------------------------------------------------------------
+# --- whole models --------------------------------------------------------------------------------
 
 
 class Model:
-    """A function compiled for Triton's interpreter, its error, and how many programs it took."""
+    """A function compiled for the device of the tests, its error, and how many programs it took."""
 
     def __init__(self, module: nn.Module, *args: torch.Tensor) -> None:
-        options = {"target": "triton-interpret", "strict": True, "disk_cache": False}
+        options = {**OPTIONS, "strict": True, "disk_cache": False}
+        module, args = on_device(module), tuple(map(on_device, args))
         self.compiled = torch.compile(module, backend="lazyc", options=options)  # type: ignore[call-overload]
         self.args = args
         self.before = {id(x) for x in executables()}
@@ -186,10 +190,11 @@ def test_ways_to_set_it(way: str) -> None:
 
 
 def test_gradients() -> None:
-    x, w = torch.randn(40, 64, requires_grad=True), torch.randn(96, 64, requires_grad=True)
-    grad = torch.randn(40, 96)
+    x = torch.randn(40, 64, requires_grad=True, device=DEVICE)
+    w = torch.randn(96, 64, requires_grad=True, device=DEVICE)
+    grad = torch.randn(40, 96, device=DEVICE)
     exact = grad.double() @ w.detach().double()
-    options = {"target": "triton-interpret", "strict": True, "disk_cache": False}
+    options = {**OPTIONS, "strict": True, "disk_cache": False}
     compiled = torch.compile(F.linear, backend="lazyc", options=options)  # type: ignore[call-overload]
     for word, least, most in (("highest", 0.0, EXACT), ("high", REDUCED, 1e-2)):
         torch.set_float32_matmul_precision(word)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.conformance.random_program import Program
+from tests.gpu import DEVICE
 
 FACTOR = {torch.float32: 2.0, torch.float64: 2.0, torch.bfloat16: 3.0}
 NOISE = 4.0
@@ -22,7 +23,7 @@ TINY = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-3}
 def verdict(program: Program, compiled: Callable[..., Any]) -> str:
     """ "" when outputs and mutated inputs of ``compiled`` are right, else the first difference."""
     expected = program.run(program.function())
-    found = program.run(compiled)
+    found = program.run(compiled, DEVICE)
     names = [*program.outputs, *(f"input {i.name}" for i in program.inputs)]
     if len(found) != len(expected):
         return f"{len(found)} results, eager {len(expected)}"

@@ -476,7 +476,7 @@ def scatter(env: Env, picks: Picks, params: Params) -> bool:
     size = a.tensor.shape[0]
     index = f"torch.remainder({{1}}, {size}).to(i64)"
     rows = (i.tensor.shape[0], *a.tensor.shape[1:])
-    value = f"torch.ones({tuple(rows)}, dtype={{0}}.dtype)"
+    value = f"torch.ones({tuple(rows)}, dtype={{0}}.dtype, device=device)"
     if params[0] % 2:
         return env.add(f"torch.index_add({{0}}, 0, {index}, {value})", (a, i), inexact=True)
     return env.add(f"torch.index_fill({{0}}, 0, {index}, 2)", (a, i))
@@ -550,12 +550,12 @@ def create(env: Env, picks: Picks, params: Params) -> bool:
     assert a is not None
     n = params[1]
     texts = (
-        f"torch.arange({n})",
-        f"torch.full(({n}, 2), 1.5)",
+        f"torch.arange({n}, device=device)",
+        f"torch.full(({n}, 2), 1.5, device=device)",
         "torch.zeros_like({0})",
         "torch.ones_like({0}, dtype=f32)",
-        f"torch.arange({n}, dtype=f32)",
-        f"torch.eye({n})",
+        f"torch.arange({n}, dtype=f32, device=device)",
+        f"torch.eye({n}, device=device)",
         "{0}.new_full((2, 3), 2)",
     )
     text = texts[params[0] % len(texts)]

@@ -110,6 +110,7 @@ class Program:
                 "import torch",
                 "from tests.conformance.random_program import *",
                 f"{', '.join(DTYPES)} = DTYPES.values()",
+                'device = "cpu"',
                 *(i.source() for i in self.inputs),
                 "",
                 self.body(),
@@ -122,14 +123,15 @@ class Program:
     def __repr__(self) -> str:
         return "\n" + self.source() + "\n"
 
-    def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
-        """The program as a Python function."""
-        return define(self.body(), DTYPES)
+    def function(self, device: str = "cpu") -> Callable[..., tuple[torch.Tensor, ...]]:
+        """The program as a Python function, for tensors on a device."""
+        return define(self.body(), DTYPES, device)
 
-    def run(self, function: Callable[..., Any]) -> list[torch.Tensor]:
-        """Outputs of ``function`` on fresh inputs, then the inputs as it left them."""
-        inputs = [i.make() for i in self.inputs]
-        return [*function(*inputs), *inputs]
+    def run(self, function: Callable[..., Any], device: str = "cpu") -> list[torch.Tensor]:
+        """Outputs of ``function`` on fresh inputs on a device, then the inputs as it left them; on the CPU."""
+        inputs = [_placed(i.make(), device) for i in self.inputs]
+        found = [*function(*inputs), *inputs]
+        return [t.cpu() if isinstance(t, torch.Tensor) else t for t in found]
 
     def reference(self) -> list[torch.Tensor]:
         """The float64 results, as ``run`` orders them."""
@@ -173,9 +175,9 @@ class Program:
         return {n for n in ("bf16", "f64") if n in text} | {"f32"}
 
 
-def define(text: str, names: dict[str, Any]) -> Callable[..., Any]:
-    """The function ``program`` that ``text`` defines, with ``torch`` and ``names`` as globals."""
-    scope: dict[str, Any] = {"torch": torch, **names}
+def define(text: str, names: dict[str, Any], device: str = "cpu") -> Callable[..., Any]:
+    """The function ``program`` that ``text`` defines, with ``torch``, ``device`` and ``names`` as globals."""
+    scope: dict[str, Any] = {"torch": torch, "device": device, **names}
     exec(_code(text), scope)
     return scope["program"]
 
@@ -233,6 +235,14 @@ def copy_layout(x: torch.Tensor) -> torch.Tensor:
     """A copy with memory of its own and the same strides and offset."""
     memory = x.untyped_storage().clone()
     return torch.empty(0, dtype=x.dtype).set_(memory, x.storage_offset(), x.shape, x.stride())
+
+
+def _placed(x: torch.Tensor, device: str) -> torch.Tensor:
+    """On a device with the same strides and offset."""
+    if device == "cpu":
+        return x
+    memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(device)
+    return memory.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from tests.conformance.random_env import Env
 from tests.conformance.random_judge import verdict
 from tests.conformance.random_ops import RULES
 from tests.conformance.random_program import DTYPES, InputSpec, Program
+from tests.gpu import DEVICE
 
 BACKEND = os.environ.get("RANDOM_GRAPHS_BACKEND", "lazyc")
 FEW = int(os.environ.get("RANDOM_GRAPHS", "60"))
@@ -77,7 +78,7 @@ def check(program: Program) -> None:
     """Compiles the program and judges its results."""
     hypothesis.assume(program.statements)
     torch._dynamo.reset()
-    compiled = torch.compile(program.function(), backend=BACKEND, dynamic=program.dynamic)
+    compiled = torch.compile(program.function(DEVICE), backend=BACKEND, dynamic=program.dynamic)
     why = verdict(program, compiled)
     assert not why, f"{why}\n\n{program.source()}"
 
@@ -89,6 +90,7 @@ COMMON = settings(
 )
 
 
+@pytest.mark.gpu
 @pytest.mark.timeout(900)  # a failure takes minutes to shrink
 @settings(COMMON, max_examples=FEW, derandomize=True)
 @given(programs())

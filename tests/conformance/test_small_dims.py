@@ -8,6 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.gpu import DEVICE
+
+pytestmark = pytest.mark.gpu
+
 OPERATORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     **{
         name: lambda x, name=name: getattr(torch, name)(x, dim=-1)
@@ -48,7 +52,9 @@ def is_allowed(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> 
 @pytest.mark.parametrize("made", ["argument", "reduced", "sliced"])
 def test_as_in_eager(shape: tuple[int, ...], part: int, made: str) -> None:
     chosen = list(OPERATORS.items())[part::2]
-    operators = {name: run for name, run in chosen if is_allowed(run, torch.randn(shape))}
+    operators = {
+        name: run for name, run in chosen if is_allowed(run, torch.randn(shape, device=DEVICE))
+    }
 
     def function(x: torch.Tensor) -> list[torch.Tensor]:
         if made == "reduced":
@@ -58,7 +64,7 @@ def test_as_in_eager(shape: tuple[int, ...], part: int, made: str) -> None:
         total = x.sum() * 2
         return [run(x) + 1 + total for run in operators.values()]
 
-    x = torch.randn(shape)
+    x = torch.randn(shape, device=DEVICE)
     found, expected = torch.compile(function, backend="lazyc")(x), function(x)
     for name, a, b in zip(operators, found, expected, strict=True):
         torch.testing.assert_close(
@@ -83,7 +89,7 @@ def test_views_of_arguments(shape: tuple[int, ...], dynamic: bool) -> None:
     def function(x: torch.Tensor) -> list[torch.Tensor]:
         return [run(x) for run in VIEWS.values()]
 
-    x = torch.randn(shape)
+    x = torch.randn(shape, device=DEVICE)
     compiled = torch.compile(function, backend="lazyc", dynamic=dynamic)
     for name, result, expected in zip(VIEWS, compiled(x), function(x), strict=True):
         torch.testing.assert_close(result, expected, msg=name)
@@ -97,7 +103,7 @@ def test_counted_index_into_itself() -> None:
     """An arange that is read through memory (as the source of a gather) and written into by a scatter."""
 
     def function(n: int) -> torch.Tensor:
-        places = torch.arange(n)
+        places = torch.arange(n, device=DEVICE)
         chosen = torch.index_select(places, 0, torch.remainder(places, n))
         return torch.index_fill(chosen, 0, torch.remainder(chosen, n), 2) + places.sort().values
 

@@ -1,4 +1,4 @@
-"""Kernels of products with 2:4 weights, run by the emulator, against double precision and the evaluator of
+"""Kernels of products with 2:4 weights, run by the emulator or on a GPU, against double precision and the evaluator of
 nests."""
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from lazyc.ir.ops import concrete
 from lazyc.ir.sparse_contraction import PLAIN_OPS, Factors, SparseContraction, find_factors
 from lazyc.ir.sparse_mma import MMAS, MmaFormat, compress_for_mma
 from lazyc.ir.types import Dim, DType
-from tests.codegen.harness import Body
+from tests.codegen.harness import Body, OnGpu, gpu
 from tests.codegen.test_triton_block_sparse import scaled
 from tests.codegen.test_triton_contraction import product
 from tests.cuda_emulator.emulate import Emulated, EmulatorError, needs_compiler
+from tests.gpu import KERNELS, only_interpreted
 from tests.ir.test_sparse import random_24
 
 F32, F16, BF16, I8, BOOL = DType.F32, DType.F16, DType.BF16, DType.I8, DType.BOOL
 TARGET = gpu_target("cuda:sm_80")
 GUARD = 64  # bytes before and after a buffer that nothing may touch
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.gpu]
 
 
 class Case:
@@ -51,7 +52,8 @@ class Case:
         assert isinstance(factors, Factors), factors
         self.nest, self.weight, self.factors = nest, weight, factors
         self.known = dict(zip(nest.symbols, sizes, strict=True))
-        self.code = generate(SparseContraction(nest, "", weight), "kernel", TARGET, tiles)
+        target = gpu()[1] if KERNELS == "cuda" else TARGET
+        self.code = generate(SparseContraction(nest, "", weight), "kernel", target, tiles)
         self.form = MmaFormat(factors.dtype, factors.row_count, factors.depth)
         torch.manual_seed(0)
         self.memory: list[torch.Tensor] = []
@@ -78,9 +80,12 @@ class Case:
         guarded = [_guarded(x) for x in self.memory]
         given = [g[GUARD:-GUARD].view(x.dtype) for g, x in zip(guarded, self.memory, strict=True)]
         given[self.weight] = self.compressed if compressed is None else compressed
-        programs = concrete(code.ref.programs, self.known)
-        sizes = [concrete(s, self.known) for s in code.ref.sizes]
-        Emulated(code)(programs, given, sizes, is_reversed)
+        if KERNELS == "cuda":
+            assert OnGpu(self.nest, "", code)(*given, sizes=tuple(self.known.values())) == 0
+        else:
+            programs = concrete(code.ref.programs, self.known)
+            sizes = [concrete(s, self.known) for s in code.ref.sizes]
+            Emulated(code)(programs, given, sizes, is_reversed)
         for k, (got, was) in enumerate(zip(guarded, self.memory, strict=True)):
             edges = torch.cat([got[:GUARD], got[-GUARD:]])
             assert bool((edges == 99).all()), f"b{k} is written to outside"
@@ -475,6 +480,10 @@ MUTATIONS_OF_BYTES = {
 }
 
 
+WRONG = only_interpreted("hardware need not notice")
+
+
+@WRONG
 @pytest.mark.parametrize("what", MUTATIONS_OF_BYTES)
 def test_wrong_kernels_of_bytes_are_noticed(what: str) -> None:
     old, new = MUTATIONS_OF_BYTES[what]
@@ -483,6 +492,7 @@ def test_wrong_kernels_of_bytes_are_noticed(what: str) -> None:
     assert _differs(case, replace(case.code, text=case.code.text.replace(old, new)))
 
 
+@WRONG
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_wrong_kernels_are_noticed(what: str) -> None:
     old, new = MUTATIONS[what]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.gpu import DEVICE
 from tests.models.families import Family
 
 # Part of the largest result's size that rounding may account for where eager is right by luck.
@@ -30,7 +31,7 @@ class Run:
 
 def inference(family: Family, compile: Compile, dtype: torch.dtype) -> Run:
     """The family's output in evaluation mode, without gradients."""
-    model = family.build().eval().to(dtype)
+    model = family.build().eval().to(DEVICE, dtype)
     with torch.no_grad():
         out = compile(model)(**_in_dtype(family.inputs(), dtype))
     return Run({family.output: getattr(out, family.output)}, {}, {})
@@ -38,7 +39,7 @@ def inference(family: Family, compile: Compile, dtype: torch.dtype) -> Run:
 
 def training(family: Family, compile: Compile, dtype: torch.dtype) -> Run:
     """Loss, output and all gradients of one step in training mode, and the buffers after it."""
-    model = family.build().train().to(dtype)
+    model = family.build().train().to(DEVICE, dtype)
     inputs = _in_dtype(family.inputs(), dtype)
     out = compile(model)(**inputs)
     result = getattr(out, family.output)
@@ -51,7 +52,8 @@ def training(family: Family, compile: Compile, dtype: torch.dtype) -> Run:
 
 def _in_dtype(inputs: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {
-        name: copy.copy(x).to(dtype) if x.is_floating_point() else x for name, x in inputs.items()
+        name: copy.copy(x).to(DEVICE, dtype) if x.is_floating_point() else x.to(DEVICE)
+        for name, x in inputs.items()
     }
 
 

@@ -10,15 +10,21 @@ import torch
 from torch import nn
 
 import lazyc
+from tests.gpu import DEVICE
 from tests.models.compare import Run, differences, inference, training
 from tests.models.families import FAMILIES, Family
 
+pytestmark = pytest.mark.gpu
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 with_lazyc = functools.partial(torch.compile, backend="lazyc", fullgraph=True)
 
 # Left to torch: gradients of convolutions are library calls, and writes through strides (in the
 # gradient of Swin's shifted windows) have no lowering.
 BY_CHOICE = {"aten.convolution_backward.default", "aten.as_strided_scatter.default"}
+if DEVICE != "cpu":
+    BY_CHOICE.add(
+        "aten.convolution.default"
+    )  # cuDNN has kernels for those of channels by themselves
 
 
 def in_eager(model: nn.Module) -> nn.Module:

@@ -7,7 +7,6 @@ operators have no kernels for the CPU, so that what is not lowered fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,9 @@ import torch.nn.functional as F
 import lazyc
 from lazyc.backend import executables
 from lazyc.ir.program import EagerStep, GemmStep
+from tests.gpu import DEVICE, OPTIONS, on_device
 
+pytestmark = pytest.mark.gpu
 Tensor = torch.Tensor
 ATEN = torch.ops.aten
 Q, K = 37, 41  # primes: no other size is a multiple of both
@@ -75,7 +76,7 @@ def run(
 def check(
     function: Callable[..., Tensor],
     reference: Callable[..., Tensor],
-    *args: Tensor,
+    *given: Tensor,
     train: bool = True,
     stored: bool = False,
 ) -> None:
@@ -84,10 +85,10 @@ def check(
     torch._dynamo.reset()
     lazyc.metrics.reset()
     before = set(map(id, executables()))
-    options: dict[str, Any] = {"target": "triton-interpret"}
+    args = tuple(map(on_device, given))
     torch.manual_seed(1)
-    grad = torch.randn(reference(*args).shape) if train else None
-    got = run(torch.compile(function, backend="lazyc", options=options), args, grad)
+    grad = torch.randn(reference(*args).shape, device=DEVICE) if train else None
+    got = run(torch.compile(function, backend="lazyc", options=OPTIONS), args, grad)
     eager = run(reference, args, grad)
     want = run(reference, [x.double() for x in args], grad)
     factor = 2 if args[0].dtype is torch.float32 else 3
@@ -140,7 +141,7 @@ def test_masks(operator: Callable[..., Tensor]) -> None:
     """As torch hands them on: numbers to add. The first row sees no key, and is zeros."""
     mask = torch.rand(Q, K) < 0.6
     mask[0] = False
-    bias = torch.zeros(Q, K).masked_fill(~mask, -float("inf"))
+    bias = on_device(torch.zeros(Q, K).masked_fill(~mask, -float("inf")))
     check(
         lambda q, k, v: operator(q, k, v, bias=bias),
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)),

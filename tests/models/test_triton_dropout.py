@@ -20,12 +20,13 @@ import lazyc
 from lazyc.backend import executables
 from lazyc.ir.loops import Dot
 from lazyc.ir.program import EagerStep, GemmStep, KernelStep, Program
+from tests.gpu import DEVICE, OPTIONS
 
 Tensor = torch.Tensor
 ATEN = torch.ops.aten
 Drop = Callable[[Tensor], Tensor]
 Model = Callable[[Drop, Tensor, Tensor, Tensor], Tensor]
-OPTIONS: dict[str, Any] = {"target": "triton-interpret"}
+pytestmark = pytest.mark.gpu
 Q, K = 37, 41  # primes: no other size is a multiple of both
 SEED = 3
 P = 0.3
@@ -37,7 +38,7 @@ def plain(drop: Drop, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def nanogpt(drop: Drop, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """``CausalSelfAttention`` of nanoGPT."""
-    bias = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
+    bias = torch.tril(torch.ones(64, 64, device=q.device)).view(1, 1, 64, 64)
     att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
     att = att.masked_fill(bias[:, :, : q.size(2), : k.size(2)] == 0, float("-inf"))
     return drop(F.softmax(att, dim=-1)) @ v
@@ -57,7 +58,7 @@ def tensors(
     dtype: torch.dtype = torch.float32, batch: int = 2, q: int = Q, k: int = K
 ) -> list[Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(batch, 2, n, 16).to(dtype) for n in (q, k, k)]
+    return [torch.randn(batch, 2, n, 16).to(DEVICE, dtype) for n in (q, k, k)]
 
 
 def weights(
@@ -68,7 +69,7 @@ def weights(
     q, k, v = args
     found = []
     for start in range(0, v.shape[2], v.shape[3]):
-        value = torch.eye(v.shape[2], dtype=v.dtype)[:, start : start + v.shape[3]]
+        value = torch.eye(v.shape[2], dtype=v.dtype, device=v.device)[:, start : start + v.shape[3]]
         value = F.pad(value, (0, v.shape[3] - value.shape[1])).expand(v.shape).contiguous()
         torch.manual_seed(seed)
         with torch.set_grad_enabled(grad):
@@ -81,7 +82,7 @@ def run(function: Callable[..., Tensor], args: list[Tensor]) -> list[Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in args]
     torch.manual_seed(SEED)
     out = function(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
@@ -160,7 +161,7 @@ def test_trained_by_torch(causal: bool) -> None:
     def reference(drop: Drop, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = q @ k.transpose(-1, -2) * 0.25
         if causal:
-            hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+            hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
             scores = scores.masked_fill(hidden, -math.inf)
         return drop(F.softmax(scores, -1)) @ v
 
@@ -190,7 +191,7 @@ OPERATORS: list[Callable[..., Tensor]] = [flash, efficient, cudnn]
 def causal(drop: Drop, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * 0.25
-    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
     return drop(F.softmax(scores.masked_fill(hidden, -math.inf), -1)) @ v
 
 
@@ -210,6 +211,7 @@ def test_operators_with_a_mask(operator: Callable[..., Tensor]) -> None:
     """One row sees no key."""
     bias = torch.zeros(Q, K).masked_fill(torch.rand(Q, K) < 0.4, -math.inf)
     bias[3] = -math.inf
+    bias = bias.to(DEVICE)
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         name = f"_scaled_dot_product_{operator.__name__}_attention"
@@ -238,7 +240,7 @@ def test_operators_without_gradients(operator: Callable[..., Tensor]) -> None:
 
 def test_rows_without_keys() -> None:
     """Zeros, as torch's attention has it, and so are their gradients."""
-    mask = torch.ones(Q, K, dtype=torch.bool)
+    mask = torch.ones(Q, K, dtype=torch.bool, device=DEVICE)
     mask[5] = False
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

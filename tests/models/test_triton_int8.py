@@ -4,6 +4,7 @@ target."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from lazyc.backend import EVENTS, executables
 from lazyc.codegen.triton.kernel import generate
 from lazyc.ir.types import DType
 from lazyc.report import events as E
+from tests.gpu import DEVICE, OPTIONS, only_interpreted
 
+pytestmark = pytest.mark.gpu
 ON_CPUS = "int8 matrix product: library call, dense with any weight"
 
 
@@ -46,9 +49,9 @@ def heard() -> Iterator[list[E.Event]]:
 
 
 def compile(
-    function: Callable[..., torch.Tensor], target: str = "triton-interpret"
+    function: Callable[..., torch.Tensor], options: dict[str, Any] = OPTIONS
 ) -> Callable[..., torch.Tensor]:
-    options = {"target": target, "disk_cache": False}
+    options = {**options, "disk_cache": False}
     return torch.compile(function, backend="lazyc", dynamic=False, options=options)
 
 
@@ -57,22 +60,25 @@ def fallbacks(heard: list[E.Event]) -> list[tuple[str, str]]:
 
 
 def int8(*shape: int) -> torch.Tensor:
-    return torch.randint(-128, 128, shape, dtype=torch.int8)
+    return torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE)
 
 
-@pytest.mark.parametrize("target", ["triton-interpret", "cpu"])
 @pytest.mark.parametrize(("m", "k", "n"), [(32, 64, 48), (19, 40, 24), (1, 8, 8), (17, 300, 8)])
-def test_products_are_exact(target: str, m: int, k: int, n: int, heard: list[E.Event]) -> None:
-    x, w, v = int8(m, k), int8(n, k), int8(k, n)
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_products_are_exact(on_cpu: bool, m: int, k: int, n: int, heard: list[E.Event]) -> None:
+    x, w, v = (t.cpu() if on_cpu else t for t in (int8(m, k), int8(n, k), int8(k, n)))
 
     def both(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch._int_mm(x, w.t()), torch._int_mm(x, v) * 3 - 1
 
-    compiled = compile(both, "" if target == "cpu" else target)
+    compiled = compile(both, {} if on_cpu else OPTIONS)
     with torch.no_grad():
-        got, want = compiled(x, w, v), both(x, w, v)
-    assert all(torch.equal(a, b) and a.dtype is torch.int32 for a, b in zip(got, want, strict=True))
-    left = [] if target == "triton-interpret" else [("aten._int_mm.default", ON_CPUS)]
+        # cuBLAS does not take all sizes.
+        got, want = compiled(x, w, v), both(x.cpu(), w.cpu(), v.cpu())
+    assert all(
+        torch.equal(a.cpu(), b) and a.dtype is torch.int32 for a, b in zip(got, want, strict=True)
+    )
+    left = [("aten._int_mm.default", ON_CPUS)] if on_cpu else []
     assert set(fallbacks(heard)) == set(left)
 
 
@@ -80,8 +86,10 @@ def test_products_are_exact(target: str, m: int, k: int, n: int, heard: list[E.E
 def test_a_quantized_perceptron(dtype: torch.dtype, heard: list[E.Event]) -> None:
     """Each product is one kernel with the scales after it; what is quantized is in memory as bytes."""
     others = executables()
-    model = nn.Sequential(Int8Linear(48, 64), nn.GELU(), Int8Linear(64, 32)).eval().to(dtype)
-    compiled, x = compile(model), torch.randn(20, 48).to(dtype)
+    model = (
+        nn.Sequential(Int8Linear(48, 64), nn.GELU(), Int8Linear(64, 32)).eval().to(DEVICE, dtype)
+    )
+    compiled, x = compile(model), torch.randn(20, 48).to(DEVICE, dtype)
     with torch.no_grad():
         got = compiled(x)
         exact = (
@@ -96,17 +104,18 @@ def test_a_quantized_perceptron(dtype: torch.dtype, heard: list[E.Event]) -> Non
     assert sum("tl.dot" in text and "tl.int32" in text for text in texts) == 2
 
 
-@pytest.mark.parametrize("target", ["triton-interpret", ""])
+@only_interpreted("a GPU has a kernel for it")
+@pytest.mark.parametrize("options", [OPTIONS, {}])
 def test_where_there_is_no_kernel_for_it_a_2_4_weight_is_dense(
-    target: str, heard: list[E.Event]
+    options: dict[str, Any], heard: list[E.Event]
 ) -> None:
     model = Int8Linear(64, 48).eval()
     lazyc.sparse.prune_24(model.get_buffer("weight"))
-    compiled, x = compile(model, target), torch.randn(20, 64)
+    compiled, x = compile(model, options), torch.randn(20, 64)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
     said = [(e.is_used, e.reason) for e in heard if isinstance(e, E.SparseProduct)]
-    if target:
+    if options:
         assert said == [(False, "no kernel for i8 weights on this target")]
     else:
         assert said == [] and fallbacks(heard) == [("aten._int_mm.default", ON_CPUS)]

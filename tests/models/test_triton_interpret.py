@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 import lazyc
 from lazyc.backend import EVENTS, executables
-from lazyc.codegen.base import LaunchedKernel
+from lazyc.codegen.base import DeviceKernel, LaunchedKernel
 from lazyc.codegen.triton.contraction import Contraction
 from lazyc.ir.program import EagerStep, GemmStep, KernelStep
 from lazyc.report import events as E
+from tests.gpu import DEVICE, OPTIONS, on_device, only_interpreted
 
-OPTIONS = {"target": "triton-interpret"}
+pytestmark = pytest.mark.gpu
 
 
 class Block(torch.nn.Module):
@@ -62,6 +63,7 @@ def seed() -> None:
 def check(module: torch.nn.Module, args: tuple, train: bool, eager: tuple[str, ...] = ()) -> None:
     """Results, and gradients of the parameters, are eager's to single precision; nothing but ``eager``
     is left to eager, and no matrix product to a library."""
+    module, args = on_device(module), tuple(map(on_device, args))
     lazyc.metrics.reset()
     before = set(map(id, executables()))
     compiled = torch.compile(module, backend="lazyc", options=OPTIONS)
@@ -87,7 +89,8 @@ def check(module: torch.nn.Module, args: tuple, train: bool, eager: tuple[str, .
         assert left <= set(eager), left
         kernels = [s for s in program.steps if isinstance(s, KernelStep)]
         assert kernels
-        assert all(isinstance(executable._kernels[s.nest], LaunchedKernel) for s in kernels)
+        kind = LaunchedKernel if DEVICE == "cpu" else DeviceKernel
+        assert all(isinstance(executable._kernels[s.nest], kind) for s in kernels)
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ class Residual(torch.nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_residual_block(dtype: torch.dtype, nothing_left_to_eager: None) -> None:
     """Convolutions are kernels with what follows them, as exact as eager's."""
-    model, x = Residual().eval(), torch.randn(2, 3, 30, 30)
+    model, x = on_device(Residual().eval()), torch.randn(2, 3, 30, 30, device=DEVICE)
     exact = copy.deepcopy(model).double()(x.double())
     before = set(map(id, executables()))
     model, x = model.to(dtype), x.to(dtype)
@@ -173,20 +176,20 @@ def test_a_transposed_convolution_is_trained() -> None:
 
 
 def test_a_batch_that_changes(nothing_left_to_eager: None) -> None:
-    model = torch.nn.Conv2d(8, 16, 3, padding=1).eval()
+    model = on_device(torch.nn.Conv2d(8, 16, 3, padding=1).eval())
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
     with torch.no_grad():
         for batch in (2, 3, 5):
-            x = torch.randn(batch, 8, 7, 6)
+            x = torch.randn(batch, 8, 7, 6, device=DEVICE)
             torch._dynamo.mark_dynamic(x, 0)
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision(nothing_left_to_eager: None) -> None:
-    model = Block().to(torch.bfloat16)
-    x = torch.randn(1, 16, 32).to(torch.bfloat16)
+    model = Block().to(DEVICE, torch.bfloat16)
+    x = torch.randn(1, 16, 32).to(DEVICE, torch.bfloat16)
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
-    exact = Block()
+    exact = on_device(Block())
     exact.load_state_dict(model.state_dict())
     with torch.no_grad():
         got, eager, want = compiled(x), model(x), exact.double()(x.double())
@@ -206,10 +209,11 @@ class Head(torch.nn.Module):
         return torch.relu(x @ self.weight + self.bias)
 
 
+@only_interpreted("whether it pays is for each GPU to say")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_odd_vocabulary_is_padded_once(dtype: torch.dtype, nothing_left_to_eager: None) -> None:
     """Padded or not, the results are the same bits; an updated weight is padded again."""
-    model, x = Head().to(dtype), torch.randn(32, 64).to(dtype)
+    model, x = Head().to(DEVICE, dtype), torch.randn(32, 64).to(DEVICE, dtype)
     decided: list[E.Event] = []
     stop = EVENTS.subscribe(decided.append)
     try:
@@ -235,20 +239,46 @@ def test_an_odd_vocabulary_is_padded_once(dtype: torch.dtype, nothing_left_to_ea
 
 
 def test_sizes_that_change(nothing_left_to_eager: None) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 24))
+    model = on_device(
+        torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 24))
+    )
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS, dynamic=True)
     with torch.no_grad():
         for rows in (16, 33, 5):
-            x = torch.randn(rows, 24)
+            x = torch.randn(rows, 24, device=DEVICE)
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [(), (3,)], ids=str)
+def test_rows_that_are_looked_up_are_a_factor(
+    dtype: torch.dtype, batch: tuple[int, ...], nothing_left_to_eager: None
+) -> None:
+    """One kernel reads rows of the table as it multiplies them, negative indices and what is around included."""
+    table, weight = (torch.randn(*s).to(DEVICE, dtype) for s in ((50, 64), (64, 48)))
+    index = torch.randint(-50, 50, (*batch, 40), device=DEVICE)
+
+    def function(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.relu((table[index] * 2) @ weight + 1)
+
+    before = set(map(id, executables()))
+    with torch.no_grad():
+        got = torch.compile(function, backend="lazyc", options=OPTIONS)(table, index, weight)
+        near = 1e-5 if dtype is torch.float32 else 3e-2
+        torch.testing.assert_close(got, function(table, index, weight), rtol=near, atol=near)
+    (made,) = (e.program for e in executables() if id(e) not in before)
+    (step,) = made.steps
+    assert isinstance(step, KernelStep) and Contraction.find(made.nests[step.nest]) is not None
+
+
+@only_interpreted("CUDA reports it at its next synchronisation, and is of no use after")
 def test_an_index_out_of_range_is_eager_s_error(nothing_left_to_eager: None) -> None:
     compiled = torch.compile(Classifier(), backend="lazyc", options=OPTIONS)
     with pytest.raises(IndexError), torch.no_grad():
         compiled(torch.full((2, 3), 50), torch.zeros(2, dtype=torch.int64))
 
 
+@only_interpreted("of files alone")
 def test_code_is_shown_as_python(tmp_path: Any) -> None:
     compiled = torch.compile(
         lambda x: torch.softmax(x, -1), backend="lazyc", options={**OPTIONS, "trace": str(tmp_path)}

@@ -44,6 +44,20 @@ class Block(nn.Module):
         return x + self.project(y)
 
 
+def test_weights_that_are_channels_last() -> None:
+    """The copy that oneDNN's reordering takes is made before it, with it once, and again for other weights."""
+    model = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3))
+    model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(4, 16, 28, 28).to(memory_format=torch.channels_last)
+    fast = compiled(model)
+    for factor in (1.0, -0.5):
+        model[0].weight.mul_(factor)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    calls = lazyc.metrics.snapshot()["weights_packed"]
+    fast(x)
+    assert lazyc.metrics.snapshot()["weights_packed"] == calls
+
+
 def block() -> Block:
     return Block().eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lazyc.errors import LazycWarning
 from lazyc.frontend.fx_import import import_graph
 from lazyc.runtime.program import Executable
+from lazyc.selftest import is_replayed
 from tests.frontend.trace import graph_of, trace
 from tests.runtime.stand_in import StandInGpu, stand_in_compiler
 
@@ -109,6 +110,49 @@ def test_sizes_that_change_are_not_captured() -> None:
         program([x, w, *(s for s in () if s)])
     gpu.check()
     assert gpu.captures == 0
+
+
+def test_arguments_that_are_returned_are_the_caller_s() -> None:
+    """As the forward pass of a training step returns what its backward pass reads; and a view of one."""
+
+    def forward(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.relu(x @ w), x, w.t(), w
+
+    gpu = StandInGpu()
+    graph = graph_of(forward, torch.randn(32, 24), torch.randn(24, 48))
+    program, w = stand_in_compiler(gpu, cuda_graphs=True).compile(graph), torch.randn(24, 48)
+    held = []
+    for _ in range(7):
+        x = torch.randn(32, 24)
+        got = program([x, w])
+        gpu.check()
+        assert got[1] is x and got[3] is w
+        assert got[2].data_ptr() == w.data_ptr() and got[2].shape == (48, 24)
+        held.append((x, x.clone(), got[0]))
+        assert is_replayed(program) is (len(held) > 3)
+    assert gpu.captures == 1
+    for x, as_given, result in held:
+        assert torch.equal(x, as_given)
+        torch.testing.assert_close(result, torch.relu(x @ w), rtol=1e-5, atol=1e-6)
+
+
+def test_results_that_share_memory_still_do() -> None:
+    def views(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.relu(x @ w)
+        return y, y.t(), y[3:]
+
+    gpu = StandInGpu()
+    graph = graph_of(views, torch.randn(32, 24), torch.randn(24, 48))
+    program, w = stand_in_compiler(gpu, cuda_graphs=True).compile(graph), torch.randn(24, 48)
+    for _ in range(6):
+        x = torch.randn(32, 24)
+        whole, turned, part = program([x, w])
+        gpu.check()
+        for found, want in zip((whole, turned, part), views(x, w), strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+        whole[5, 7] = 9.0
+        assert turned[7, 5] == part[2, 7] == 9.0
+    assert gpu.captures == 1
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ after the product in the nest runs on tiles, as in ``contraction.py``. The weigh
 
 from __future__ import annotations
 
-from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef
+from lazyc.codegen.base import CodegenError, KernelCode, LaunchRef, Products
 from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.pointwise import TYPES
-from lazyc.codegen.triton.tiles import COLUMNS, ROWS, open_tile, tile_size
+from lazyc.codegen.triton.tiles import COLUMNS, ROWS, are_aligned, open_tile, tile_size
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
+from lazyc.ir.block_sparse import ALIGNMENT
 from lazyc.ir.nest_values import cone
 from lazyc.ir.sparse import BLOCKS, Sparsity
 from lazyc.ir.sparse_contraction import Factors, SparseContraction, find_factors
@@ -54,7 +55,17 @@ def block_sparse_kernel(
         code.instr(instr)
     ref = LaunchRef(symbol, down * across, 1, tuple(code.sizes), 4, 3)
     params = tuple(DType.U8 if k == source.weight else b.dtype for k, b in enumerate(nest.buffers))
-    return KernelCode(ref, code.text(symbol), params)
+    loop = factors.loop
+    products = Products(
+        "block-sparse contraction",
+        factors.dtype,
+        size,
+        width,
+        size,
+        are_aligned(loop.body, (factors.other,), (*loop.axes, *factors.columns)),
+        others=True,  # words that say where blocks are
+    )
+    return KernelCode(ref, code.text(symbol), params, products)
 
 
 def _product(
@@ -68,7 +79,9 @@ def _product(
     """The sums of the program's tile."""
     w, weight, kind = code.w, f"b{source.weight}", TYPES[factors.dtype]
     w.line(f"words = {weight}.to(tl.pointer_type(tl.int64))")
-    w.line(f"values = ({weight} + tl.load(words)).to(tl.pointer_type({kind}))")
+    # What is known of offsets that are loaded: vectors are loaded only where it is said.
+    w.line(f"start = tl.multiple_of(tl.load(words), {ALIGNMENT})")
+    w.line(f"values = ({weight} + start).to(tl.pointer_type({kind}))")
     w.line("first = tl.load(words + 1 + row)")
     w.line("last = tl.load(words + 2 + row)")
     w.line(f"inner = tl.arange(0, {size})[None, :] * {size} + tl.arange(0, {size})[:, None]")
@@ -78,6 +91,7 @@ def _product(
         outside = dict(code.values)
         w.line(f"block = tl.load(values + e * {size * size} + inner)")
         w.line(f"depth = tl.load(words + {2 + down} + e).to({TYPES[code.index_type]})")
+        w.line(f"depth = tl.multiple_of(depth, {size})")
         flat = f"depth + tl.arange(0, {size})[:, None]"
         code.unravel(_DEPTH, w.value(flat, code.index_type, _DEPTH).text, factors.loop.axes)
         needed = cone(factors.loop.body, (factors.other,))

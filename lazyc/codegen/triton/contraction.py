@@ -27,6 +27,7 @@ from lazyc.codegen.triton.tiles import (
     before_widening,
     common_type,
     is_loaded,
+    lie_along,
     open_tile,
     values_of,
 )
@@ -166,8 +167,16 @@ class _Kernel:
             t.columns,
             t.depth,
             are_aligned(c.loop.body, (c.left, c.right), c.loop.axes),
+            load_bits=self._load_bits(),
         )
         return KernelCode(ref, text, tuple(b.dtype for b in c.nest.buffers), products)
+
+    def _load_bits(self) -> int:
+        """How narrow Triton may make copies of a factor. Where it lies along rows or columns, not along the depth,
+        instructions transpose it as they read it from shared memory, which those for bytes cannot. Triton then puts
+        eight elements together there, which for half types are 128 bits."""
+        c = self.c
+        return 128 if self.narrow is not DType.I8 or lie_along(c.loop.body, c.loop.axes) else 64
 
     def _place(self, rows: Dim, columns: Dim) -> None:
         """Where the program's tile is."""

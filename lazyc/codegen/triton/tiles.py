@@ -112,6 +112,12 @@ def are_aligned(body: Sequence[L.Instr], factors: Iterable[int], axes: Iterable[
     return all(_is_aligned(i, varies) for i in loads if i.index.axes() & along)
 
 
+def lie_along(body: Sequence[L.Instr], axes: Sequence[Axis]) -> bool:
+    """Whether what is loaded along ``axes`` has its neighbours there, in the last of them."""
+    loads = [i for i in body if isinstance(i, L.Load) and i.index.axes() & set(axes)]
+    return all(i.index.coef(axes[-1]) == 1 for i in loads)
+
+
 def _is_aligned(load: L.Load, varies: Mapping[int, set[Axis]]) -> bool:
     """Whether the elements of a load lie together along one axis, in whole vectors, all of which its mask
     hides or none. ``varies``: the axes that values vary along."""
