@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lazyc.codegen.gpu_target import gpu_target
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.interp import run_graph
 from lazyc.ir.loops import Dot
 from lazyc.ir.program import Program
 from lazyc.ir.types import DType
 from lazyc.passes.attention import Choice, Mode, attention
+from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.schedule import schedule
@@ -158,6 +161,16 @@ def test_gradients() -> None:
     args = [0.5 * torch.randn(2, 3, n, D) for n in (Q, K, K, Q)] + [torch.randn(2, 3, Q)] * 2
     program = flash(graph, *args, count=2)
     assert len(kernels(program)) == 2
+
+
+def test_nothing_is_stored_to_be_padded() -> None:
+    m = Make()
+    q, k, v = inputs(m)
+    grad, lse, delta = m.input(2, 3, Q, D), m.input(2, 3, Q), m.input(2, 3, Q)
+    graph = m.outputs(*gradients(m, q, k, v, grad, lse, delta))
+    slow = replace(gpu_target("sm_90").product_costs, loads_per_second=1e6, least=2)
+    assert "pad" in ops(pad_products(graph, slow))
+    assert "pad" not in ops(pad_products(rewritten(graph)[0], slow))
 
 
 def test_equal_lengths_keep_queries_and_keys_apart() -> None:
