@@ -99,7 +99,7 @@ def lazyc(
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
     has_products = _has_gpu_code(config, device)
-    recompute = has_products and config.attention != "stored"
+    recompute = has_products and config.attention != "math"
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
 

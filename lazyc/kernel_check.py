@@ -196,7 +196,7 @@ def collect_kernels(
         compile_graph,
         left_to_eager=left_to_eager,
         has_products=_Collector.has_products,
-        recompute=config.attention != "stored",
+        recompute=config.attention != "math",
     )
     module = model.module.train(train)
     torch._dynamo.reset()

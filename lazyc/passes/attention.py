@@ -17,12 +17,13 @@ chains of products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType
@@ -30,31 +31,18 @@ from lazyc.passes.products_as_loops import stored_factor
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.rewrite import Rewriter, rewrite, scalar_value
 
-Mode: TypeAlias = Literal["auto", "flash", "stored"]
+Mode: TypeAlias = Literal["auto", "flash", "math"]
+Kernel: TypeAlias = Literal["flash", "math"]
 
 _HALVES = (DType.F16, DType.BF16)
 _MAX_WIDTH = 256  # of a head: what a tile holds whole
 _TILE = 16  # rows and keys below which a tile is mostly empty
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How an attention, the product at the user's ``line``, is computed, and why."""
-
-    line: str
-    kernel: Literal["flash", "stored"]
-    reason: str
-
-
-Report: TypeAlias = Callable[[Choice], None]
-
-
-def attention(graph: Graph, mode: Mode = "auto", report: Report | None = None) -> Graph:
+def attention(graph: Graph, mode: Mode = "auto") -> Graph:
     """The Graph with each attention that is better not stored rewritten. ``mode`` other than "auto" says
-    what is better; ``report`` hears of each attention."""
-    if mode == "stored" and report is None:
-        return graph
-    found = _choose(graph, mode, report)
+    what is better. The kernel of each is a decision: "flash", or "math" with stored scores."""
+    found = _choose(graph, mode)
     if not found.products:
         return graph
     rules = {
@@ -258,16 +246,17 @@ def match_weights(node: Node) -> Weights | None:
 # --- which of them --------------------------------------------------------------------------------
 
 
-def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
+def _choose(graph: Graph, mode: Mode) -> _Found:
     nodes = live_nodes(graph)
     live, outside = set(nodes), set(graph.roots())
     users = {k: [u for u in v if u in live] for k, v in graph.users().items()}
     chosen: list[_Candidate] = []
 
-    def tell(candidate: _Candidate, kernel: Literal["flash", "stored"], reason: str) -> None:
-        if report is not None and candidate.node.op == "matmul":
+    def tell(candidate: _Candidate, kernel: Kernel, reason: str) -> None:
+        if candidate.node.op == "matmul":
             origin = graph.provenance.get(candidate.node)
-            report(Choice("" if origin is None else origin.line, kernel, reason))
+            line = "" if origin is None else origin.line
+            graph.decisions.append(Decision(kernel, reason, line))
 
     candidates = list(_candidates(graph, nodes))
     totals = {c.weights.softmax.total for c in candidates if c.weights is not None}
@@ -276,14 +265,14 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
             continue
         reason = _why_stored(candidate, mode)
         if reason:
-            tell(candidate, "stored", reason)
+            tell(candidate, "math", reason)
         else:
             chosen.append(candidate)
     while True:
         refused = {c.node: _why_read(c, chosen, users, outside) for c in chosen}
         for candidate in chosen:
             if refused[candidate.node]:
-                tell(candidate, "stored", refused[candidate.node])
+                tell(candidate, "math", refused[candidate.node])
         if not any(refused.values()):
             break
         chosen = [c for c in chosen if not refused[c.node]]
@@ -304,8 +293,8 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
 
 def _why_stored(candidate: _Candidate, mode: Mode) -> str:
     """Why the scores of a candidate are better stored; "" if they are not."""
-    if mode == "stored":
-        return "the option attention is stored"
+    if mode == "math":
+        return "the option attention is math"
     *_, rows, keys = next(iter(candidate.products)).shape
     if any(n.dtype.compute is not DType.F32 for n in (candidate.node, *candidate.products)):
         return "tensor cores take no double precision"

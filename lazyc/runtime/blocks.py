@@ -78,11 +78,13 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class TileChoice:
-    """Whether the steps of a RowTiles run by ``blocks``, and why; ``comment`` is of its first step."""
+    """Whether the steps of a RowTiles run by ``blocks``, and why; ``comment`` is of its first step.
+    ``is_attention`` as there."""
 
     comment: str
     blocks: Blocks | None
     reason: str
+    is_attention: bool
 
 
 class _OneAfterAnother(Exception):
@@ -104,11 +106,11 @@ def choose_blocks(
     try:
         blocks = _plan_blocks(tiles, program, kernels, blas, sizes, threads)
     except _OneAfterAnother as reason:
-        return TileChoice(first.comment, None, f"{_mib(whole)} stored: {reason}")
+        stored = f"{_mib(whole)} stored: {reason}"
+        return TileChoice(first.comment, None, stored, tiles.is_attention)
     own = f"{_mib(blocks.thread_bytes)} for each thread in place of {_mib(whole)}"
-    return TileChoice(
-        first.comment, blocks, f"{blocks.block} of {blocks.rows} rows at a time, {own}"
-    )
+    how = f"{blocks.block} of {blocks.rows} rows at a time, {own}"
+    return TileChoice(first.comment, blocks, how, tiles.is_attention)
 
 
 def _mib(nbytes: int) -> str:

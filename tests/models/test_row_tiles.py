@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 import lazyc
-from lazyc.backend import executables
+from lazyc.backend import EVENTS, executables
+from lazyc.report import events as E
 from lazyc.runtime import blocks
 from lazyc.runtime.program import Executable
 
@@ -238,6 +239,31 @@ def test_without_the_pass_scores_are_stored() -> None:
     assert made.program.tiles == () and arena_bytes(made) >= 6 * Q * K * 4
 
 
+@pytest.mark.parametrize(
+    ("mode", "least", "kernel", "reason"),
+    [
+        ("auto", 0, "memory-efficient", "16 of 37 rows at a time"),
+        ("auto", 4 << 20, "math", "the caches hold them"),
+        ("math", 0, "math", "the option attention is math"),
+    ],
+)
+def test_the_kernel_is_told(
+    monkeypatch: pytest.MonkeyPatch, mode: str, least: int, kernel: str, reason: str
+) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", least)
+    q, k, v = tensors()
+    heard: list[E.Event] = []
+    stop = EVENTS.subscribe(heard.append)
+    try:
+        compiled = torch.compile(nanogpt, backend="lazyc", options={"attention": mode})
+        torch.testing.assert_close(compiled(q, k, v), nanogpt(q, k, v), rtol=1e-4, atol=1e-5)
+    finally:
+        stop()
+    (told,) = [e for e in heard if isinstance(e, E.AttentionChosen | E.RowTilesChosen)]
+    assert isinstance(told, E.AttentionChosen) and told.kernel == kernel and reason in told.reason
+    assert "test_row_tiles.py" in told.line
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -266,7 +292,8 @@ import json
 import torch
 import torch.nn.functional as F
 import lazyc
-from lazyc.backend import executables
+from lazyc.backend import EVENTS, executables
+from lazyc.report import events as E
 from lazyc.runtime import blocks
 
 blocks.LEAST_BYTES, blocks.BLOCK_BYTES, blocks.LEAST_ROWS = 0, 0, 16

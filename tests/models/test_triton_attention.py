@@ -267,7 +267,7 @@ def test_dropout() -> None:
         return F.dropout(F.softmax(q @ k.transpose(-1, -2), -1), 0.4) @ v
 
     found = []
-    for mode in ("flash", "stored"):
+    for mode in ("flash", "math"):
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="lazyc", options={**OPTIONS, "attention": mode})
         torch.manual_seed(3)
@@ -321,9 +321,9 @@ def test_the_choice_is_told() -> None:
 
     for mode, length, kernel, reason in (
         ("auto", 20, "flash", "20 x 41 scores are not stored"),
-        ("auto", 8, "stored", "8 x 41 scores do not fill a tile"),
+        ("auto", 8, "math", "8 x 41 scores do not fill a tile"),
         ("flash", 8, "flash", "8 x 41 scores are not stored"),
-        ("stored", 20, "stored", "the option attention is stored"),
+        ("math", 20, "math", "the option attention is math"),
     ):
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="lazyc", options={**OPTIONS, "attention": mode})
