@@ -82,6 +82,7 @@ def lazyc(
     # These need a torch that check_versions accepts.
     from lazyc.frontend.autograd import AotBackend
     from lazyc.frontend.recompiles import recompile
+    from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
 
     again = recompile(gm)
@@ -99,7 +100,9 @@ def lazyc(
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
     has_products = _has_gpu_code(config, device)
-    recompute = has_products and config.attention != "math"
+    recompute = IN_TILES if has_products else BY_ROWS
+    if config.attention == "math":
+        recompute = None
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
 
