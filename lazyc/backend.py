@@ -160,7 +160,9 @@ class Session:
                 tunable = None if place is None else _gpu_generator(place, float32)
                 generator = tunable or _generator(config.target, float32)
                 pool = config.output_pool_mb << 20
-                host = create_host(pool, self._spans, self._events, place, config.cuda_graphs)
+                host = create_host(
+                    pool, self._spans, self._events, place, config.cuda_graphs, _cache_bytes(config)
+                )
                 found = Compiler(config, generator, host, self._events, self._spans, tunable)
                 self._compilers[config, device, float32] = found
             return found
@@ -260,6 +262,13 @@ def _generator(target: str, float32: Float32Products) -> Generator:
     from lazyc.codegen.target import host_target
 
     return LlvmGenerator(host_target(target or None))
+
+
+def _cache_bytes(config: Config) -> int:
+    """Of the second cache of a core of this machine."""
+    from lazyc.codegen.target import host_target
+
+    return host_target(None if _is_gpu(config.target) else config.target or None).cache_bytes[1]
 
 
 def _gpu(device: str) -> CudaGpu:

@@ -31,7 +31,7 @@ Q, K = 37, 41  # two whole blocks of 16 queries and one of 5
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 rows wherever there are rows, and scores made again in every backward pass."""
     monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(blocks, "CACHE_SHARE", 0.0)
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
     monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute())
 
@@ -419,7 +419,7 @@ from lazyc.ir.types import numel
 from lazyc.report import events as E
 from lazyc.runtime import blocks
 
-blocks.LEAST_BYTES, blocks.BLOCK_BYTES, blocks.LEAST_ROWS = 0, 0, 16
+blocks.LEAST_BYTES, blocks.CACHE_SHARE, blocks.LEAST_ROWS = 0, 0.0, 16
 q = torch.randn(2, 37, 3, 8).transpose(1, 2).requires_grad_()
 model = lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True)
 got = torch.compile(model, backend="lazyc")(q)
