@@ -97,15 +97,15 @@ def test_a_clear_word_of_the_model_is_heard(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_does_not_fit_is_no_choice(name: str) -> None:
     form = C.form_of(NESTS[name])
     rule = C.rule_of(form)
-    small = replace(TARGETS[1], shared_bytes=24 << 10)
-    _, work = C._ways(form, rule, small)
+    _, work = C._ways(form, rule, TARGETS[1])
+    small = replace(TARGETS[1], shared_bytes=work(rule).shared_bytes - 1)
     assert rule == C.choices(form, TARGETS[1])[0] and seconds(work(rule), small) is None
     found = C.choices(form, small)
     assert found and rule not in found
     assert all(seconds(work(choice), small) is not None for choice in found)
-    for limit in ({"shared_bytes": 1 << 10}, {"thread_registers": 40}):
-        with pytest.raises(CodegenError, match="no tile of a .* fits sm_90: .* shared memory"):
-            C.choices(form, replace(TARGETS[1], **limit))
+    for none in (replace(small, shared_bytes=1 << 8), replace(small, thread_registers=40)):
+        with pytest.raises(CodegenError, match=r"no tile of a .* fits sm_90: .* shared memory"):
+            C.choices(form, none)
 
 
 def test_blocks_may_spill() -> None:
