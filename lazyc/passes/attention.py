@@ -10,8 +10,8 @@ A product that nothing but later products reads, through pointwise ops, views an
 is computed again in the kernels that read it (``dot``). What is between stays an expression of the Graph:
 scales, masks, biases, soft caps and dropout need no rule of their own. Rows are softmax'd in one pass over
 the keys (M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018; T. Dao,
-"FlashAttention-2", 2023). In the backward pass an exponential of a product tells attention from other
-chains of products.
+"FlashAttention-2", 2023). In the backward pass the exponential of a product less a value of its row tells
+attention from other chains of products.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
     for node in nodes:
         if node.op == "reduce_sum" and node.attrs.axes == (len(node.shape),):
             between, products = _upstream(node.inputs[0])
-            if products and any(n.op == "exp" for n in between):
+            if products and any(map(_is_weight, between)):
                 yield _Candidate(node, None, products, between)
         if node.op != "matmul":
             continue
@@ -122,9 +122,22 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
             continue
         for turned, operand in enumerate(node.inputs):
             between, products = _upstream(operand)
-            if products and any(n.op == "exp" for n in between):
+            if products and any(map(_is_weight, between)):
                 yield _Candidate(node, None, products, between, bool(turned))
                 break
+
+
+def _is_weight(node: Node) -> bool:
+    """Whether a value is ``exp(s - row)``, as no activation between two products is."""
+    if node.op != "exp":
+        return False
+    shifted = node.inputs[0]
+    while shifted.op in ("cast", "reshape", "expand"):
+        shifted = shifted.inputs[0]
+    if shifted.op != "sub":
+        return False
+    row = _small(shifted.inputs[1])
+    return scalar_value(row) is None and row.tensor.numel != shifted.tensor.numel
 
 
 def _upstream(node: Node) -> tuple[set[Node], set[Node]]:

@@ -236,6 +236,17 @@ def test_what_auto_stores(q: int, width: int, dtype: DType, reason: str) -> None
     assert [d.what for d in told] == ["math"] and reason in told[0].why
 
 
+def test_a_gated_unit_is_no_attention() -> None:
+    """silu has an exponential of a product, too; its width is that of a head here."""
+    m = Make()
+    x, gate, up, down = m.input(Q, D), m.input(D, K), m.input(D, K), m.input(K, D)
+    s = m.emit("matmul", x, gate)
+    silu = m.div(s, m.add(m.exp(m.mul(s, -1.0)), 1.0))
+    out = m.emit("matmul", m.mul(silu, m.emit("matmul", x, up)), down)
+    found, told = rewritten(m.outputs(out))
+    assert not told and ops(found).count("matmul") == 3
+
+
 def test_a_chain_of_products_is_no_attention() -> None:
     m = Make()
     x, up, down = m.input(32, 16), m.input(16, 64), m.input(64, 16)
