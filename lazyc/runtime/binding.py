@@ -342,12 +342,10 @@ def bind(
 ) -> Plan:
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
     packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
-    compressed form. ``threads``: how many are likely to run, each on a core with a second cache of
-    ``cache_bytes``."""
+    compressed form. ``threads``: how many are likely to run; ``cache_bytes``: of a core's second cache."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    choices = [
-        choose_blocks(t, program, kernels, blas, sizes, threads, cache_bytes) for t in program.tiles
-    ]
+    cores = threads, cache_bytes
+    choices = [choose_blocks(t, program, kernels, blas, sizes, *cores) for t in program.tiles]
     by_blocks: dict[int, Blocks] = {}
     for tiles, choice in zip(program.tiles, choices, strict=True):
         if choice.blocks is not None:
