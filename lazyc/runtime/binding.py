@@ -338,14 +338,15 @@ def bind(
     use_packs: bool,
     sparse: frozenset[int] = frozenset(),
     threads: int = 1,
-    cache_bytes: int = 1 << 20,
+    cache: int = 1 << 20,
 ) -> Plan:
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
     packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
-    compressed form. ``threads``: how many are likely to run; ``cache_bytes``: of a core's second cache."""
+    compressed form. ``threads``: how many are likely to run; ``cache``: bytes of a core's second one."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    cores = threads, cache_bytes
-    choices = [choose_blocks(t, program, kernels, blas, sizes, *cores) for t in program.tiles]
+    choices = [
+        choose_blocks(t, program, kernels, blas, sizes, threads, cache) for t in program.tiles
+    ]
     by_blocks: dict[int, Blocks] = {}
     for tiles, choice in zip(program.tiles, choices, strict=True):
         if choice.blocks is not None:

@@ -201,7 +201,7 @@ class Executable:
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
                 threads=self._host.threads.get(),
-                cache_bytes=self._host.cache_bytes,
+                cache=self._host.cache_bytes,
                 sparse=frozenset(n for n in sparse if isinstance(program.steps[n], GemmStep)),
             )
             for choice in plan.choices:
