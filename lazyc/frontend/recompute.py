@@ -48,16 +48,18 @@ _TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
 @dataclass(frozen=True, slots=True)
 class Recompute:
     """Which attentions are computed again: of ``least`` queries and keys, with heads of ``widest`` at most
-    and scores of ``least_bytes`` in single precision."""
+    and scores of ``least_bytes`` in single precision; ``halves``: also where half types are multiplied."""
 
+    halves: bool = False
     least: int = 1
     widest: int | None = None
     least_bytes: int = 0
 
 
 # Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
-IN_TILES = Recompute(least=16, widest=256)
-# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py).
+IN_TILES = Recompute(halves=True, least=16, widest=256)
+# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py), for
+# which the library has no products of half types.
 BY_ROWS = Recompute(least_bytes=4 << 20)
 
 
@@ -193,7 +195,9 @@ def _is_of_scores(node: Node, which: Recompute) -> bool:
     if node.target not in _PRODUCTS:
         return False
     factor = _value(node.args[_PRODUCTS[node.target]])
-    width = None if factor is None else factor.shape[-1]
+    if factor is None or (factor.dtype is not torch.float32 and not which.halves):
+        return False
+    width = factor.shape[-1]
     return which.widest is None or (isinstance(width, int) and width <= which.widest)
 
 

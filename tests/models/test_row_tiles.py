@@ -235,6 +235,15 @@ def test_small_scores_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     check(nanogpt, *tensors(), train=True, steps=(2, 5))
 
 
+def test_half_types_are_kept() -> None:
+    """The library has no products of them that blocks could call."""
+    before = set(map(id, executables()))
+    args = [x.bfloat16().requires_grad_() for x in tensors()]
+    torch.compile(nanogpt, backend="lazyc")(*args).sum().backward()
+    made = [x for x in executables() if id(x) not in before]
+    assert (2, 3, Q, K) in saved(made)
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_dropout_is_trained(by_hand: bool) -> None:
     """Against double precision with the mask that the forward pass drew, which values that are the identity show."""
