@@ -49,11 +49,11 @@ class Rung:
         return self.kernel == "by hand"
 
 
-_STORED: Mapping[str, str] = {"attention": "stored", "disable_passes": "padding"}
+_MATH: Mapping[str, str] = {"attention": "math", "disable_passes": "padding"}
 _FLASH: Mapping[str, str] = {"attention": "flash", "disable_passes": "padding"}
 RUNGS = (
-    Rung("attention by hand", "by hand", VOCABULARY, _STORED),
-    Rung("math", "MATH", VOCABULARY, _STORED),
+    Rung("attention by hand", "by hand", VOCABULARY, _MATH),
+    Rung("math", "MATH", VOCABULARY, _MATH),
     Rung("memory-efficient", "EFFICIENT_ATTENTION", VOCABULARY, None),
     Rung("flash", "FLASH_ATTENTION", VOCABULARY, _FLASH),
     Rung("flash, padded vocabulary", "FLASH_ATTENTION", PADDED, {"attention": "flash"}),

@@ -87,6 +87,7 @@ def lazyc(
     # These need a torch that check_versions accepts.
     from lazyc.frontend.autograd import AotBackend
     from lazyc.frontend.recompiles import recompile
+    from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
 
     again = recompile(gm)
@@ -104,7 +105,9 @@ def lazyc(
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
     has_products = _has_gpu_code(config, device)
-    recompute = has_products and config.attention != "stored"
+    recompute = IN_TILES if has_products else BY_ROWS
+    if config.attention == "math":
+        recompute = None
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
 
@@ -179,7 +182,9 @@ class Session:
                 tunable = None if place is None else _gpu_generator(place, float32)
                 generator = tunable or _generator(config.target, float32)
                 pool = config.output_pool_mb << 20
-                host = create_host(pool, self._spans, self._events, place, config.cuda_graphs)
+                host = create_host(
+                    pool, self._spans, self._events, place, config.cuda_graphs, _cache_bytes(config)
+                )
                 found = Compiler(config, generator, host, self._events, self._spans, tunable)
                 self._compilers[config, device, float32] = found
             return found
@@ -279,6 +284,13 @@ def _generator(target: str, float32: Float32Products) -> Generator:
     from lazyc.codegen.target import host_target
 
     return LlvmGenerator(host_target(target or None))
+
+
+def _cache_bytes(config: Config) -> int:
+    """Of the second cache of a core of this machine."""
+    from lazyc.codegen.target import host_target
+
+    return host_target(None if _is_gpu(config.target) else config.target or None).cache_bytes[1]
 
 
 def _gpu(device: str) -> CudaGpu:

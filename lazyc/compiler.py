@@ -42,7 +42,7 @@ from lazyc.ir.program_verify import verify_program
 from lazyc.ir.types import TensorType
 from lazyc.ir.verify import verify_graph
 from lazyc.kernels import KernelStore, Timings, source_text
-from lazyc.passes.attention import Choice, Mode
+from lazyc.passes.attention import Mode
 from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.row_tiles import find_row_tiles
@@ -296,6 +296,7 @@ class Compiler:
             raise
         except CodeNotLoaded:
             self._report_sparse(program)
+            self._report_decisions(number, program)
             raise
         except Exception as error:
             raise CompilerBug("code generation", error) from error
@@ -329,7 +330,6 @@ class Compiler:
                 self._generator.product_costs,
                 self._config.disabled_passes,
                 cast(Mode, self._config.attention),
-                self._report_attention,
             )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
@@ -347,9 +347,6 @@ class Compiler:
                 before = after
         return results[-1].graph
 
-    def _report_attention(self, choice: Choice) -> None:
-        self._events.emit(E.AttentionChosen(choice.kernel, choice.reason, choice.line))
-
     def _schedule(self, graph: Graph) -> Program:
         layout = "layout" not in self._config.disabled_passes
         program = schedule(graph, self._config.fusion, layout, self._device, self._keeps)
@@ -365,7 +362,7 @@ class Compiler:
             self._generator.prefers_library,
         )
         if "row_tiles" not in self._config.disabled_passes and not self._generator.has_products:
-            program = find_row_tiles(program)
+            program = find_row_tiles(program, cast(Mode, self._config.attention))
         if self._config.verify:
             try:
                 for nest in program.nests.values():
@@ -403,7 +400,10 @@ class Compiler:
         if not self._events.listening:
             return
         for d in program.decisions:
-            self._events.emit(E.Decided(graph=number, **asdict(d)))
+            if d.by == "attention":
+                self._events.emit(E.AttentionChosen(d.what, d.why, d.line))
+            else:
+                self._events.emit(E.Decided(graph=number, **asdict(d)))
 
 
 def _is_sparse(step: KernelStep) -> bool:

@@ -150,10 +150,11 @@ class Config:
     )  # fmt: skip
     attention: str = _option(
         "auto", "LAZYC_ATTENTION",
-        "How kernels of a GPU compute attention. `flash`: without scores in memory, wherever that can be;"
-        " `stored`: never; `auto`: where scores fill a tile.",
+        "How attention is computed. `flash`: on a GPU without scores in memory, wherever that can be; `math`: with"
+        " stored scores; `auto`: on a GPU `flash` where scores fill a tile, on the CPU by blocks of rows where scores"
+        " are more than the caches hold (there `flash` is the same).",
         affects_code=True,
-        choices=("auto", "flash", "stored"),
+        choices=("auto", "flash", "math"),
     )  # fmt: skip
     pack_weights: bool = _option(
         True, "LAZYC_PACK_WEIGHTS",

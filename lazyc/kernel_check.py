@@ -30,6 +30,7 @@ from lazyc.compiler import Compiler
 from lazyc.config import Config
 from lazyc.errors import CodeNotLoaded
 from lazyc.frontend.autograd import AotBackend, Boxed, Part, run_in_eager
+from lazyc.frontend.recompute import IN_TILES
 from lazyc.ir.graph import Graph
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelSource
@@ -196,7 +197,7 @@ def collect_kernels(
         compile_graph,
         left_to_eager=left_to_eager,
         has_products=_Collector.has_products,
-        recompute=config.attention != "stored",
+        recompute=IN_TILES,
     )
     module = model.module.train(train)
     torch._dynamo.reset()

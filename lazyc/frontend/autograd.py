@@ -28,6 +28,7 @@ from lazyc.frontend.fx_import import Unsupported, import_graph
 from lazyc.frontend.inference_capture import capture_inference, lasting_inputs
 from lazyc.frontend.out_arguments import converting_call
 from lazyc.frontend.partition import partition
+from lazyc.frontend.recompute import Recompute
 from lazyc.frontend.storage import read_storage_from_bases
 from lazyc.ir.graph import Graph
 from lazyc.ir.sparse import Sparsity, declared
@@ -92,7 +93,7 @@ class AotBackend:
     of Dynamo's from before (``capture_key``), and is given the arguments of its first call; AOTAutograd
     is then left out. ``left_to_eager`` is told
     the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
-    ``import_graph``; ``recompute``: hand-written attention is computed again in the backward pass.
+    ``import_graph``; ``recompute``: which hand-written attention is computed again in the backward pass.
     """
 
     compile_graph: CompileGraph
@@ -100,7 +101,7 @@ class AotBackend:
     restore: Restore = _find_nothing
     left_to_eager: LeftToEager = _say_nothing
     has_products: bool = False
-    recompute: bool = False
+    recompute: Recompute | None = None
 
     def __call__(
         self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any

@@ -64,10 +64,8 @@ def native_dropout(b: Builder, x: Node, p: float, train: bool | None) -> tuple[N
         return x, b.constant(True, DType.BOOL, x.shape, device)
     if _probability(p) == 1:
         return b.mul(x, 0), b.constant(False, DType.BOOL, x.shape, device)
-    if b.has_products:  # as in training, where a seed may be kept in place of its mask
-        mask = dropout_mask(b, own_seed(b, device), x, p)
-    else:
-        mask = b.compare("ge", b.random("uniform", x.shape, DType.F32, device), p)
+    # As where a seed is kept in place of its mask, so that a run with gradients and one without agree.
+    mask = dropout_mask(b, own_seed(b, device), x, p)
     kept = b.mul(b.mul(b.compute(x), b.cast(mask, x.dtype.compute)), 1.0 / (1.0 - p))
     return b.cast(kept, x.dtype), mask
 

@@ -16,7 +16,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule, Node
 
 from lazyc.frontend.dropout_attention import draw_for_attention
-from lazyc.frontend.recompute import partition_with_attention
+from lazyc.frontend.recompute import Recompute, partition_with_attention
 
 _ATEN = torch.ops.aten
 _BACKWARD = frozenset({
@@ -30,17 +30,18 @@ SEEDS = frozenset({"philox_seed", "philox_offset"})
 def partition(
     joint: GraphModule,
     inputs: Any,
-    recompute: bool = False,
+    recompute: Recompute | None = None,
     has_products: bool = False,
     **options: Any,
 ) -> Any:
-    """The forward and the backward graph. ``recompute``: hand-written attention is computed again in the
+    """The forward and the backward graph. ``recompute``: which hand-written attention is computed again in the
     latter. ``has_products`` as in ``import_graph``."""
     if has_products:
         draw_for_attention(joint)
     drop_seeds(joint)
-    cut = partition_with_attention if recompute else min_cut_rematerialization_partition
-    return cut(joint, inputs, **options)
+    if recompute is not None:
+        return partition_with_attention(joint, inputs, recompute, **options)
+    return min_cut_rematerialization_partition(joint, inputs, **options)
 
 
 def drop_seeds(joint: GraphModule) -> int:

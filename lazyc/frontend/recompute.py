@@ -7,7 +7,8 @@
 
 AOTAutograd's partitioner would rather save a softmax than compute the products before it again. For
 attention that is the wrong way round (T. Dao et al., "FlashAttention", 2022, section 3.1): on targets whose
-kernels compute scores where they are read, ``p`` and ``s`` need no memory at all. The logsumexp would be one
+kernels compute scores where they are read, ``p`` and ``s`` need no memory at all, and on the CPU that of a block of
+rows. It takes as long as to write and read them there, so that what caches hold is kept. The logsumexp would be one
 number instead of two, but exp(s - lse) has an error that grows with the scores.
 """
 
@@ -17,6 +18,7 @@ import copy
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,28 +43,47 @@ _PRODUCTS: dict[Any, int] = {
 _SOFTMAXES = frozenset({_ATEN._softmax.default, _ATEN._safe_softmax.default})
 _DROPOUT = frozenset({_ATEN.native_dropout.default, operator.getitem})
 _TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
-# Of a tile: least keys and queries, and the widest head (passes/attention.py).
-_LEAST = 16
-_WIDEST = 256
 
 
-def partition_with_attention(joint: GraphModule, inputs: Any, **options: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """Which attentions are computed again: of ``least`` queries and keys, with heads of ``widest`` at most
+    and scores of ``least_bytes`` in single precision; ``halves``: also where half types are multiplied."""
+
+    halves: bool = False
+    least: int = 1
+    widest: int | None = None
+    least_bytes: int = 0
+
+
+# Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
+IN_TILES = Recompute(halves=True, least=16, widest=256)
+# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py), for
+# which the library has no products of half types.
+BY_ROWS = Recompute(least_bytes=4 << 20)
+
+
+def partition_with_attention(
+    joint: GraphModule, inputs: Any, which: Recompute, **options: Any
+) -> Any:
     """As ``min_cut_rematerialization_partition``, which it calls."""
-    keep_rows_of_attention(joint)
+    keep_rows_of_attention(joint, which)
     return min_cut_rematerialization_partition(joint, inputs, **options)
 
 
-def keep_rows_of_attention(joint: GraphModule) -> int:
+def keep_rows_of_attention(joint: GraphModule, which: Recompute = IN_TILES) -> int:
     """Rewrites the softmax of each attention in a joint graph, in place; how many there were."""
     backward = _depends_on_tangents(joint)
     found = 0
     for node in [n for n in joint.graph.nodes if n.target in _SOFTMAXES]:
-        if node in backward or not _is_over_rows(node):
+        if node in backward or not _is_over_rows(node, which):
             continue
         before = _chain(node.args[0], lambda n: n.all_input_nodes, through=_TRIANGLES)
         forward = partial(_forward_users, backward)
         reached = _chain(node, forward, through=_DROPOUT)
-        if not any(map(_is_of_scores, before)) or not any(n.target in _PRODUCTS for n in reached):
+        if not any(_is_of_scores(n, which) for n in before) or not any(
+            n.target in _PRODUCTS for n in reached
+        ):
             continue
         _open_dropout(reached)
         after = _chain(node, forward)
@@ -154,23 +175,30 @@ def _value(node: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _is_over_rows(softmax: Node) -> bool:
+def _is_over_rows(softmax: Node, which: Recompute) -> bool:
     scores, weights = _value(softmax.args[0]), _value(softmax)
     if scores is None or weights is None or scores.dim() < 2:
         return False
     if torch.float64 in (scores.dtype, weights.dtype):
         return False
-    sizes = scores.shape[-2:]
-    large = all(isinstance(n, int) and n >= _LEAST for n in sizes)
+    sizes = [_likely(n) for n in scores.shape]
+    large = min(sizes[-2:]) >= which.least and 4 * math.prod(sizes) >= which.least_bytes
     return large and softmax.args[1] in (-1, scores.dim() - 1)
 
 
-def _is_of_scores(node: Node) -> bool:
+def _likely(size: int | torch.SymInt) -> int:
+    """A size, of one that changes what it is now; 0 where that is not known."""
+    return size if isinstance(size, int) else size.node.hint or 0
+
+
+def _is_of_scores(node: Node, which: Recompute) -> bool:
     if node.target not in _PRODUCTS:
         return False
     factor = _value(node.args[_PRODUCTS[node.target]])
-    width = None if factor is None else factor.shape[-1]
-    return isinstance(width, int) and width <= _WIDEST
+    if factor is None or (factor.dtype is not torch.float32 and not which.halves):
+        return False
+    width = factor.shape[-1]
+    return which.widest is None or (isinstance(width, int) and width <= which.widest)
 
 
 def _from_rows(softmax: Node) -> set[Node]:

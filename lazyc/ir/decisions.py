@@ -1,4 +1,4 @@
-"""What passes chose about layout and padding, as data: for reports, and for nothing else."""
+"""What passes chose (layout, padding, kernels of attention), as data: for reports, and for nothing else."""
 
 from __future__ import annotations
 

@@ -191,6 +191,7 @@ class RowTiles:
     these steps alone touch with the elements of one of their rows; they lie row after row, a step
     touches at each row that row of them only, and so a block of rows is all that needs memory at one
     time. Blocks are independent, except that a product along k adds those of one matrix up, in order.
+    ``is_attention``: a softmax lies between two products; that is for reports alone.
     """
 
     first: int
@@ -198,6 +199,7 @@ class RowTiles:
     batch: Dim
     rows: Dim
     private: tuple[tuple[int, Dim], ...]
+    is_attention: bool = False
 
     @property
     def span(self) -> range:

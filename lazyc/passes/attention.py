@@ -10,19 +10,20 @@ A product that nothing but later products reads, through pointwise ops, views an
 is computed again in the kernels that read it (``dot``). What is between stays an expression of the Graph:
 scales, masks, biases, soft caps and dropout need no rule of their own. Rows are softmax'd in one pass over
 the keys (M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018; T. Dao,
-"FlashAttention-2", 2023). In the backward pass an exponential of a product tells attention from other
-chains of products.
+"FlashAttention-2", 2023). In the backward pass the exponential of a product less a value of its row tells
+attention from other chains of products.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
 from lazyc.ir import attrs as A
+from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, DType
@@ -30,31 +31,18 @@ from lazyc.passes.products_as_loops import stored_factor
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.rewrite import Rewriter, rewrite, scalar_value
 
-Mode: TypeAlias = Literal["auto", "flash", "stored"]
+Mode: TypeAlias = Literal["auto", "flash", "math"]
+Kernel: TypeAlias = Literal["flash", "math"]
 
 _HALVES = (DType.F16, DType.BF16)
 _MAX_WIDTH = 256  # of a head: what a tile holds whole
 _TILE = 16  # rows and keys below which a tile is mostly empty
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How an attention, the product at the user's ``line``, is computed, and why."""
-
-    line: str
-    kernel: Literal["flash", "stored"]
-    reason: str
-
-
-Report: TypeAlias = Callable[[Choice], None]
-
-
-def attention(graph: Graph, mode: Mode = "auto", report: Report | None = None) -> Graph:
+def attention(graph: Graph, mode: Mode = "auto") -> Graph:
     """The Graph with each attention that is better not stored rewritten. ``mode`` other than "auto" says
-    what is better; ``report`` hears of each attention."""
-    if mode == "stored" and report is None:
-        return graph
-    found = _choose(graph, mode, report)
+    what is better. The kernel of each is a decision: "flash", or "math" with stored scores."""
+    found = _choose(graph, mode)
     if not found.products:
         return graph
     rules = {
@@ -122,7 +110,7 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
     for node in nodes:
         if node.op == "reduce_sum" and node.attrs.axes == (len(node.shape),):
             between, products = _upstream(node.inputs[0])
-            if products and any(n.op == "exp" for n in between):
+            if products and any(map(_is_weight, between)):
                 yield _Candidate(node, None, products, between)
         if node.op != "matmul":
             continue
@@ -134,9 +122,22 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
             continue
         for turned, operand in enumerate(node.inputs):
             between, products = _upstream(operand)
-            if products and any(n.op == "exp" for n in between):
+            if products and any(map(_is_weight, between)):
                 yield _Candidate(node, None, products, between, bool(turned))
                 break
+
+
+def _is_weight(node: Node) -> bool:
+    """Whether a value is ``exp(s - row)``, as no activation between two products is."""
+    if node.op != "exp":
+        return False
+    shifted = node.inputs[0]
+    while shifted.op in ("cast", "reshape", "expand"):
+        shifted = shifted.inputs[0]
+    if shifted.op != "sub":
+        return False
+    row = _small(shifted.inputs[1])
+    return scalar_value(row) is None and row.tensor.numel != shifted.tensor.numel
 
 
 def _upstream(node: Node) -> tuple[set[Node], set[Node]]:
@@ -258,16 +259,17 @@ def match_weights(node: Node) -> Weights | None:
 # --- which of them --------------------------------------------------------------------------------
 
 
-def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
+def _choose(graph: Graph, mode: Mode) -> _Found:
     nodes = live_nodes(graph)
     live, outside = set(nodes), set(graph.roots())
     users = {k: [u for u in v if u in live] for k, v in graph.users().items()}
     chosen: list[_Candidate] = []
 
-    def tell(candidate: _Candidate, kernel: Literal["flash", "stored"], reason: str) -> None:
-        if report is not None and candidate.node.op == "matmul":
+    def tell(candidate: _Candidate, kernel: Kernel, reason: str) -> None:
+        if candidate.node.op == "matmul":
             origin = graph.provenance.get(candidate.node)
-            report(Choice("" if origin is None else origin.line, kernel, reason))
+            line = "" if origin is None else origin.line
+            graph.decisions.append(Decision(kernel, reason, line))
 
     candidates = list(_candidates(graph, nodes))
     totals = {c.weights.softmax.total for c in candidates if c.weights is not None}
@@ -276,14 +278,14 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
             continue
         reason = _why_stored(candidate, mode)
         if reason:
-            tell(candidate, "stored", reason)
+            tell(candidate, "math", reason)
         else:
             chosen.append(candidate)
     while True:
         refused = {c.node: _why_read(c, chosen, users, outside) for c in chosen}
         for candidate in chosen:
             if refused[candidate.node]:
-                tell(candidate, "stored", refused[candidate.node])
+                tell(candidate, "math", refused[candidate.node])
         if not any(refused.values()):
             break
         chosen = [c for c in chosen if not refused[c.node]]
@@ -304,8 +306,8 @@ def _choose(graph: Graph, mode: Mode, report: Report | None) -> _Found:
 
 def _why_stored(candidate: _Candidate, mode: Mode) -> str:
     """Why the scores of a candidate are better stored; "" if they are not."""
-    if mode == "stored":
-        return "the option attention is stored"
+    if mode == "math":
+        return "the option attention is math"
     *_, rows, keys = next(iter(candidate.products)).shape
     if any(n.dtype.compute is not DType.F32 for n in (candidate.node, *candidate.products)):
         return "tensor cores take no double precision"

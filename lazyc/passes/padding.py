@@ -14,7 +14,8 @@ just for the product and writes it padded.
 The copies are a price in a model of the target (``ProductCosts``): a product takes the longer of its
 arithmetic and its memory traffic (S. Williams, A. Waterman and D. Patterson, "Roofline", CACM 52, 2009),
 and the time to issue the loads that feed it, which neither hides. Of all ways to pad, the fastest is
-taken, and none unless it is faster than the product as it is.
+taken, and none unless it is faster than the product as it is. Products with weights of attention that are
+computed where they are read (``dot``) are left alone: padding would store what has no memory.
 """
 
 from __future__ import annotations
@@ -114,6 +115,8 @@ class _Finder:
 
     def product(self, node: Node) -> Product | None:
         """The product of a ``matmul`` that something needs; None for one that is left alone."""
+        if any(map(_is_of_dots, node.inputs)):
+            return None
         first, second = node.inputs
         *batch, m, k = first.shape
         n = second.shape[-1]
@@ -172,6 +175,20 @@ class _Finder:
             if not self._is_for_products(user):
                 return False
         return bool(self._users[node])
+
+
+def _is_of_dots(node: Node) -> bool:
+    """Whether a factor is computed from products that are made where they are read (``attention``)."""
+    seen: set[Node] = set()
+    todo = [node]
+    while todo:
+        here = todo.pop()
+        if here.op == "dot":
+            return True
+        if here not in seen and here.spec.has(Trait.POINTWISE | Trait.VIEW):
+            seen.add(here)
+            todo += here.inputs
+    return False
 
 
 def _width(steps: Sequence[int], itemsize: int, costs: ProductCosts) -> int:

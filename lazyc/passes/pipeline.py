@@ -6,7 +6,7 @@ from collections.abc import Container
 from functools import partial
 
 from lazyc.codegen.product_costs import ProductCosts
-from lazyc.passes.attention import Mode, Report, attention
+from lazyc.passes.attention import Mode, attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.convolutions_as_loops import convolutions_as_loops
@@ -26,15 +26,14 @@ def pipeline(
     costs: ProductCosts | None = None,
     disabled: Container[str] = (),
     attend: Mode = "auto",
-    report: Report | None = None,
 ) -> tuple[Pass, ...]:
     """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
 
     ``keeps``: what is made of weights alone is kept between calls. ``has_products``:
-    matrix products are kernels of the target, and no calls of a library; ``attend`` and ``report`` are then
-    those of ``attention``. ``costs`` are those of its products; without them none is padded.
+    matrix products are kernels of the target, and no calls of a library; ``attend`` is then the mode of
+    ``attention``. ``costs`` are those of its products; without them none is padded.
     """
-    attending = partial(attention, mode=attend, report=report)
+    attending = partial(attention, mode=attend)
     operands = partial(copy_matrix_operands, keeps=keeps)
     passes = (
         Pass("canonicalize", canonicalize),

@@ -18,6 +18,7 @@ from lazyc.passes.index_maps import is_plain_view
 # Recomputing at most this much is cheaper than a store and a load.
 _CHEAP_OPS = 2
 _CHEAP_LOADS = 1
+_CHEAP_UNLOADED_OPS = 4  # of positions and constants alone, as masks are
 # An inlined expression larger than this is cut, to bound register pressure and compile time.
 _MAX_TREE_OPS = 150
 
@@ -40,7 +41,8 @@ class Cost:
 
     @property
     def is_cheap(self) -> bool:
-        return self.ops <= _CHEAP_OPS and self.loads <= _CHEAP_LOADS and not self.costly
+        most = _CHEAP_OPS if self.loads else _CHEAP_UNLOADED_OPS
+        return self.ops <= most and self.loads <= _CHEAP_LOADS and not self.costly
 
     @property
     def is_once_only(self) -> bool:

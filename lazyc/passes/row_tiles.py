@@ -27,8 +27,9 @@ from typing import Literal
 
 import sympy
 
+from lazyc.ir.decisions import Decision
 from lazyc.ir.index import Atom, Axis, Index, ValueRef, axis_index, bounds, linearize
-from lazyc.ir.loops import Load, Store
+from lazyc.ir.loops import Compute, Load, LoopNest, Reduce, Store
 from lazyc.ir.program import (
     EagerStep,
     GemmStep,
@@ -42,10 +43,12 @@ from lazyc.ir.program import (
     references,
 )
 from lazyc.ir.types import Dim, Shape, as_dim, contiguous_strides, is_nonneg, numel
+from lazyc.passes.attention import Mode
 
 
-def find_row_tiles(program: Program) -> Program:
-    """The Program with its chains of steps next to each other and named in ``tiles``."""
+def find_row_tiles(program: Program, mode: Mode = "auto") -> Program:
+    """The Program with its chains of steps next to each other and named in ``tiles``; without those of
+    attention where ``mode`` is "math"."""
     uses = _Uses.of(program)
     start = free = 0  # the first step to look at, and the first one in no chain so far
     while start < len(program.steps):
@@ -58,6 +61,13 @@ def find_row_tiles(program: Program) -> Program:
             start += 1
             continue
         tiles = found.tiles(joined.first)
+        if tiles.is_attention and mode == "math":
+            assert isinstance(step, GemmStep)
+            line = step.comment.partition(" ")[2]
+            told = Decision("math", "the option attention is math", line, by="attention")
+            program = replace(program, decisions=(*program.decisions, told))
+            start += 1
+            continue
         steps = tuple(program.steps[position] for position in joined.order)
         program = replace(program, steps=steps, tiles=(*program.tiles, tiles))
         uses = _Uses.of(program)
@@ -187,7 +197,15 @@ class _Chain:
         """What the Program says of the chain when its steps lie at ``first`` and behind it."""
         steps = tuple(self.steps[p] for p in sorted(self.steps))
         private = tuple(sorted(self.private.items()))
-        return RowTiles(first, steps, self.batch, self.rows, private)
+        return RowTiles(first, steps, self.batch, self.rows, private, self._is_attention())
+
+    def _is_attention(self) -> bool:
+        """Whether a softmax lies between two products."""
+        steps = [self.program.steps[p] for p in sorted(self.steps)]
+        products = [k for k, s in enumerate(steps) if isinstance(s, GemmStep)]
+        between = steps[products[0] : products[-1]]
+        nests = [self.program.nests[s.nest] for s in between if isinstance(s, KernelStep)]
+        return any(map(_is_softmax, nests))
 
     def _members(self) -> list[int]:
         return sorted({p for buffer in self.private for p in self.uses.steps[buffer]})
@@ -268,6 +286,12 @@ class _Chain:
                     if not _stays_in_row(index, rows, private[instr.buffer]):
                         return 0
         return len(rows)
+
+
+def _is_softmax(nest: LoopNest) -> bool:
+    instrs = [i for stage in nest.stages for i in stage.body]
+    exponentials = any(isinstance(i, Compute) and i.op == "exp" for i in instrs)
+    return exponentials and any(isinstance(i, Reduce) and i.kind == "max" for i in instrs)
 
 
 def _stays_in_row(index: Index, rows: Sequence[Axis], width: Dim) -> bool:

@@ -24,6 +24,7 @@ from lazyc.frontend.autograd import (
     run_in_eager,
 )
 from lazyc.frontend.fx_types import user_frame
+from lazyc.frontend.recompute import Recompute
 from lazyc.ir.graph import Graph
 from lazyc.ir.specialize import specialize
 from lazyc.ir.types import TensorType
@@ -45,7 +46,7 @@ def make_lazy_backend(
     recorder: Recorder,
     events: E.EventStream,
     has_products: bool = False,
-    recompute: bool = False,
+    recompute: Recompute | None = None,
     runs_at_once: str = "",
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend like ``AotBackend``'s, whose regions wait in ``recorder`` where they can; ``runs_at_once``:

@@ -158,8 +158,9 @@ class KernelTuned(Event):
 
 @dataclass(frozen=True, slots=True)
 class AttentionChosen(Event):
-    """A product of attention, at the user's ``line``, is computed by kernel ``flash``, which keeps no scores, or
-    from ``stored`` scores, because of ``reason``."""
+    """How attention, at the user's ``line``, is computed, and the ``reason``; told for programs from the cache
+    too. The ``kernel`` has the name that ``torch.nn.attention.SDPBackend`` gives to such: ``flash`` (GPUs) keeps
+    no scores, ``memory-efficient`` (the CPU, at the sizes of a call) a block of rows of them, ``math`` all."""
 
     kernel: str
     reason: str
@@ -170,7 +171,7 @@ class AttentionChosen(Event):
 class RowTilesChosen(Event):
     """Products and the kernels between them, from the product that ``comment`` names (operator and the
     user's line) on, run a block of rows at a time, or (not ``is_tiled``) one after another, at the sizes
-    of a call, because of ``reason``. Attention on the CPU is one of them."""
+    of a call, because of ``reason``. What is a softmax between two products is told as AttentionChosen."""
 
     is_tiled: bool
     reason: str

@@ -27,7 +27,6 @@ from lazyc.ir.program import (
 )
 from lazyc.ir.types import DType, storage_extent
 from lazyc.runtime.blocks import (
-    LEAST_BYTES,
     BlockKernel,
     BlockProduct,
     Blocks,
@@ -338,12 +337,14 @@ def bind(
     use_packs: bool,
     sparse: frozenset[int] = frozenset(),
     threads: int = 1,
+    cache: int = 1 << 20,
 ) -> Plan:
     """The plan of ``program`` at ``sizes``. ``use_packs``: products marked ``pack_b`` read b from a
     packed copy (the caller fills its slot), else as it is. ``sparse``: the steps that read b from its
-    compressed form. ``threads``: how many are likely to run."""
+    compressed form. ``threads``: how many are likely to run; ``cache``: bytes of a core's second one."""
     layouts = [_layout(b, sizes) for b in program.buffers]
-    choices = [choose_blocks(t, program, kernels, blas, sizes, threads) for t in program.tiles]
+    cores = threads, cache
+    choices = [choose_blocks(t, program, kernels, blas, sizes, *cores) for t in program.tiles]
     by_blocks: dict[int, Blocks] = {}
     for tiles, choice in zip(program.tiles, choices, strict=True):
         if choice.blocks is not None:
@@ -469,7 +470,7 @@ class _Writer:
                     work += native.gemm.flops // 16
                 elif isinstance(native.step, Blocks):
                     self._blocks(table, native.step)
-                    work += LEAST_BYTES
+                    work += _SHORT_WORK  # more than that
                 elif native.sparse is not None:
                     self._sparse(table, native.step, self.compressed[native.sparse])
                 else:

@@ -15,11 +15,11 @@ from lazyc.ir.program import GemmStep, KernelStep, Operand, Program, RowTiles
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.sizes import Sizes
 
-# Bytes between the steps from which blocks are used, and bytes of them that one block takes: half of a
-# core's second cache. On 2 cores with 2 MiB each, attention of 4 heads of 64 over 2048 positions takes
-# as long with 512 KiB to 2 MiB.
+# Bytes between the steps from which blocks are used, and the part of a core's second cache that those of one
+# block take. On 2 cores with 2 MiB each, attention of 4 heads of 64 over 2048 positions takes as long with a
+# quarter as with the whole.
 LEAST_BYTES = 4 << 20
-BLOCK_BYTES = 1 << 20
+CACHE_SHARE = 0.5
 # A block has a multiple of these rows, and as many at least: BLAS is slow with fewer. It packs what it
 # reads for every block anew, which must not be more than so many times the block's own bytes.
 LEAST_ROWS = 32
@@ -78,11 +78,13 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class TileChoice:
-    """Whether the steps of a RowTiles run by ``blocks``, and why; ``comment`` is of its first step."""
+    """Whether the steps of a RowTiles run by ``blocks``, and why; ``comment`` is of its first step.
+    ``is_attention`` as there."""
 
     comment: str
     blocks: Blocks | None
     reason: str
+    is_attention: bool
 
 
 class _OneAfterAnother(Exception):
@@ -96,19 +98,21 @@ def choose_blocks(
     blas: Blas,
     sizes: Sizes,
     threads: int,
+    cache_bytes: int,
 ) -> TileChoice:
-    """How the steps of ``tiles`` run. ``threads``: how many are likely to."""
+    """How the steps of ``tiles`` run. ``threads``: how many are likely to, each with a second cache of
+    ``cache_bytes``."""
     first = program.steps[tiles.first]
     assert isinstance(first, GemmStep | KernelStep)
     whole = sizes(tiles.batch) * sizes(tiles.rows) * sum(_row_bytes(tiles, program, sizes).values())
     try:
-        blocks = _plan_blocks(tiles, program, kernels, blas, sizes, threads)
+        blocks = _plan_blocks(tiles, program, kernels, blas, sizes, threads, cache_bytes)
     except _OneAfterAnother as reason:
-        return TileChoice(first.comment, None, f"{_mib(whole)} stored: {reason}")
+        stored = f"{_mib(whole)} stored: {reason}"
+        return TileChoice(first.comment, None, stored, tiles.is_attention)
     own = f"{_mib(blocks.thread_bytes)} for each thread in place of {_mib(whole)}"
-    return TileChoice(
-        first.comment, blocks, f"{blocks.block} of {blocks.rows} rows at a time, {own}"
-    )
+    how = f"{blocks.block} of {blocks.rows} rows at a time, {own}"
+    return TileChoice(first.comment, blocks, how, tiles.is_attention)
 
 
 def _mib(nbytes: int) -> str:
@@ -127,6 +131,7 @@ def _plan_blocks(
     blas: Blas,
     sizes: Sizes,
     threads: int,
+    cache_bytes: int,
 ) -> Blocks:
     batch, rows = sizes(tiles.batch), sizes(tiles.rows)
     in_order = any(how.dim == "k" for how in tiles.steps)
@@ -134,7 +139,7 @@ def _plan_blocks(
     total = sum(row_bytes.values())
     if batch * rows * total < max(LEAST_BYTES, 1):
         raise _OneAfterAnother("the caches hold them")
-    fitting = BLOCK_BYTES // total // LEAST_ROWS * LEAST_ROWS
+    fitting = int(CACHE_SHARE * cache_bytes) // total // LEAST_ROWS * LEAST_ROWS
     block = min(max(fitting, LEAST_ROWS), rows)
     if (batch if in_order else batch * -(-rows // block)) < threads:
         raise _OneAfterAnother(f"there is not a block for each of {threads} threads")

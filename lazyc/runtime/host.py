@@ -18,8 +18,8 @@ from lazyc.runtime.threads import ThreadCount, find_openmp, torch_library
 @dataclass(frozen=True, slots=True)
 class Host:
     """Made once (``create_host``) and passed to each Executable. ``spans``: who watches them; ``events``:
-    who is told of weights that are packed, and of what runs by blocks of rows. ``device``: where tensors
-    are, None for the CPU. ``cuda_graphs``: calls that can be are replayed from CUDA graphs."""
+    who is told of weights that are packed, and of what runs by blocks of rows. ``cache_bytes``: of a core's
+    second cache. ``device``: where tensors are, None for the CPU. ``cuda_graphs``: calls that can be are replayed from CUDA graphs."""
 
     driver: Driver
     blas: Blas
@@ -29,6 +29,7 @@ class Host:
     spans: Spans
     events: EventStream
     library: CDLL | None  # torch's
+    cache_bytes: int
     device: Device | None = None
     cuda_graphs: bool = False
 
@@ -39,10 +40,11 @@ def create_host(
     events: EventStream | None = None,
     device: Device | None = None,
     cuda_graphs: bool = False,
+    cache_bytes: int = 1 << 20,
 ) -> Host:
     """Finds torch's libraries and compiles the driver. ``output_pool_bytes``: see OutputPool;
     ``spans`` and ``events``: default, those that nobody else has; ``device``: where tensors are, if not on
-    the CPU; ``cuda_graphs``: as in Host."""
+    the CPU; ``cuda_graphs``, ``cache_bytes``: as in Host."""
     library = torch_library()
     openmp = find_openmp(library)
     return Host(
@@ -56,6 +58,7 @@ def create_host(
         spans=Spans() if spans is None else spans,
         events=EventStream() if events is None else events,
         library=library,
+        cache_bytes=cache_bytes,
         device=device,
         cuda_graphs=cuda_graphs,
     )

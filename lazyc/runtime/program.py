@@ -21,9 +21,10 @@ import torch
 from lazyc.codegen.base import Kernel
 from lazyc.forks import join_before_fork, renew_in_child
 from lazyc.ir.program import GemmStep, KernelStep, Program
-from lazyc.report.events import RowTilesChosen
+from lazyc.report.events import AttentionChosen, RowTilesChosen
 from lazyc.report.spans import torch_profiler
 from lazyc.runtime.binding import bind
+from lazyc.runtime.blocks import TileChoice
 from lazyc.runtime.compressed import with_compressed
 from lazyc.runtime.cuda_graph import Replayer, can_replay
 from lazyc.runtime.eager import EagerLog
@@ -200,12 +201,11 @@ class Executable:
                 sizes,
                 use_packs=use_packs and packed < _MOST_PACKED,
                 threads=self._host.threads.get(),
+                cache=self._host.cache_bytes,
                 sparse=frozenset(n for n in sparse if isinstance(program.steps[n], GemmStep)),
             )
             for choice in plan.choices:
-                self._host.events.emit(
-                    RowTilesChosen(choice.blocks is not None, choice.reason, choice.comment)
-                )
+                self._host.events.emit(_told(choice))
             if plan.is_native:
                 runner: Runner = NativeRunner(program, plan, self._host, sizes)
             else:
@@ -222,3 +222,10 @@ class Executable:
                 self._runners.popitem(last=False)
             self._runners[key] = runner
             return runner
+
+
+def _told(choice: TileChoice) -> AttentionChosen | RowTilesChosen:
+    if not choice.is_attention:
+        return RowTilesChosen(choice.blocks is not None, choice.reason, choice.comment)
+    kernel = "math" if choice.blocks is None else "memory-efficient"
+    return AttentionChosen(kernel, choice.reason, choice.comment.partition(" ")[2])

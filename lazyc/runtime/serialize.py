@@ -132,6 +132,7 @@ ROW_TILES = C.record(
     batch=C.DIM,
     rows=C.DIM,
     private=C.sequence(C.pair(C.INT, C.DIM)),
+    is_attention=C.BOOL,
 )
 SYMBOL = C.Codec(encode_dim, decode_symbol)
 SYMBOL_SOURCE = C.record(

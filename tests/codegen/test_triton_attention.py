@@ -105,12 +105,13 @@ def test_sums_over_other_scores_are_kernels_of_their_own(backward: bool) -> None
     """A kernel walks one block of scores. With the same keys and values, two queries have two."""
     m = Make()
     first, second, k, v = (m.input(2, 40, 16) for _ in range(4))
+    lse = m.input(2, 40)
     results = []
     for q in (first, second):
         scores = m.emit("matmul", q, m.transpose(k, -1, -2))
         weights = m.exp(m.sub(scores, m.reduce("max", scores, 2, keepdim=True)))
         if backward:
-            weights = m.transpose(m.exp(scores), -1, -2)
+            weights = m.transpose(m.exp(m.sub(scores, m.unsqueeze(lse, 2))), -1, -2)
         else:
             weights = m.div(weights, m.reduce("sum", weights, 2, keepdim=True))
         results.append(m.emit("matmul", weights, v))

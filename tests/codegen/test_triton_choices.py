@@ -8,7 +8,7 @@ import pytest
 import sympy
 import torch
 
-from lazyc.codegen.base import LaunchRef
+from lazyc.codegen.base import CodegenError, LaunchRef
 from lazyc.codegen.gpu_target import gpu_target
 from lazyc.codegen.triton import choices as C
 from lazyc.codegen.triton.attention import Attention
@@ -91,6 +91,26 @@ def test_a_clear_word_of_the_model_is_heard(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(C, "_CLEARLY", 1.1)
     first, second, *others = C.choices(C.form_of(nest), target)
     assert first != rule == second and rule not in others and first not in others
+
+
+@pytest.mark.parametrize("name", ["product of bf16", "attention"])
+def test_what_does_not_fit_is_no_choice(name: str) -> None:
+    form = C.form_of(NESTS[name])
+    rule = C.rule_of(form)
+    _, work = C._ways(form, rule, TARGETS[1])
+    small = replace(TARGETS[1], shared_bytes=work(rule).shared_bytes - 1)
+    assert rule == C.choices(form, TARGETS[1])[0] and seconds(work(rule), small) is None
+    found = C.choices(form, small)
+    assert found and rule not in found
+    assert all(seconds(work(choice), small) is not None for choice in found)
+    for none in (replace(small, shared_bytes=1 << 8), replace(small, thread_registers=40)):
+        with pytest.raises(CodegenError, match=r"no tile of a .* fits sm_90: .* shared memory"):
+            C.choices(form, none)
+
+
+def test_blocks_may_spill() -> None:
+    form = C.form_of(NESTS["pointwise"])
+    assert C.choices(form, replace(TARGETS[1], thread_registers=1)) == (C.rule_of(form),)
 
 
 def test_single_precision_keeps_to_tiles_that_are_exact() -> None:

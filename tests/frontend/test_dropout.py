@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from lazyc.frontend.autograd import AotBackend, Boxed, Part, run_in_eager
 from lazyc.frontend.dropout import dropout_mask, dropout_seed
+from lazyc.frontend.recompute import IN_TILES
 from lazyc.ir.graph import Graph
 from lazyc.ir.interp import run_graph
 from tests.frontend.lowering_harness import check
@@ -64,7 +65,7 @@ class Directions:
     def __init__(self, forward_in_eager: bool, backward_in_eager: bool) -> None:
         self.eager = {"forward": forward_in_eager, "backward": backward_in_eager}
         self.saved: list[tuple[tuple[int, ...], torch.dtype]] = []
-        self.backend = AotBackend(self._compile, has_products=True, recompute=True)
+        self.backend = AotBackend(self._compile, has_products=True, recompute=IN_TILES)
 
     def _compile(self, graph: Graph, gm: torch.fx.GraphModule, part: Part) -> Boxed:
         if part.kind == "backward":

@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 
 import lazyc
-from lazyc.backend import executables
+from lazyc.backend import EVENTS, executables
+from lazyc.frontend import recompute
+from lazyc.ir.types import numel
+from lazyc.report import events as E
 from lazyc.runtime import blocks
 from lazyc.runtime.program import Executable
 
@@ -26,10 +29,11 @@ Q, K = 37, 41  # two whole blocks of 16 queries and one of 5
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 16 rows wherever there are rows."""
+    """Blocks of 16 rows wherever there are rows, and scores made again in every backward pass."""
     monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(blocks, "CACHE_SHARE", 0.0)
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
+    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute())
 
 
 @pytest.fixture(params=[1, 2])
@@ -57,6 +61,13 @@ def arena_bytes(found: Executable) -> int:
 def choices(found: Executable) -> list[blocks.TileChoice]:
     assert found.last_runner is not None
     return found.last_runner.plan.choices
+
+
+def saved(found: list[Executable]) -> list[tuple[int, ...]]:
+    """Shapes of what a program returns and one that was made before or after it takes."""
+    shapes = [[p.buffers[b].shape for b in p.inputs if b >= 0] for p in (x.program for x in found)]
+    returned = [o.shape for x in found for o in x.program.outputs]
+    return [tuple(map(int, s)) for inputs in shapes for s in inputs if s in returned]
 
 
 def check(
@@ -162,6 +173,13 @@ def nanogpt(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmax(att, dim=-1) @ v
 
 
+def bert(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys hidden by large negative numbers."""
+    hidden = torch.where(torch.arange(k.size(2)) % 5 == 0, -1e4, 0.0).to(q.dtype)
+    scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.size(-1))
+    return torch.matmul(F.softmax(scores + hidden, dim=-1), v)
+
+
 def t5(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Unscaled, with a bias by relative position."""
     scores = torch.matmul(q, k.transpose(3, 2)) + bias
@@ -197,11 +215,99 @@ def test_with_weights_that_are_kept() -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_by_hand_is_trained() -> None:
-    """The forward pass stores the weights for the backward pass, as in eager; what lies between the other
-    products is in blocks."""
+@pytest.mark.parametrize("model", [nanogpt, bert, repeated])
+def test_by_hand_is_trained(model: Callable[..., Tensor]) -> None:
+    """The backward pass makes scores again, a block at a time."""
+    check(model, *tensors(shared=2 if model is repeated else 1), train=True, steps=(2, 5))
+
+
+def test_a_bias_is_trained() -> None:
+    """Its gradient has a number for each query and key, and so has what that is added up from."""
+    check(t5, *tensors(), torch.randn(1, 3, Q, K), train=True, steps=(2, 3))
+
+
+def test_small_scores_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the caches, so that making them again would only take time."""
+    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(least_bytes=6 * Q * K * 4 + 1))
     check(nanogpt, *tensors(), train=True, steps=(1, 3))
-    check(t5, *tensors(), torch.randn(1, 3, Q, K), train=True, steps=(1, 1))
+    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(least_bytes=6 * Q * K * 4))
+    torch._dynamo.reset()
+    check(nanogpt, *tensors(), train=True, steps=(2, 5))
+
+
+def test_half_types_are_kept() -> None:
+    """The library has no products of them that blocks could call."""
+    before = set(map(id, executables()))
+    args = [x.bfloat16().requires_grad_() for x in tensors()]
+    torch.compile(nanogpt, backend="lazyc")(*args).sum().backward()
+    made = [x for x in executables() if id(x) not in before]
+    assert (2, 3, Q, K) in saved(made)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_dropout_is_trained(by_hand: bool) -> None:
+    """Against double precision with the mask that the forward pass drew, which values that are the identity show."""
+    q, k, _ = tensors(q=32, k=K)
+    args = [q, k, torch.eye(K, K + 1).expand(2, 3, K, K + 1)]
+
+    def dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not by_hand:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=0.3, scale=0.5)
+        return F.dropout(F.softmax(q @ k.transpose(-1, -2) * 0.5, -1), 0.3) @ v
+
+    before = set(map(id, executables()))
+    grad = torch.randn(2, 3, 32, K + 1)
+    out, *got = run(torch.compile(dropped, backend="lazyc"), args, grad)
+    made = [x for x in executables() if id(x) not in before]
+    mask = out[..., :K] != 0
+    assert 0.6 < mask.double().mean() < 0.8
+
+    def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (F.softmax(q @ k.transpose(-1, -2) * 0.5, -1) * mask / 0.7) @ v
+
+    wide = run(exact, [x.double() for x in args], grad)
+    for mine, want in zip((out, *got), wide, strict=True):
+        torch.testing.assert_close(mine.double(), want, rtol=1e-4, atol=1e-5)
+    assert [c.blocks is not None for x in made for c in choices(x)] == [True, True]
+    assert (2, 3, 32, 1) in saved(made)
+    assert not [s for s in saved(made) if s[-2:] in ((32, K), (K, 32))]
+
+
+def test_one_mask_whatever_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients or without, stored or not: a checkpoint may run a part in one way first and in another
+    way then."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = F.softmax(F.dropout(q, 0.2) @ k.transpose(-1, -2) * 0.5, -1)
+        return F.dropout(F.dropout(weights, 0.3) @ v, 0.1)
+
+    found = []
+    for least, grad in ((0, True), (0, False), (1 << 20, True)):
+        monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(least_bytes=least))
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        args = [x.requires_grad_(grad) for x in tensors()]
+        torch.manual_seed(1)
+        found.append(torch.compile(model, backend="lazyc")(*args).detach())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_that_change_are_trained() -> None:
+    def model(x: Tensor) -> Tensor:
+        return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
+
+    compiled = torch.compile(model, backend="lazyc")
+    before = set(map(id, executables()))
+    for length in (20, 33, 57):
+        x = tensors(q=length)[0].contiguous().requires_grad_()
+        torch._dynamo.mark_dynamic(x, 2)
+        grads = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, model)]
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+    made = [x.program for x in executables() if id(x) not in before]
+    assert len(made) == 2
+    for program in made:
+        assert not [o for o in program.outputs if len(o.shape) == 4 and o.shape[-1] == o.shape[-2]]
 
 
 def test_hidden_values_that_are_not_finite_reach_results_as_in_eager() -> None:
@@ -238,6 +344,31 @@ def test_without_the_pass_scores_are_stored() -> None:
     assert made.program.tiles == () and arena_bytes(made) >= 6 * Q * K * 4
 
 
+@pytest.mark.parametrize(
+    ("mode", "least", "kernel", "reason"),
+    [
+        ("auto", 0, "memory-efficient", "16 of 37 rows at a time"),
+        ("auto", 4 << 20, "math", "the caches hold them"),
+        ("math", 0, "math", "the option attention is math"),
+    ],
+)
+def test_the_kernel_is_told(
+    monkeypatch: pytest.MonkeyPatch, mode: str, least: int, kernel: str, reason: str
+) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", least)
+    q, k, v = tensors()
+    heard: list[E.Event] = []
+    stop = EVENTS.subscribe(heard.append)
+    try:
+        compiled = torch.compile(nanogpt, backend="lazyc", options={"attention": mode})
+        torch.testing.assert_close(compiled(q, k, v), nanogpt(q, k, v), rtol=1e-4, atol=1e-5)
+    finally:
+        stop()
+    (told,) = [e for e in heard if isinstance(e, E.AttentionChosen | E.RowTilesChosen)]
+    assert isinstance(told, E.AttentionChosen) and told.kernel == kernel and reason in told.reason
+    assert "test_row_tiles.py" in told.line
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -259,6 +390,31 @@ def test_memory_grows_with_the_length_not_with_its_square(
         assert all(1 < b < 2.2 * a for a, b in zip(short, long, strict=True)), arenas
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_memory_of_training_by_hand(monkeypatch: pytest.MonkeyPatch, drop: float) -> None:
+    """With the sizes that are compiled for outside of tests: arenas and results of both programs together stay
+    below half of the scores, and at most double with the length."""
+    monkeypatch.undo()
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        place = torch.arange(q.size(2))
+        att = (q @ k.transpose(-2, -1) * 0.2).masked_fill(place > place[:, None], -math.inf)
+        return F.dropout(F.softmax(att, dim=-1), drop) @ v
+
+    totals = []
+    for length in (1024, 2048):
+        torch._dynamo.reset()
+        before = set(map(id, executables()))
+        args = [x.requires_grad_() for x in tensors(q=length, k=length, heads=4, batch=1)]
+        torch.compile(model, backend="lazyc")(*args).sum().backward()
+        made = [x for x in executables() if id(x) not in before]
+        assert len(made) == 2 and (1, 4, length, 1) in saved(made)
+        results = [numel(o.shape) * 4 for x in made for o in x.program.outputs]
+        totals.append(sum(map(arena_bytes, made)) + sum(map(int, results)))
+        assert totals[-1] < 4 * 4 * length * length // 2
+    assert totals[1] < 2.1 * totals[0]
+
+
 # --- the disk cache -------------------------------------------------------------------------------
 
 SCRIPT = """
@@ -266,10 +422,13 @@ import json
 import torch
 import torch.nn.functional as F
 import lazyc
-from lazyc.backend import executables
+from lazyc.backend import EVENTS, executables
+from lazyc.frontend import recompute
+from lazyc.ir.types import numel
+from lazyc.report import events as E
 from lazyc.runtime import blocks
 
-blocks.LEAST_BYTES, blocks.BLOCK_BYTES, blocks.LEAST_ROWS = 0, 0, 16
+blocks.LEAST_BYTES, blocks.CACHE_SHARE, blocks.LEAST_ROWS = 0, 0.0, 16
 q = torch.randn(2, 37, 3, 8).transpose(1, 2).requires_grad_()
 model = lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True)
 got = torch.compile(model, backend="lazyc")(q)

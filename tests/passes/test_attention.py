@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lazyc.codegen.gpu_target import gpu_target
+from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.interp import run_graph
 from lazyc.ir.loops import Dot
 from lazyc.ir.program import Program
 from lazyc.ir.types import DType
-from lazyc.passes.attention import Choice, Mode, attention
+from lazyc.passes.attention import Mode, attention
+from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.schedule import schedule
@@ -40,9 +44,9 @@ def softmax(m: Make, s: Node) -> Node:
     return m.div(e, m.reduce("sum", e, last, keepdim=True))
 
 
-def rewritten(graph: Graph, mode: Mode = "flash") -> tuple[Graph, list[Choice]]:
-    told: list[Choice] = []
-    return attention(graph, mode, told.append), told
+def rewritten(graph: Graph, mode: Mode = "flash") -> tuple[Graph, list[Decision]]:
+    found = attention(graph, mode)
+    return found, found.decisions
 
 
 def ops(graph: Graph) -> list[str]:
@@ -52,8 +56,8 @@ def ops(graph: Graph) -> list[str]:
 def flash(graph: Graph, *args: torch.Tensor, count: int = 1) -> Program:
     """The Program of a Graph in which every product is found; it computes what the Graph does."""
     found, told = rewritten(graph)
-    assert told and all(c.kernel == "flash" for c in told), told
-    assert all(c.reason.endswith("scores are not stored") for c in told)
+    assert told and all(d.what == "flash" for d in told), told
+    assert all(d.why.endswith("scores are not stored") for d in told)
     want = run_graph(graph, [a.clone() for a in args])
     for got, wanted in zip(run_graph(found, list(args)), want, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -160,6 +164,16 @@ def test_gradients() -> None:
     assert len(kernels(program)) == 2
 
 
+def test_nothing_is_stored_to_be_padded() -> None:
+    m = Make()
+    q, k, v = inputs(m)
+    grad, lse, delta = m.input(2, 3, Q, D), m.input(2, 3, Q), m.input(2, 3, Q)
+    graph = m.outputs(*gradients(m, q, k, v, grad, lse, delta))
+    slow = replace(gpu_target("sm_90").product_costs, loads_per_second=1e6, least=2)
+    assert "pad" in ops(pad_products(graph, slow))
+    assert "pad" not in ops(pad_products(rewritten(graph)[0], slow))
+
+
 def test_equal_lengths_keep_queries_and_keys_apart() -> None:
     m = Make()
     q, k, v = inputs(m, q=Q, k=Q)
@@ -176,7 +190,7 @@ def stored(
     q, k, v = inputs(m)
     graph = m.outputs(*build(m, q, k, v))
     found, told = rewritten(graph, mode)
-    assert [c.kernel for c in told] == ["stored"] and reason in told[0].reason, told
+    assert [d.what for d in told] == ["math"] and reason in told[0].why, told
     assert not {"dot", "attend"} & set(ops(found))
 
 
@@ -200,7 +214,7 @@ def test_what_is_stored() -> None:
         other = m.expand(m.reshape(m.sum(top, 2), (2, 3, 1, 1)), (2, 3, K, D))
         return (m.emit("matmul", weights, m.add(v, other)),)
 
-    stored(plain, "the option attention is stored", "stored")
+    stored(plain, "the option attention is math", "math")
     stored(with_weights, "the weights are a result", "flash")
     stored(with_scores, "the scores are read by reduce_sum", "flash")
     stored(of_the_rows, "depends on the scores", "flash")
@@ -219,7 +233,18 @@ def test_what_auto_stores(q: int, width: int, dtype: DType, reason: str) -> None
     x, k, v = (m.input(2, n, width, dtype=dtype) for n in (q, K, K))
     s = m.emit("matmul", x, m.transpose(k, -1, -2))
     _, told = rewritten(m.outputs(m.emit("matmul", softmax(m, s), v)), "auto")
-    assert [c.kernel for c in told] == ["stored"] and reason in told[0].reason
+    assert [d.what for d in told] == ["math"] and reason in told[0].why
+
+
+def test_a_gated_unit_is_no_attention() -> None:
+    """silu has an exponential of a product, too; its width is that of a head here."""
+    m = Make()
+    x, gate, up, down = m.input(Q, D), m.input(D, K), m.input(D, K), m.input(K, D)
+    s = m.emit("matmul", x, gate)
+    silu = m.div(s, m.add(m.exp(m.mul(s, -1.0)), 1.0))
+    out = m.emit("matmul", m.mul(silu, m.emit("matmul", x, up)), down)
+    found, told = rewritten(m.outputs(out))
+    assert not told and ops(found).count("matmul") == 3
 
 
 def test_a_chain_of_products_is_no_attention() -> None:

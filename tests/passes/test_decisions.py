@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lazyc.backend import EVENTS
@@ -128,3 +129,35 @@ def test_a_program_from_the_cache_tells_its_decisions(tmp_path: Path) -> None:
     assert [(e.by, e.what, e.bytes_kept) for e in again] == [
         (e.by, e.what, e.bytes_kept) for e in first
     ]
+
+
+@pytest.mark.parametrize(("target", "kernel"), [("", "math"), ("triton-interpret", "flash")])
+def test_a_program_from_the_cache_tells_its_attention(
+    tmp_path: Path, target: str, kernel: str
+) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ x.mT, -1) @ x
+
+    heard: list[E.Event] = []
+
+    def run(**options: Any) -> list[E.AttentionChosen]:
+        torch._dynamo.reset()
+        heard.clear()
+        found = {"cache_dir": str(tmp_path), "target": target, **options}
+        torch.compile(model, backend="lazyc", options=found)(torch.randn(2, 20, 8))
+        return [e for e in heard if isinstance(e, E.AttentionChosen)]
+
+    stop = EVENTS.subscribe(heard.append)
+    try:
+        first = run()
+        levels = []
+        for options in ({}, {"strict": True, "debug_file": "elsewhere"}):
+            assert run(**options) == first
+            hits = [e for e in heard if isinstance(e, E.CacheHit) and e.kind == "programs"]
+            levels += [e.level for e in hits]
+    finally:
+        stop()
+    # Kernels of the interpreter do not go to disk.
+    assert levels == (["memory"] if target else ["memory", "disk"])
+    assert [e.kernel for e in first] == [kernel]
+    assert "test_decisions.py" in first[0].line

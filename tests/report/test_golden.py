@@ -110,8 +110,8 @@ LINES: list[tuple[E.Event, str]] = [
         "attention at model.py:14: flash: 64 x 64 scores are not stored",
     ),
     (
-        E.AttentionChosen("stored", "the scores are read by add", ""),
-        "attention: stored: the scores are read by add",
+        E.AttentionChosen("math", "the scores are read by add", ""),
+        "attention: math: the scores are read by add",
     ),
     (
         E.RowTilesChosen(True, "64 of 2048 rows at a time", "aten.bmm.default model.py:14"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 rows wherever there are rows."""
     monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(blocks, "CACHE_SHARE", 0.0)
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
 
 
@@ -101,8 +102,8 @@ def executable(program: Program, ordered: int = 2, host: Host | None = None) -> 
     return Executable(program, kernels, host or toy.host())
 
 
-def check(program: Program, dim: str = "m") -> Executable:
-    run = executable(program)
+def check(program: Program, dim: str = "m", host: Host | None = None) -> Executable:
+    run = executable(program, host=host)
     shapes = [tuple(map(int, b.shape)) for b in program.buffers[:3]]
     x, y, z = (torch.randn(s) for s in shapes)
     s = 2 * (x.double() @ y.double())
@@ -179,7 +180,18 @@ def test_what_the_caches_hold_is_stored() -> None:
     rows = blocks.LEAST_BYTES // (2 * WIDTH * 4) // 2
     made = choice(check(program(2, rows + 1)))
     assert made.blocks is not None
-    assert made.blocks.block * 2 * WIDTH * 4 <= blocks.BLOCK_BYTES
+    assert made.blocks.block * 2 * WIDTH * 4 <= toy.host().cache_bytes // 2
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20, 3 << 20])
+def test_a_block_takes_half_of_the_cache(cache_bytes: int) -> None:
+    """Whatever that is, results are the same up to rounding."""
+    row = 2 * WIDTH * 4
+    made = program(2, blocks.LEAST_BYTES // row // 2 + 1)
+    host = replace(toy.host(), cache_bytes=cache_bytes)
+    block = choice(check(made, host=host)).blocks
+    assert block is not None and block.block % blocks.LEAST_ROWS == 0
+    assert block.block == max(cache_bytes // 2 // row // blocks.LEAST_ROWS, 1) * blocks.LEAST_ROWS
 
 
 @pytest.mark.usefixtures("small")

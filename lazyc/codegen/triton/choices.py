@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
+from lazyc.codegen.base import CodegenError
 from lazyc.codegen.gpu_target import Float32Products, GpuTarget
 from lazyc.codegen.triton.attention import WIDEST, Attention
 from lazyc.codegen.triton.blocks import Blocks, choose_blocks, power_of_two
@@ -56,7 +57,8 @@ def rule_of(form: Form, float32: Float32Products = "ieee") -> Choice:
 
 
 def choices(form: Form, target: GpuTarget) -> tuple[Choice, ...]:
-    """What a kernel may have, the likely fastest first behind the default."""
+    """What a kernel may have, the likely fastest first behind the default; all fit a multiprocessor, as far as
+    the model knows. Raises CodegenError where no tile does; blocks are kept then, as they only spill."""
     rule = rule_of(form, target.float32)
     variants, work = _ways(form, rule, target)
     ranked: list[tuple[float, Choice]] = []
@@ -67,6 +69,15 @@ def choices(form: Form, target: GpuTarget) -> tuple[Choice, ...]:
     ranked.sort(key=lambda pair: pair[0])  # stable: of equals that which was named first
     of_rule = seconds(work(rule), target)
     kept = _diverse(choice for _, choice in ranked)
+    if of_rule is None and kept:
+        return tuple(kept)
+    if of_rule is None and isinstance(rule, Tiles):
+        need = work(rule)
+        raise CodegenError(
+            f"no tile of a {type(form).__name__.lower()} fits {target.name}: {rule} needs "
+            f"{need.shared_bytes} of {target.shared_bytes} bytes of shared memory and "
+            f"{need.registers} of {target.thread_registers} registers of a thread"
+        )
     if ranked and of_rule is not None and of_rule > _CLEARLY * ranked[0][0]:
         best = ranked[0][1]
         return (best, rule, *(c for c in kept if c != best))
