@@ -142,7 +142,6 @@ def test_numerics_tests_are_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     found = {line.split(":")[0] for line in done.stdout.splitlines()}
     wanted = {f"tests/models/{p.name}" for p in ROOT.glob("tests/models/test_triton_*.py")}
-    wanted = {name for name in wanted if "test_triton_attention" not in name}
     wanted |= {
         f"tests/codegen/test_triton_{n}.py" for n in ("contraction", "attention", "block_sparse")
     }

@@ -18,9 +18,10 @@ from lazyc.backend import EVENTS, executables
 from lazyc.ir.loops import Dot
 from lazyc.ir.program import EagerStep, GemmStep, KernelStep
 from lazyc.report import events as E
+from tests.gpu import DEVICE, OPTIONS, on_device
 
 Tensor = torch.Tensor
-OPTIONS: dict[str, Any] = {"target": "triton-interpret"}
+pytestmark = pytest.mark.gpu
 Q, K = 37, 41  # primes: no other size is a multiple of both
 # Shrinking takes longer than a test may; the example that fails is printed without it.
 SETTINGS: dict[str, Any] = {
@@ -61,12 +62,13 @@ def check(
 ) -> None:
     """Results, and gradients, are as near to double precision as eager's; ``kernels``: those with scores in
     each program, in order of their number. No buffer holds a score for each query and key."""
+    args = tuple(map(on_device, args))
     torch._dynamo.reset()
     lazyc.metrics.reset()
     before = set(map(id, executables()))
     compiled = torch.compile(function, backend="lazyc", options={**OPTIONS, **(options or {})})
     torch.manual_seed(1)
-    grad = torch.randn(function(*args).shape) if train else None
+    grad = torch.randn(function(*args).shape, device=DEVICE) if train else None
     got = run(compiled, list(args), grad)
     eager = run(function, list(args), grad)
     want = run(function, [x.double() for x in args], grad)
@@ -104,7 +106,7 @@ def tensors(
 ) -> list[Tensor]:
     torch.manual_seed(0)
     return [
-        torch.randn(2, n, s, width).to(dtype)
+        torch.randn(2, n, s, width).to(DEVICE, dtype)
         for n, s in ((heads * shared, q), (heads, k), (heads, k))
     ]
 
@@ -167,7 +169,7 @@ def test_long_sequences_are_not_left_to_the_library() -> None:
 
 def nanogpt(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """``CausalSelfAttention`` of nanoGPT without its dropout; a mask of all positions, cut to size."""
-    bias = torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64)
+    bias = torch.tril(torch.ones(64, 64, device=q.device)).view(1, 1, 64, 64)
     att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
     att = att.masked_fill(bias[:, :, : q.size(2), : k.size(2)] == 0, float("-inf"))
     return F.softmax(att, dim=-1) @ v
@@ -197,14 +199,16 @@ def softcap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    slopes = torch.tensor([0.5, 0.25]).view(1, 2, 1, 1)
-    distance = torch.arange(k.size(2))[None] - torch.arange(q.size(2))[:, None]
+    slopes = torch.tensor([0.5, 0.25], device=q.device).view(1, 2, 1, 1)
+    i, j = (torch.arange(x.size(2), device=q.device) for x in (q, k))
+    distance = j[None] - i[:, None]
     scores = q @ k.transpose(-1, -2) * 0.25 + slopes * distance
     return F.softmax(scores.masked_fill(distance > 0, -math.inf), dim=-1) @ v
 
 
 def sliding(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    distance = torch.arange(q.size(2))[:, None] - torch.arange(k.size(2))[None]
+    i, j = (torch.arange(x.size(2), device=q.device) for x in (q, k))
+    distance = i[:, None] - j[None]
     hidden = (distance < 0) | (distance >= 7)
     scores = (q @ k.transpose(-1, -2) * 0.25).masked_fill(hidden, -math.inf)
     return F.softmax(scores, dim=-1) @ v
@@ -354,7 +358,8 @@ def attend(
         scores = torch.tanh(scores / cap) * cap
     if bias is not None:
         scores = scores + bias
-    distance = torch.arange(q.size(2))[:, None] - torch.arange(k.size(2))[None]
+    i, j = (torch.arange(x.size(2), device=q.device) for x in (q, k))
+    distance = i[:, None] - j[None]
     if causal:
         scores = scores.masked_fill(distance < 0, -math.inf)
     if window:
@@ -383,7 +388,9 @@ def test_any_attention(
     given_bias = None
     if bias:
         full = (2, heads * shared, q, k)
-        given_bias = torch.randn([n or m for n, m in zip(bias, full, strict=True)]).to(dtype)
+        given_bias = torch.randn([n or m for n, m in zip(bias, full, strict=True)]).to(
+            DEVICE, dtype
+        )
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         added = None if given_bias is None else given_bias.to(q.dtype)
@@ -407,7 +414,7 @@ def test_any_attention(
 def test_any_gradient(
     q: int, k: int, shared: int, width: int, dtype: torch.dtype, causal: bool, masked: bool
 ) -> None:
-    masks = {d: torch.randn(q, k).to(dtype).to(d) for d in (dtype, torch.float64)}
+    masks = {d: torch.randn(q, k).to(DEVICE, dtype).to(d) for d in (dtype, torch.float64)}
     added = masked and not causal
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

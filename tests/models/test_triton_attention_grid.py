@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.models import test_triton_attention as grids
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("grid", "examples"), [(grids.test_any_attention, 20), (grids.test_any_gradient, 10)]
 )

@@ -11,8 +11,10 @@ import transformers as tf
 
 import lazyc
 from lazyc.backend import executables
-from tests.models.test_triton_attention import OPTIONS, K, Q, check, choices, nanogpt, tensors
+from tests.gpu import DEVICE, OPTIONS, on_device
+from tests.models.test_triton_attention import K, Q, check, choices, nanogpt, tensors
 
+pytestmark = pytest.mark.gpu
 Tensor = torch.Tensor
 
 
@@ -49,6 +51,7 @@ def test_bool_masks_are_broadcast(dims: tuple[int, ...]) -> None:
     mask = torch.rand([1 if d in dims else n for d, n in enumerate((2, 2, Q, K))]) < 0.7
     if 2 not in dims:
         mask[..., 5, :] = False
+    mask = on_device(mask)
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -99,9 +102,9 @@ def test_every_attention_of_a_model_is_found(make: Any, train: bool) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
     lazyc.metrics.reset()
-    model = make().train(train)
-    ids = torch.randint(0, 64, (2, Q))
-    hidden = torch.ones(2, Q, dtype=torch.long)
+    model = on_device(make().train(train))
+    ids = torch.randint(0, 64, (2, Q), device=DEVICE)
+    hidden = torch.ones(2, Q, dtype=torch.long, device=DEVICE)
     hidden[1, Q - 9 :] = 0
     before = set(map(id, executables()))
     compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
