@@ -59,9 +59,10 @@ def barrier(graph: Graph) -> str:
 Place: TypeAlias = tuple[str, int]
 
 
-def user_place() -> Place | None:
-    """File and line of the innermost frame outside torch and lazyc; None when there is none."""
-    frame = sys._getframe(1)
+def user_place(up: int = 1) -> Place | None:
+    """File and line of the innermost frame outside torch and lazyc; None when there is none. ``up``: so many
+    frames are known to be lazyc's, this one among them."""
+    frame = sys._getframe(up)
     while frame is not None:
         file = frame.f_code.co_filename
         if _is_of_user(file):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class Call:
     returns: tuple[tuple[str, int] | None, ...] = ()
     is_tuple: bool = False
     made: tuple[Kind, ...] = ()
+    is_one_tensor: bool = field(init=False)  # that it returns, new, and it writes to nothing
+
+    def __post_init__(self) -> None:
+        one = not self.written and not self.is_tuple and self.returns == (("new", 0),)
+        object.__setattr__(self, "is_one_tensor", one)
 
 
 def make_call(

@@ -110,6 +110,7 @@ def _why_at_once(func: torch._ops.OpOverload) -> str:
 # Told of an exception that is a bug of lazyc's.
 Failed: TypeAlias = Callable[[Exception], None]
 
+_OWN_FRAMES = 3  # user_place, LazyMode._record, LazyMode.__torch_dispatch__
 _CALLS: dict[tuple[Any, ...], Call] = {}
 _MOST_CALLS = 50_000
 
@@ -184,27 +185,34 @@ class LazyMode(TorchDispatchMode):
             call = _CALLS[arguments.key] = self._make(func, arguments, args, kwargs)
         if call.fragment is None or (call.written and _overlap(call.written, given)):
             return self._run_now(func, args, kwargs)
+        recorder = self._recorder
         taken: list[Value | torch.Tensor | float] = []
         for x in given:
-            if type(x) is float:
-                taken.append(x)
-                continue
-            value = self._content(x)
+            if type(x) is LazyTensor and x._memory.recorder is recorder:
+                value = x._memory.value or self._content(x)
+            elif type(x) is float:
+                value = x
+            else:
+                value = self._content(x)
             if value is None:
                 return self._run_now(func, args, kwargs)
             taken.append(value)
         try:
-            values = self._recorder.record(call.fragment, taken, user_place())
+            values = recorder.record(call.fragment, taken, user_place(_OWN_FRAMES))
         except NotRecordable:
             return self._run_now(func, args, kwargs)
+        if call.is_one_tensor:
+            result = LazyTensor(Memory(recorder, value=values[0]), call.made[0])
+            recorder.keep_within_caps()
+            return result
         for k, value in zip(call.written, values, strict=False):
             self._memory_to_write(given[k]).wait_for(value)
         new = values[len(call.written) :]
         made = [
-            LazyTensor(Memory(self._recorder, value=v), kind)
+            LazyTensor(Memory(recorder, value=v), kind)
             for v, kind in zip(new, call.made, strict=True)
         ]
-        self._recorder.keep_within_caps()
+        recorder.keep_within_caps()
         if not call.is_tuple:
             return _result(call.returns[0], made, given)
         return tuple(_result(r, made, given) for r in call.returns)
@@ -391,8 +399,14 @@ class _Arguments:
 
     def _add(self, values: Sequence[Any], key: list[Any]) -> None:
         for value in values:
-            if isinstance(value, torch.Tensor):
-                kind = value._kind if type(value) is LazyTensor else _kind_of_plain(value)
+            if type(value) is LazyTensor:
+                kind = value._kind
+                self.has_dims |= kind.has_dims
+                key.append(kind)
+                self.given.append(value)
+                self.kinds.append(kind)
+            elif isinstance(value, torch.Tensor):
+                kind = _kind_of_plain(value)
                 if kind is None:
                     self.is_foreign = True
                     continue
