@@ -39,6 +39,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: ``lazyc env`` must work where torch does not.
+    value = globals()[name] = _imported(name)
+    return value
+
+
+def _imported(name: str) -> Any:
     if name == "metrics":
         from lazyc.backend import METRICS
 

@@ -216,11 +216,9 @@ class Session:
             return list(self._recorders.values())
 
     def flush(self, cause: str) -> None:
-        """Runs all that waits in any Recorder, because of a lazy.barriers.Cause."""
-        from lazyc.recording.barriers import Cause
-
+        """Runs all that waits in any Recorder, because of a recording.barriers.Cause, given as its value."""
         for recorder in list(self._recorders.values()):
-            recorder.flush_all(Cause(cause))
+            recorder.flush_all(cause)
 
     def bytes_used(self) -> Counter[str]:
         """Bytes of outputs and arenas since the process began, for metrics."""

@@ -78,4 +78,9 @@ def _is_of_user(file: str) -> bool:
 
 def as_line(place: Place | None) -> str:
     """As reports print it: "model.py:12"; "" for None."""
-    return "" if place is None else f"{os.path.basename(place[0])}:{place[1]}"
+    return "" if place is None else f"{_file_name(place[0])}:{place[1]}"
+
+
+@lru_cache(maxsize=4096)
+def _file_name(path: str) -> str:
+    return os.path.basename(path)

@@ -222,12 +222,12 @@ class Recorder:
     def _live_steps(self) -> list[Step]:
         return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
 
-    def flush_all(self, cause: Cause, what: str = "") -> None:
-        """Runs all that waits and that somebody can still ask for."""
+    def flush_all(self, cause: Cause | str, what: str = "") -> None:
+        """Runs all that waits and that somebody can still ask for, because of a Cause or its value."""
         with self._lock:
             steps = self._live_steps()
             values = [v for s in steps for ref in s.results if (v := ref()) is not None]
-            self.flush([v for v in values if v.live_handles()], cause, what)
+            self.flush([v for v in values if v.live_handles()], Cause(cause), what)
 
     def flush(self, values: Iterable[Value], cause: Cause, what: str = "") -> None:
         """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""

@@ -139,9 +139,11 @@ class _Waiting:
     def fragment(self, args: Sequence[Any], too_many: Callable[[], None]) -> Fragment | None:
         """The fragment for these arguments; None where there are too many (``too_many`` is told once)."""
         sources = self._graph.symbols
-        key = tuple(
-            int(args[s.input] if s.dim is None else args[s.input].shape[s.dim]) for s in sources
-        )
+        key: tuple[int, ...] = ()
+        if sources:
+            key = tuple(
+                int(args[s.input] if s.dim is None else args[s.input].shape[s.dim]) for s in sources
+            )
         found = self._fragments.get(key)
         if found is None and len(self._fragments) >= _MOST_SIZES:
             if not self._is_full:
