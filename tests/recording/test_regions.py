@@ -311,6 +311,7 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("read", READS)
 @torch.no_grad()
 def test_every_read_gets_the_value(read: str, events: list[E.Event]) -> None:
