@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -89,19 +89,20 @@ def lazyc(
     from lazyc.frontend.recompiles import recompile
     from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
+    from lazyc.variants import for_new_shape
 
     again = recompile(gm)
-    new_shape = again if again is not None and again.is_of_shape else None
-    if new_shape is not None and config.on_new_shape == "error":
-        raise NewShape(new_shape.changed, new_shape.line, new_shape.fix)
-    if new_shape is not None and config.on_new_shape == "eager":
-        EVENTS.emit(E.Fallback("graph", f"a new shape: {new_shape.changed}", new_shape.line))
-        return gm.forward
+    new_shape = None
+    if again is not None and again.is_of_shape:
+        new_shape = NewShape(again.changed, again.line, again.fix)
+        if config.on_new_shape in ("error", "eager"):  # which need no tracing
+            return for_new_shape(
+                config.on_new_shape, new_shape, lambda: gm.forward, gm.forward, EVENTS
+            )
     policies = size_policies(gm, example_inputs, SizePolicy(config.shapes, config.bucket_sizes))
     specialize(gm, example_inputs, policies)
     rooms = {symbol: p.room for symbol, p in policies.items() if p.shapes == "bucket"}
-    changed = "" if new_shape is None else new_shape.changed
-    compile_graph = functools.partial(_compile_graph, config, rooms, changed)
+    compile_graph = functools.partial(_compile_graph, config, rooms, new_shape)
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
     has_products = _has_gpu_code(config, device)
@@ -409,7 +410,7 @@ def _device_of(inputs: Sequence[torch.fx.Node]) -> str:
 def _compile_graph(
     config: Config,
     rooms: Mapping[sympy.Symbol, Room],
-    new_shape: str,
+    new_shape: NewShape | None,
     graph: Graph,
     gm: torch.fx.GraphModule,
     part: Part,
@@ -423,7 +424,9 @@ def _compile_graph(
     if any(s.symbol in rooms for s in graph.symbols):
         policy, count = config.on_new_shape, METRICS.count_padding
         compile = functools.partial(_compile_padded, config, in_eager)
-        return Bucketed(graph, rooms, compile, in_eager, policy, bool(new_shape), EVENTS, count)
+        return Bucketed(
+            graph, rooms, compile, in_eager, policy, new_shape is not None, EVENTS, count
+        )
 
     # What compiles in the background would keep arguments alive.
     arguments = () if config.on_new_shape == "background" else part.arguments
@@ -457,14 +460,14 @@ def _compile_joined(
     from lazyc.recording.barriers import as_line
     from lazyc.variants import for_new_shape
 
-    policy = config.on_new_shape
-    if differs is None or not differs.is_of_shape or policy == "compile":
-        with collector.paused():
-            return _compile(config, graph, in_eager), True
-    if policy == "error":
-        raise NewShape(differs.changed, as_line(differs.place), differs.fix)
+    new_shape = None
+    if differs is not None and differs.is_of_shape:
+        new_shape = NewShape(differs.changed, as_line(differs.place), differs.fix)
+    is_compiled = new_shape is None or config.on_new_shape == "compile"
     make = functools.partial(_compile, config, graph, in_eager)
-    return for_new_shape(policy, differs.changed, make, in_eager, EVENTS), False
+    with collector.paused() if is_compiled else nullcontext():
+        run = for_new_shape(config.on_new_shape, new_shape, make, in_eager, EVENTS)
+    return run, is_compiled
 
 
 def _compile(

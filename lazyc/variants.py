@@ -24,19 +24,23 @@ CountPadding: TypeAlias = Callable[[int, int], None]  # elements that count, ele
 
 
 def for_new_shape(
-    policy: str, what: str, make: Callable[[], Boxed], in_eager: Boxed, events: E.EventStream
+    policy: str,
+    new: NewShape | None,
+    make: Callable[[], Boxed],
+    in_eager: Boxed,
+    events: E.EventStream,
 ) -> Boxed:
-    """What serves a shape as the option ``on_new_shape`` says; ``what`` tells what is new about it, and is
-    empty for a first shape, which is compiled.
+    """What serves a shape as the option ``on_new_shape`` says; ``new`` tells what is new about it, and is
+    None for a first shape, which is compiled.
 
-    Raises NewShape where the option is "error".
+    Raises ``new`` where the option is "error".
     """
-    if not what or policy == "compile":
+    if new is None or policy == "compile":
         return make()
     if policy == "error":
-        raise NewShape(what)
+        raise new
     if policy == "eager":
-        events.emit(E.Fallback("graph", f"a new shape: {what}"))
+        events.emit(E.Fallback("graph", f"a new shape: {new.what}", new.line))
         return in_eager
     return InBackground(make, in_eager)
 
@@ -56,12 +60,13 @@ class InBackground:
         return self._make is None or (self._made is not None and self._made.done())
 
     def __call__(self, args: list[Any]) -> Sequence[Any]:
-        made = self._made
+        # In this order, and cleared in the other one: another thread may be here too.
+        made, make = self._made, self._make
         if made is not None and made.done():
-            self._made = self._make = None
+            self._make = self._made = None
             self._serving = made.result()  # raises what compiling raised
-        elif self._make is not None and made is None:
-            self._made = _workers.get().submit(self._make)
+        elif made is None and make is not None:
+            self._made = _workers.get().submit(make)
         return self._serving(args)
 
     def _begin_again(self) -> None:
@@ -161,10 +166,8 @@ class Bucketed:
                 def make() -> Boxed:
                     return self._make(rooms, shown)
 
-                what = shown if self._programs or self._is_new else ""
-                program = for_new_shape(
-                    self._on_new_shape, what, make, self._in_eager, self._events
-                )
+                new = NewShape(shown) if self._programs or self._is_new else None
+                program = for_new_shape(self._on_new_shape, new, make, self._in_eager, self._events)
                 self._programs[rooms] = program
             return program
 

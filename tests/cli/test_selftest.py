@@ -124,17 +124,23 @@ def test_no_gpu() -> None:
     assert isinstance(result.exception, ConfigError) and "no GPU" in str(result.exception)
 
 
-def test_numerics_tests_are_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is handed to pytest selects the tests of kernels, products, attention, sparse weights and models."""
+def handed_to_pytest(monkeypatch: pytest.MonkeyPatch, found: pytest.ExitCode) -> list[list[str]]:
+    """The arguments of each call of pytest, which runs no tests and returns ``found``; and no programs run."""
     given: list[list[str]] = []
 
     def main(args: list[str]) -> pytest.ExitCode:
         given.append(args)
-        return pytest.ExitCode.OK
+        return found
 
     monkeypatch.setattr(pytest, "main", main)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(selftest.run_cases, "__defaults__", ([],))
+    return given
+
+
+def test_numerics_tests_are_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to pytest selects the tests of kernels, products, attention, sparse weights and models."""
+    given = handed_to_pytest(monkeypatch, pytest.ExitCode.OK)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     result = CliRunner().invoke(app, ["selftest", "--device", "cuda:1"])
     assert result.exit_code == 0, result.output
     (args,) = given
@@ -158,14 +164,7 @@ def test_numerics_tests_are_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_tests_of_a_checkout_are_run_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[list[str]] = []
-
-    def main(args: list[str]) -> pytest.ExitCode:
-        given.append(args)
-        return pytest.ExitCode.TESTS_FAILED
-
-    monkeypatch.setattr(pytest, "main", main)
-    monkeypatch.setattr(selftest.run_cases, "__defaults__", ([],))
+    given = handed_to_pytest(monkeypatch, pytest.ExitCode.TESTS_FAILED)
     result = CliRunner().invoke(app, ["selftest"])
     assert result.exit_code == 1
     (args,) = given

@@ -293,16 +293,18 @@ def test_one_mask_whatever_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
-def test_lengths_that_change_are_trained() -> None:
-    def model(x: Tensor) -> Tensor:
-        return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
+def of_itself(x: Tensor) -> Tensor:
+    """Attention of a sequence to itself."""
+    return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
 
-    compiled = torch.compile(model, backend="lazyc")
+
+def test_lengths_that_change_are_trained() -> None:
+    compiled = torch.compile(of_itself, backend="lazyc")
     before = set(map(id, executables()))
     for length in (20, 33, 57):
         x = tensors(q=length)[0].contiguous().requires_grad_()
         torch._dynamo.mark_dynamic(x, 2)
-        grads = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, model)]
+        grads = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, of_itself)]
         torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
     made = [x.program for x in executables() if id(x) not in before]
     assert len(made) == 2
@@ -320,16 +322,12 @@ def test_hidden_values_that_are_not_finite_reach_results_as_in_eager() -> None:
 
 def test_lengths_that_change() -> None:
     """One program for all, cut into blocks at each length."""
-
-    def model(x: Tensor) -> Tensor:
-        return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
-
-    compiled = torch.compile(model, backend="lazyc")
+    compiled = torch.compile(of_itself, backend="lazyc")
     before = set(map(id, executables()))
     for length in (20, 33, 57):
         x = tensors(q=length)[0].contiguous()
         torch._dynamo.mark_dynamic(x, 2)
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(x), of_itself(x), rtol=1e-4, atol=1e-5)
         (made,) = [x for x in executables() if id(x) not in before]
         (choice,) = choices(made)
         assert choice.blocks is not None and choice.blocks.rows == length
