@@ -86,11 +86,13 @@ def lazyc(
         return gm.forward
     # These need a torch that check_versions accepts.
     from lazyc.frontend.autograd import AotBackend
+    from lazyc.frontend.dynamo_spans import leave_out_spans
     from lazyc.frontend.recompiles import recompile
     from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
     from lazyc.variants import for_new_shape
 
+    leave_out_spans()
     again = recompile(gm)
     new_shape = None
     if again is not None and again.is_of_shape:
@@ -216,8 +218,8 @@ class Session:
         with self._lock:
             return list(self._recorders.values())
 
-    def flush(self, cause: str) -> None:
-        """Runs all that waits in any Recorder, because of a recording.barriers.Cause, given as its value."""
+    def flush(self, cause: E.Cause) -> None:
+        """Runs all that waits in any Recorder."""
         for recorder in list(self._recorders.values()):
             recorder.flush_all(cause)
 
