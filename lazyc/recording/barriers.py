@@ -1,10 +1,9 @@
-"""Why recording stops: the causes of a flush, and the user's line that brought it about."""
+"""Why recording stops: what cannot wait, and the user's line that brought it about."""
 
 from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -18,17 +17,6 @@ _OWN_FOLDERS = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep
     for file in (torch.__file__, os.path.dirname(__file__))
 )
-
-
-class Cause(Enum):
-    """What makes pending work run. The value is the name that reports print."""
-
-    MARK_STEP = "mark_step"
-    REGION_END = "region_end"  # a region that cannot be recorded takes pending values
-    VALUE_READ = "value_read"  # print, item, bool, numpy, tolist, saving, an eager operator
-    SIZE_CAP = "size_cap"
-    MEMORY_CAP = "memory_cap"
-    FORK = "fork"
 
 
 def barrier(graph: Graph) -> str:

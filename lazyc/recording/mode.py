@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lazyc.recording import scalars
-from lazyc.recording.barriers import Cause, as_line, user_place
+from lazyc.recording.barriers import as_line, user_place
 from lazyc.recording.calls import Call, Slot, make_call
 from lazyc.recording.join import Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
@@ -238,7 +238,7 @@ class LazyMode(TorchDispatchMode):
             if memory.value is not None:
                 if memory.recorder is self._recorder:
                     return memory.value
-                return memory.compute("taken by code recorded with other options", Cause.REGION_END)
+                return memory.compute("taken by code recorded with other options", "region_end")
             assert memory.tensor is not None
             x = memory.tensor
         return self._writes.content(x)
@@ -288,14 +288,14 @@ class PendingWrites:
                 if key in self._memories:
                     found[key] = self._memories[key]
         if found:
-            self._flush(found.values(), Cause.VALUE_READ, what)
+            self._flush(found.values(), "value_read", what)
 
-    def flush(self, cause: Cause, what: str) -> None:
+    def flush(self, cause: E.Cause, what: str) -> None:
         """Writes all that waits."""
         if self._memories:
             self._flush(self._memories.values(), cause, what)
 
-    def _flush(self, memories: Iterable[Memory], cause: Cause, what: str) -> None:
+    def _flush(self, memories: Iterable[Memory], cause: E.Cause, what: str) -> None:
         values = [m.value for m in memories if m.value is not None]
         self._recorder.flush(values, cause, what)
 
@@ -529,4 +529,4 @@ def recording(recorder: Recorder, failed: Failed) -> Iterator[None]:
             yield
     finally:
         _current.recorder = None
-        writes.flush(Cause.REGION_END, "the end of lazyc.lazy()")
+        writes.flush("region_end", "the end of lazyc.lazy()")

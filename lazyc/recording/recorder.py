@@ -14,8 +14,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lazyc.forks import renew_in_child
 from lazyc.ir.graph import Graph
-from lazyc.recording.barriers import Cause, Place, as_line, user_place
+from lazyc.recording.barriers import Place, as_line, user_place
 from lazyc.recording.join import Boxed, Fragment, Part, Source, Spec, join, run_in_eager
 from lazyc.recording.recompiles import Difference, Recorded, difference
 from lazyc.recording.untraced import never_traced_class
@@ -63,9 +62,16 @@ class Snapshot:
     def settle(self) -> torch.Tensor:
         """The tensor, or, where it was written to, its copy from before. The clone is given up: while
         there is one, asking the tensor for its address copies it."""
-        if self._copy is not None:
-            if _address(self._copy) != _address(self.tensor):
-                self.tensor = self._copy
+        copy, now = self._copy, self.tensor
+        if copy is not None:
+            # By its layout too: ``t_``, ``resize_`` and ``data`` change that of the tensor itself.
+            if (
+                _address(copy) != _address(now)
+                or copy.shape != now.shape
+                or copy.stride() != now.stride()
+                or copy.dtype != now.dtype
+            ):
+                self.tensor = copy
             self._copy = None
         return self.tensor
 
@@ -85,8 +91,9 @@ class Value:
         self.tensor: Snapshot | None = None
         self.handles: list[weakref.ref[Any]] = []
 
-    def live_handles(self) -> list[Any]:
-        return [handle for ref in self.handles if (handle := ref()) is not None]
+    def is_asked_for(self) -> bool:
+        """Whether a tensor of the user's stands for it."""
+        return any(handle() is not None for handle in self.handles)
 
 
 @never_traced_class
@@ -112,7 +119,7 @@ class Step:
 
     def __del__(self) -> None:
         if self.recorder is not None:  # never ran
-            self.recorder.forget(self, ran=False)
+            self.recorder.never_ran(self)
 
 
 class Pending(NamedTuple):
@@ -174,15 +181,19 @@ class Recorder:
         place: Place | None,
     ) -> list[Value]:
         with self._lock:
-            taken: list[Value | Snapshot | float] = [
-                a if type(a) is Value or type(a) is float else Snapshot(a)  # type: ignore[arg-type]
-                for a in args
-            ]
-            self._count += 1
-            step = Step(self._count, fragment, taken, place, self)
-            values = [Value(spec, step, k) for k, spec in enumerate(fragment.results)]
-            step.results = [weakref.ref(v) for v in values]
-            self._waiting[step.number] = weakref.ref(step)
+            # Loops: in CPython before 3.12, a comprehension is a call.
+            taken: list[Any] = list(args)
+            for k, arg in enumerate(taken):
+                if type(arg) is not Value and type(arg) is not float:
+                    taken[k] = Snapshot(arg)
+            self._count = number = self._count + 1
+            step = Step(number, fragment, taken, place, self)
+            values: list[Value] = []
+            for spec in fragment.results:
+                value = Value(spec, step, len(values))
+                values.append(value)
+                step.results.append(weakref.ref(value))
+            self._waiting[number] = weakref.ref(step)
             self._operators += fragment.operators
             self._bytes += fragment.nbytes
             return values
@@ -190,22 +201,23 @@ class Recorder:
     def keep_within_caps(self) -> None:
         """Runs what waits if it is more than may wait."""
         if self._operators > self._max_operators:
-            self.flush_all(Cause.SIZE_CAP, f"more than {self._max_operators} operators wait")
+            self.flush_all("size_cap", f"more than {self._max_operators} operators wait")
         elif self._bytes > self._max_bytes:
             limit = f"results of more than {self._max_bytes >> 20} MiB wait"
-            self.flush_all(Cause.MEMORY_CAP, limit)
+            self.flush_all("memory_cap", limit)
 
-    def forget(self, step: Step, ran: bool) -> None:
-        """``step`` no longer waits."""
+    def never_ran(self, step: Step) -> None:
+        """``step`` no longer waits: nobody can ask for its results any more."""
         with self._lock:
-            step.recorder = None
-            self._waiting.pop(step.number, None)
-            if not ran:
-                self._peak = self.peak
-            self._operators -= step.fragment.operators
-            self._bytes -= step.fragment.nbytes
-        if not ran:
-            self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
+            self._peak = self.peak
+            self._leave(step)
+        self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
+
+    def _leave(self, step: Step) -> None:
+        step.recorder = None
+        self._waiting.pop(step.number, None)
+        self._operators -= step.fragment.operators
+        self._bytes -= step.fragment.nbytes
 
     # Without the lock, which a flush holds while it compiles: a report does not wait for that.
 
@@ -222,68 +234,84 @@ class Recorder:
     def _live_steps(self) -> list[Step]:
         return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
 
-    def flush_all(self, cause: Cause | str, what: str = "") -> None:
-        """Runs all that waits and that somebody can still ask for, because of a Cause or its value."""
+    def flush_all(self, cause: E.Cause, what: str = "") -> None:
+        """Runs all that waits and that somebody can still ask for."""
         with self._lock:
-            steps = self._live_steps()
-            values = [v for s in steps for ref in s.results if (v := ref()) is not None]
-            self.flush([v for v in values if v.live_handles()], Cause(cause), what)
+            asked: list[Value] = []
+            for step in self._live_steps():
+                for ref in step.results:
+                    value = ref()
+                    if value is not None and value.is_asked_for():
+                        asked.append(value)
+            self.flush(asked, cause, what)
 
-    def flush(self, values: Iterable[Value], cause: Cause, what: str = "") -> None:
+    def flush(self, values: Iterable[Value], cause: E.Cause, what: str = "") -> None:
         """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""
-        # A mode that records would record what is done here.
-        with self._lock, _without_modes(), torch._C.DisableTorchFunction():
-            wanted = [v for v in values if v.step is not None]
-            if wanted and not self.spans.on:
-                self.events.emit(self._flush(wanted, cause, what))
+        with self._lock, torch._C.DisableTorchFunction():
+            wanted = {v for v in values if v.step is not None}
+            if wanted and not _modes():
+                self._flush_in_span(wanted, cause, what)
             elif wanted:
-                with self.spans.span("flush", cause.value) as span:
-                    done = self._flush(wanted, cause, what)
-                    span.note(
-                        what=what, line=done.line, regions=done.regions, operators=done.operators,
-                        results=done.results, compiled=done.compiled,
-                    )  # fmt: skip
-                    self.events.emit(done)
+                with _disable_current_modes():  # one that records would record what is done here
+                    self._flush_in_span(wanted, cause, what)
 
-    def _flush(self, wanted: Sequence[Value], cause: Cause, what: str) -> E.Flushed:
+    def _flush_in_span(self, wanted: set[Value], cause: E.Cause, what: str) -> None:
+        if not (self.spans.recordings or torch_profiler._is_profiler_enabled):  # Spans.on, in place
+            self.events.emit(self._flush(wanted, cause, what))
+            return
+        with self.spans.span("flush", cause) as span:
+            done = self._flush(wanted, cause, what)
+            span.note(
+                what=what, line=done.line, regions=done.regions, operators=done.operators,
+                results=done.results, compiled=done.compiled,
+            )  # fmt: skip
+            self.events.emit(done)
+
+    def _flush(self, wanted: set[Value], cause: E.Cause, what: str) -> E.Flushed:
         start = time.perf_counter()
         line = user_place()
         steps = _needed(wanted)
-        others: list[Step] = []
+        others: Sequence[Step] = ()
+        later: Collection[Value] = ()
         if len(self._waiting) > len(steps):
             inside = {s.number for s in steps}
             others = [s for s in self._live_steps() if s.number not in inside]
-        later = {a for s in others for a in s.args if type(a) is Value}
-        asked = {*wanted, *later}
-        kept = [
-            (k, r, v)
-            for k, step in enumerate(steps)
-            for r, ref in enumerate(step.results)
-            if (v := ref()) is not None and (v in asked or v.live_handles())
-        ]
-        made = self._run(steps, [(k, r) for k, r, _ in kept], others, line)
-        for (_, _, value), tensor in zip(kept, made.tensors, strict=True):
+            later = {a for s in others for a in s.args if type(a) is Value}
+        kept: list[Value] = []
+        results: list[tuple[int, int]] = []
+        operators = 0
+        for k, step in enumerate(steps):
+            operators += step.fragment.operators
+            for ref in step.results:
+                value = ref()
+                if value is not None and (
+                    value in wanted or value in later or value.is_asked_for()
+                ):
+                    kept.append(value)
+                    results.append((k, value.result))
+        made = self._run(steps, results, others, line)
+        for value, tensor in zip(kept, made.tensors, strict=True):
             value.step = None
-            for handle in value.live_handles():
-                handle.settle(tensor)
+            for ref in value.handles:
+                handle = ref()
+                if handle is not None:
+                    handle.settle(tensor)
             if value in later:
                 value.tensor = Snapshot(tensor)
         self._peak = self.peak
         for step in steps:
-            self.forget(step, ran=True)
+            self._leave(step)
         if made.is_compiled:
             self._explain(steps, line, made.differs, time.perf_counter() - start)
-        operators = sum(s.fragment.operators for s in steps)
-        seconds = time.perf_counter() - start
         return E.Flushed(
-            cause.value,
+            cause,
             what,
             as_line(line),
             len(steps),
             operators,
             len(kept),
             made.is_compiled,
-            seconds,
+            time.perf_counter() - start,
         )
 
     def _run(
@@ -294,16 +322,17 @@ class Recorder:
         line: Place | None,
     ) -> _Made:
         """Runs ``steps``, wanted at ``line``, while the steps ``others`` go on waiting."""
-        numbers = {s.number: k for k, s in enumerate(steps)}
+        positions: dict[Step, int] = {}
         tensors: list[torch.Tensor] = []
         known: dict[int, int] = {}
         sources: list[tuple[Source, ...]] = []
         for step in steps:
+            positions[step] = len(positions)
             found: list[Source] = []
             for arg in step.args:
                 if type(arg) is Value:
                     if arg.step is not None:
-                        found.append((numbers[arg.step.number], arg.result))
+                        found.append((positions[arg.step], arg.result))
                         continue
                     assert arg.tensor is not None
                     arg = arg.tensor
@@ -319,14 +348,20 @@ class Recorder:
                     tensors.append(torch.tensor(arg, dtype=torch.float64))
             sources.append(tuple(found))
         # Clones of the same tensors that others keep, or asking for an address would copy these.
-        shared = [s for s in _snapshots(others) if id(s.tensor) in known]
+        shared = [s for s in _snapshots(others) if id(s.tensor) in known] if others else []
         for snapshot in shared:
             snapshot.settle()
         own: list[Snapshot] = []
         try:
             program, is_compiled, differs = self._program(steps, sources, results, line)
-            with _as_recorded(), torch._C._DisableAutocast():
-                return _Made(list(program(tensors)), is_compiled, differs)
+            # Whatever modes the reader is in, results are those of what was recorded.
+            with torch._C._DisableAutocast():
+                if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+                    with torch.inference_mode(False), torch.no_grad():
+                        made = program(tensors)
+                else:
+                    made = program(tensors)
+            return _Made(list(made), is_compiled, differs)
         except BaseException:
             own = _snapshots(steps)  # goes on waiting
             raise
@@ -383,24 +418,6 @@ class Recorder:
         return program, is_compiled, differs
 
 
-def _without_modes() -> Any:
-    """Takes away the dispatch modes of whoever reads a value."""
-    return _disable_current_modes() if _modes() else nullcontext()
-
-
-@contextmanager
-def _recorded_modes() -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-def _as_recorded() -> Any:
-    """Whatever modes the reader is in, results are those of what was recorded."""
-    if torch.is_inference_mode_enabled() or torch.is_grad_enabled():
-        return _recorded_modes()
-    return nullcontext()
-
-
 class _MadeFor:
     """What the last program made for a line runs, and how many were made there after the first."""
 
@@ -432,7 +449,7 @@ def _snapshots(steps: Iterable[Step]) -> list[Snapshot]:
     return list({id(s): s for s in taken if type(s) is Snapshot}.values())
 
 
-def _needed(values: Collection[Value]) -> list[Step]:
+def _needed(values: Iterable[Value]) -> list[Step]:
     """The steps that compute ``values``, with all that they wait for, in the order of recording."""
     found: dict[int, Step] = {}
     todo = [v.step for v in values if v.step is not None]
@@ -440,5 +457,7 @@ def _needed(values: Collection[Value]) -> list[Step]:
         step = todo.pop()
         if step.number not in found:
             found[step.number] = step
-            todo += [a.step for a in step.args if type(a) is Value and a.step is not None]
+            for arg in step.args:
+                if type(arg) is Value and arg.step is not None:
+                    todo.append(arg.step)
     return [found[k] for k in sorted(found)]

@@ -28,7 +28,7 @@ from lazyc.frontend.recompute import Recompute
 from lazyc.ir.graph import Graph
 from lazyc.ir.specialize import specialize
 from lazyc.ir.types import TensorType
-from lazyc.recording.barriers import Cause, Place, as_line, barrier, user_place
+from lazyc.recording.barriers import Place, as_line, barrier, user_place
 from lazyc.recording.join import Fragment
 from lazyc.recording.recorder import NotRecordable, Recorder
 from lazyc.recording.tensor import LazyTensor, compute, example, record
@@ -78,15 +78,16 @@ def make_lazy_backend(
             if waiting is None:
                 return compiled(*_computed(args, why))
             try:
-                fragment = waiting.fragment(args, too_many)
+                fragment = waiting.only or waiting.fragment(args, too_many)
             except Exception as error:  # noqa: BLE001 - reported; the region runs at once from now on
                 region.waiting = None
                 import_failed(error, gm, "inference")
                 fragment = None
             if fragment is None:
                 return compiled(*_computed(args, "a region that runs at once: its sizes change"))
+            taken = waiting.taken(args) if waiting.sizes else args
             try:
-                return record(recorder, fragment, waiting.taken(args), waiting.place())
+                return record(recorder, fragment, taken, waiting.place or user_place())
             except NotRecordable as error:
                 return compiled(*_computed(args, f"a region that takes {error}"))
 
@@ -131,19 +132,21 @@ class _Waiting:
             n.target is not operator.getitem and isinstance(n.target, torch._ops.OpOverload)
             for n in calls
         )
-        self._sizes = [n.attrs.index for n in graph.inputs if not isinstance(n.type, TensorType)]
+        self.sizes = [n.attrs.index for n in graph.inputs if not isinstance(n.type, TensorType)]
         self._fragments: dict[tuple[int, ...], Fragment] = {}
         self._is_full = False
-        self._place = _place(gm)
+        # The user's line of the region's first operator; None where that is inside torch.
+        self.place = _place(gm)
+        self.only = (
+            None if graph.symbols else self._fragment(graph)
+        )  # the fragment for any arguments
 
     def fragment(self, args: Sequence[Any], too_many: Callable[[], None]) -> Fragment | None:
         """The fragment for these arguments; None where there are too many (``too_many`` is told once)."""
         sources = self._graph.symbols
-        key: tuple[int, ...] = ()
-        if sources:
-            key = tuple(
-                int(args[s.input] if s.dim is None else args[s.input].shape[s.dim]) for s in sources
-            )
+        key = tuple(
+            int(args[s.input] if s.dim is None else args[s.input].shape[s.dim]) for s in sources
+        )
         found = self._fragments.get(key)
         if found is None and len(self._fragments) >= _MOST_SIZES:
             if not self._is_full:
@@ -151,24 +154,19 @@ class _Waiting:
                 too_many()
             return None
         if found is None:
-            graph = self._graph
-            if sources:
-                graph = specialize(graph, {s.symbol: k for s, k in zip(sources, key, strict=True)})
-            sizes = {k: args[k] for k in self._sizes}
-            in_eager = self._run if not sizes else _with_sizes(self._run, sizes)
-            found = Fragment.of(graph, in_eager, self._operators, self._name)
+            values = {s.symbol: k for s, k in zip(sources, key, strict=True)}
+            sizes = {k: args[k] for k in self.sizes}
+            found = self._fragment(specialize(self._graph, values), sizes)
             self._fragments[key] = found
         return found
 
-    def place(self) -> Place | None:
-        """The user's line: of the region's first operator, or of the call where that is inside torch."""
-        return self._place or user_place()
+    def _fragment(self, graph: Graph, sizes: Mapping[int, int] | None = None) -> Fragment:
+        in_eager = _with_sizes(self._run, sizes) if sizes else self._run
+        return Fragment.of(graph, in_eager, self._operators, self._name)
 
     def taken(self, args: Sequence[Any]) -> Sequence[torch.Tensor]:
         """The arguments that the fragment takes."""
-        if not self._sizes:
-            return args
-        return [x for k, x in enumerate(args) if k not in self._sizes]
+        return [x for k, x in enumerate(args) if k not in self.sizes]
 
 
 def _with_sizes(run: Boxed, sizes: Mapping[int, int]) -> Boxed:
@@ -196,7 +194,7 @@ def _on_first_call(make: Callable[[], Boxed]) -> Boxed:
 
 
 def _computed(args: Sequence[Any], what: str) -> list[Any]:
-    return [compute(x, what, Cause.REGION_END) if isinstance(x, LazyTensor) else x for x in args]
+    return [compute(x, what, "region_end") if isinstance(x, LazyTensor) else x for x in args]
 
 
 def _line(gm: torch.fx.GraphModule) -> str:

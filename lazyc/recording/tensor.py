@@ -17,10 +17,11 @@ from torch._guards import CompileContext
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
-from lazyc.recording.barriers import Cause, Place
+from lazyc.recording.barriers import Place
 from lazyc.recording.join import Fragment, Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
+from lazyc.report import events as E
 from lazyc.recording.untraced import never_traced_class
 
 _raise_for_address = torch._C._set_throw_on_mutable_data_ptr  # type: ignore[attr-defined]
@@ -66,7 +67,7 @@ class Memory:
         """From now on this holds ``tensor``. (The Recorder calls it.)"""
         self.tensor, self.value = tensor, None
 
-    def compute(self, what: str, cause: Cause) -> torch.Tensor:
+    def compute(self, what: str, cause: E.Cause) -> torch.Tensor:
         """The tensor; runs what it waits for."""
         if self.value is not None and self.recorder is not None:
             self.recorder.flush([self.value], cause, what)
@@ -169,7 +170,7 @@ for _name in ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__
 never_traced_class(LazyTensor)
 
 
-def compute(x: LazyTensor, what: str, cause: Cause = Cause.VALUE_READ) -> torch.Tensor:
+def compute(x: LazyTensor, what: str, cause: E.Cause = "value_read") -> torch.Tensor:
     """The plain tensor that ``x`` stands for; runs what it waits for."""
     if x._plain is None or x._memory.tensor is None:
         x._plain = x._kind.of(x._memory.compute(what, cause))
@@ -273,8 +274,9 @@ def record(
         else:
             given.append(compute(x, "taken by a region with other options"))
     values = recorder.record(fragment, given, place)
-    pairs = zip(values, _kinds(fragment), strict=True)
-    results = [LazyTensor(Memory(recorder, value=v), kind) for v, kind in pairs]
+    results: list[LazyTensor] = []
+    for value, kind in zip(values, _kinds(fragment), strict=True):
+        results.append(LazyTensor(Memory(recorder, value=value), kind))
     recorder.keep_within_caps()
     return results
 

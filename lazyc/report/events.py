@@ -201,15 +201,22 @@ class Fallback(Event):
     line: str = ""
 
 
+# Why recorded work runs. region_end: something that cannot be recorded takes pending values. value_read: print, item,
+# bool, numpy, tolist, saving, an eager operator.
+Cause: TypeAlias = Literal[
+    "mark_step", "region_end", "value_read", "size_cap", "memory_cap", "fork"
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Flushed(Event):
     """Recorded work ran: ``regions`` of it with ``operators``, as one program.
 
-    ``cause`` is one of lazy.barriers.Cause, ``what`` the call that needed a value, at the user's
+    ``what`` is the call that needed a value, at the user's
     ``line``. ``results`` values were wanted; ``compiled`` tells whether the program was new.
     """
 
-    cause: str
+    cause: Cause
     what: str
     line: str
     regions: int

@@ -148,7 +148,10 @@ class Metrics:
 
 
 def _count(t: _Totals, event: E.Event) -> None:
-    match event:
+    match event:  # in this order: a flush is told each time that a compiled function runs
+        case E.Flushed():
+            t.flushes[event.cause] += 1
+            t.flushed += event.operators
         case E.CompileFinished():
             t.graphs += 1
             t.kernels_made += event.kernels_made
@@ -178,9 +181,6 @@ def _count(t: _Totals, event: E.Event) -> None:
         case E.WeightsPacked():
             t.packed += event.count
             t.packed_bytes += event.bytes
-        case E.Flushed():
-            t.flushes[event.cause] += 1
-            t.flushed += event.operators
         case E.NeverComputed():
             t.never_computed += event.operators
         case E.NotLazy():

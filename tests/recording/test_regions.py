@@ -420,6 +420,36 @@ def test_a_write_after_the_call_is_not_seen() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.t_(),
+        lambda x: x.resize_(2, 2),
+        lambda x: x.set_(x.untyped_storage(), 0, (4, 4), (0, 1)),
+        lambda x: setattr(x, "data", x.data.t()),
+        lambda x: setattr(x, "data", x.data.view(torch.int32)),
+        lambda x: setattr(x, "data", torch.zeros(4, 4)),
+    ],
+    ids=["t_", "resize_", "set_", "transposed", "integers", "other"],
+)
+@pytest.mark.parametrize("front", ["region", "mode"])
+@torch.no_grad()
+def test_a_layout_changed_after_the_call_is_not_seen(
+    change: Callable[[torch.Tensor], Any], front: str
+) -> None:
+    x = torch.arange(16.0).reshape(4, 4)
+    expected = x * 2 + 1
+    if front == "region":
+        result = lazily(lambda x: x * 2 + 1)(x)
+        change(x)
+    else:
+        with lazyc.lazy():
+            result = x * 2 + 1
+        assert isinstance(result, LazyTensor)
+        change(x)
+    assert torch.equal(result + 0, expected)
+
+
 def test_writes_to_results_leave_what_was_recorded_alone() -> None:
     x = torch.randn(8)
     first, second = lazily(lambda x: x.exp()), lazily(lambda x: x + 1)
