@@ -7,6 +7,8 @@ region. Where nothing records it (see ``mode``), every other use of it (an eager
 
 from __future__ import annotations
 
+import os
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -21,12 +23,14 @@ from lazyc.recording.barriers import Place
 from lazyc.recording.join import Fragment, Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import Recorder, Value
-from lazyc.report import events as E
 from lazyc.recording.untraced import never_traced_class
+from lazyc.report import events as E
 
 _raise_for_address = torch._C._set_throw_on_mutable_data_ptr  # type: ignore[attr-defined]
 _DATA: Any = torch.Tensor.data
 _CPU = torch.device("cpu")
+# Of the code that takes tensor subclasses apart when a compiled function is called. That of guards has no frame.
+_AOT_AUTOGRAD = os.path.join(os.path.dirname(torch.__file__), "_functorch", "")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
@@ -101,9 +105,11 @@ class LazyTensor(torch.Tensor):
 
     @property
     def _token(self) -> torch.Tensor:
-        """A plain tensor of the same description, for guards and tracing."""
-        if self._memory.tensor is not None:
-            return compute(self, "")
+        """A plain tensor of the same description, for guards and tracing; for a function that another compiler
+        made, which asks in the same way, the value."""
+        caller = sys._getframe(1).f_code.co_filename
+        if self._memory.tensor is not None or caller.startswith(_AOT_AUTOGRAD):
+            return compute(self, "taken by a function of another compiler")
         return self._kind.token
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
@@ -116,6 +122,10 @@ class LazyTensor(torch.Tensor):
         token = inner["_token"]
         spec = Spec(tuple(token.shape), token.stride(), token.dtype)
         return LazyTensor(Memory(tensor=token), Kind(spec, (), spec, 0), token.device)
+
+    def _stable_hash_for_caching(self) -> str:
+        """For caches of other compilers."""
+        return f"{self._kind.spec} at {self._kind.offset}"
 
     # --- what reads a value
 

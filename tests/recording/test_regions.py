@@ -644,13 +644,26 @@ def test_errors_are_those_of_eager_when_the_value_is_read() -> None:
             bad.sum()
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "aot_eager_decomp_partition", "lazyc"])
+@pytest.mark.parametrize("dynamic", [False, True])
 @torch.no_grad()
-def test_other_compiled_functions_take_what_waits() -> None:
-    x = torch.randn(8)
-    waiting = lazily(lambda x: x.exp())(x)
-    for backend in ("eager", "aot_eager", "lazyc"):
-        other = torch.compile(lambda x: x + 1, backend=backend)
-        torch.testing.assert_close(other(waiting) + 0, x.exp() + 1)
+def test_other_compiled_functions_take_what_waits(backend: str, dynamic: bool) -> None:
+    first = lazily(lambda x: x.exp())
+    other = torch.compile(lambda x: x.cos() + 1, backend=backend, dynamic=dynamic)
+    for n in (8, 8, 9):
+        x = torch.randn(n, 3)
+        torch.testing.assert_close(other(first(x)) + 0, x.exp().cos() + 1)
+
+
+def test_other_compiled_functions_with_gradients_take_what_waits() -> None:
+    first = lazily(lambda x: x.exp())
+    other = torch.compile(lambda x, w: (x.cos() * w).sum(), backend="aot_eager")
+    for _ in range(2):
+        x, w = torch.randn(8), torch.randn(8, requires_grad=True)
+        with torch.no_grad():
+            waiting = first(x)
+        other(waiting, w).backward()
+        torch.testing.assert_close(w.grad, x.exp().cos())
 
 
 # --- threads and processes ------------------------------------------------------------------------
