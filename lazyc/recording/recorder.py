@@ -36,7 +36,7 @@ CompileWhole: TypeAlias = Callable[[Graph, Boxed, "Difference | None"], tuple[Bo
 _MOST_PROGRAMS = 256  # joined programs kept; the ones used longest ago go first
 _modes = torch._C._len_torch_dispatch_stack
 _address = torch._C._data_address  # type: ignore[attr-defined]
-_lazy_clone = torch._lazy_clone  # a third less time than torch.ops.aten._lazy_clone
+_lazy_clone: Any = torch._C._VariableFunctions._lazy_clone  # type: ignore[attr-defined]
 
 
 class NotRecordable(Exception):
