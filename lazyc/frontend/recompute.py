@@ -48,19 +48,21 @@ _TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
 @dataclass(frozen=True, slots=True)
 class Recompute:
     """Which attentions are computed again: of ``least`` queries and keys, with heads of ``widest`` at most
-    and scores of ``least_bytes`` in single precision; ``halves``: also where half types are multiplied."""
+    and scores of ``least_bytes`` in the type that they are computed in, ``least_half_bytes`` where half types
+    are multiplied; ``doubles``: also in double precision."""
 
-    halves: bool = False
+    doubles: bool = False
     least: int = 1
     widest: int | None = None
     least_bytes: int = 0
+    least_half_bytes: int = 0
 
 
 # Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
-IN_TILES = Recompute(halves=True, least=16, widest=256)
-# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py), for
-# which the library has no products of half types.
-BY_ROWS = Recompute(least_bytes=4 << 20)
+IN_TILES = Recompute(least=16, widest=256)
+# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py). In half
+# types that takes half as long again as to keep it (passes/half_products.py), so that only what is large goes.
+BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20, least_half_bytes=64 << 20)
 
 
 def partition_with_attention(
@@ -179,11 +181,20 @@ def _is_over_rows(softmax: Node, which: Recompute) -> bool:
     scores, weights = _value(softmax.args[0]), _value(softmax)
     if scores is None or weights is None or scores.dim() < 2:
         return False
-    if torch.float64 in (scores.dtype, weights.dtype):
+    if torch.float64 in (scores.dtype, weights.dtype) and not which.doubles:
         return False
     sizes = [_likely(n) for n in scores.shape]
-    large = min(sizes[-2:]) >= which.least and 4 * math.prod(sizes) >= which.least_bytes
+    nbytes = _wide(scores.dtype).itemsize * math.prod(sizes)
+    least_bytes = which.least_bytes
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        least_bytes = which.least_half_bytes
+    large = min(sizes[-2:]) >= which.least and nbytes >= least_bytes
     return large and softmax.args[1] in (-1, scores.dim() - 1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that scores are made in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def _likely(size: int | torch.SymInt) -> int:
@@ -195,7 +206,7 @@ def _is_of_scores(node: Node, which: Recompute) -> bool:
     if node.target not in _PRODUCTS:
         return False
     factor = _value(node.args[_PRODUCTS[node.target]])
-    if factor is None or (factor.dtype is not torch.float32 and not which.halves):
+    if factor is None:
         return False
     width = factor.shape[-1]
     return which.widest is None or (isinstance(width, int) and width <= which.widest)
@@ -218,8 +229,9 @@ def _from_rows(softmax: Node) -> set[Node]:
     with graph.inserting_before(softmax):
         wide, value = scores, _value(scores)
         assert value is not None
-        if value.dtype is not torch.float32:
-            wide = add(_ATEN._to_copy.default, scores, dtype=torch.float32)
+        dtype = _wide(value.dtype)
+        if value.dtype is not dtype:
+            wide = add(_ATEN._to_copy.default, scores, dtype=dtype)
         top, hidden = add(_ATEN.amax.default, wide, [-1], True), None
         if softmax.target is _ATEN._safe_softmax.default:
             hidden = add(_ATEN.eq.Scalar, top, -math.inf)
@@ -233,7 +245,7 @@ def _from_rows(softmax: Node) -> set[Node]:
             row.meta["recompute"] = CheckpointPolicy.MUST_SAVE
         found = add(_ATEN.div.Tensor, parts, total)
         again = {wide, shifted, parts, found}
-        if weights.dtype is not torch.float32:
+        if weights.dtype is not dtype:
             found = add(_ATEN._to_copy.default, found, dtype=weights.dtype)
             again.add(found)
     softmax.replace_all_uses_with(found)
