@@ -101,6 +101,50 @@ def keep_rows_of_attention(joint: GraphModule, which: Recompute = IN_TILES) -> i
     return found
 
 
+def make_masks_again(joint: GraphModule) -> int:
+    """Has the backward pass make the masks of torch's attention again that come from something smaller, as
+    ``F.scaled_dot_product_attention`` makes floats of a mask of bools; how many there were."""
+    found: set[Node] = set()
+    for node in joint.graph.nodes:
+        mask = _mask_of(node)
+        if mask is None:
+            continue
+        again: set[Node] = set()
+        sources: set[Node] = set()
+        todo = [mask]
+        while todo:
+            part = todo.pop()
+            if part in again or part in sources:
+                continue
+            if part.op == "call_function" and _is_cheap(part):
+                again.add(part)
+                todo += part.all_input_nodes
+            else:
+                sources.add(part)
+        if again and sum(map(_bytes, sources)) < _bytes(mask):
+            found.add(mask)
+            for part in again:
+                part.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    return len(found)
+
+
+def _mask_of(node: Node) -> Node | None:
+    """The mask that a node, an attention of torch's, adds to scores."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name in ("attn_mask", "attn_bias"):
+            given = node.args[position] if position < len(node.args) else None
+            mask = node.kwargs.get(argument.name, given)
+            return mask if isinstance(mask, Node) else None
+    return None
+
+
+def _bytes(node: Node) -> int:
+    value = _value(node)
+    return 0 if value is None else value.dtype.itemsize * math.prod(map(_likely, value.shape))
+
+
 def _depends_on_tangents(joint: GraphModule) -> set[Node]:
     found: set[Node] = set()
     for node in joint.graph.nodes:
@@ -114,6 +158,8 @@ def _depends_on_tangents(joint: GraphModule) -> set[Node]:
 def _is_elementwise(node: Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded in target.tags:
         return False
     return target in _VIEWS or torch.Tag.pointwise in target.tags
 

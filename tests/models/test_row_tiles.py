@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import lazyc
 from lazyc.backend import EVENTS, executables
 from lazyc.frontend import recompute
-from lazyc.ir.types import numel
+from lazyc.ir.types import DType, numel
 from lazyc.passes import half_products
 from lazyc.report import events as E
 from lazyc.runtime import blocks
@@ -266,6 +266,27 @@ def test_masks_of_other_types(dtype: torch.dtype) -> None:
         torch._dynamo.reset()
         args = [x.to(dtype) for x in tensors()]
         check(masked(mask), *args, train=True, steps=(2, 5))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_bools_of_a_mask_are_kept(dtype: torch.dtype, drop: float) -> None:
+    """Not the floats that torch makes of them."""
+    mask = torch.rand(2, 1, Q, K) < 0.7
+
+    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+
+    before = set(map(id, executables()))
+    args = [x.to(dtype).requires_grad_() for x in tensors()]
+    torch.compile(model, backend="lazyc")(*args, mask).sum().backward()
+    made = [x for x in executables() if id(x) not in before]
+    assert len(made) == 2
+    for program in (x.program for x in made):
+        large = [program.buffers[o.buffer] for o in program.outputs if o.shape[-2:] == (Q, K)]
+        assert all(b.kind == "input" for b in large)
+        taken = [program.buffers[b] for b in program.inputs if b >= 0]
+        assert [b.dtype for b in taken if b.shape[-2:] == (Q, K)] == [DType.BOOL]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
