@@ -12,6 +12,10 @@ lose digits. The cast is a part of what reads the result. Attention takes memory
 sequence then, and half as long again as with ATen's products (oneDNN) and stored scores. Only products with a
 matrix that is large are changed, therefore, or of sizes that are not known. Those without batch dims are of
 layers, which have no scores.
+
+A product whose factors were widened for it, as those of torch's attention are, is the same one. In bf16 it is
+multiplied as it was whatever its size (4 heads of 64 over 256 positions, trained, with AMX: 1.1 against 1.6 ms);
+MKL widens f16 itself, once for each block, which is slower than to do it once.
 """
 
 from __future__ import annotations
@@ -40,8 +44,13 @@ def _widen(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     kind = factors[0].dtype
     if len(node.shape) < 3 or kind not in _HALVES or factors[1].dtype is not kind:
         return None
-    if not any(_is_large(arg) for arg in (node, *x)):
+    is_widened = node.dtype is not kind
+    if not (is_widened and kind is DType.BF16) and not any(map(_is_large, (node, *x))):
         return None
+    b.decide(
+        f"product of {factors[0].type} and {factors[1].type} with a result in f32",
+        "with one of a half type it could not run by blocks of rows",
+    )
     return b.cast(b.emit("wide_matmul", *factors), node.dtype)
 
 
