@@ -16,7 +16,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule, Node
 
 from lazyc.frontend.dropout_attention import draw_for_attention
-from lazyc.frontend.recompute import Recompute, partition_with_attention
+from lazyc.frontend.recompute import Recompute, make_masks_again, partition_with_attention
 
 _ATEN = torch.ops.aten
 _BACKWARD = frozenset({
@@ -39,6 +39,7 @@ def partition(
     if has_products:
         draw_for_attention(joint)
     drop_seeds(joint)
+    make_masks_again(joint)
     if recompute is not None:
         return partition_with_attention(joint, inputs, recompute, **options)
     return min_cut_rematerialization_partition(joint, inputs, **options)

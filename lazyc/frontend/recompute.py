@@ -48,19 +48,21 @@ _TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
 @dataclass(frozen=True, slots=True)
 class Recompute:
     """Which attentions are computed again: of ``least`` queries and keys, with heads of ``widest`` at most
-    and scores of ``least_bytes`` in single precision; ``halves``: also where half types are multiplied."""
+    and scores of ``least_bytes`` in the type that they are computed in, ``least_half_bytes`` where half types
+    are multiplied; ``doubles``: also in double precision."""
 
-    halves: bool = False
+    doubles: bool = False
     least: int = 1
     widest: int | None = None
     least_bytes: int = 0
+    least_half_bytes: int = 0
 
 
 # Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
-IN_TILES = Recompute(halves=True, least=16, widest=256)
-# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py), for
-# which the library has no products of half types.
-BY_ROWS = Recompute(least_bytes=4 << 20)
+IN_TILES = Recompute(least=16, widest=256)
+# Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py). In half
+# types that takes half as long again as to keep it (passes/half_products.py), so that only what is large goes.
+BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20, least_half_bytes=64 << 20)
 
 
 def partition_with_attention(
@@ -99,6 +101,50 @@ def keep_rows_of_attention(joint: GraphModule, which: Recompute = IN_TILES) -> i
     return found
 
 
+def make_masks_again(joint: GraphModule) -> int:
+    """Has the backward pass make the masks of torch's attention again that come from something smaller, as
+    ``F.scaled_dot_product_attention`` makes floats of a mask of bools; how many there were."""
+    found: set[Node] = set()
+    for node in joint.graph.nodes:
+        mask = _mask_of(node)
+        if mask is None:
+            continue
+        again: set[Node] = set()
+        sources: set[Node] = set()
+        todo = [mask]
+        while todo:
+            part = todo.pop()
+            if part in again or part in sources:
+                continue
+            if part.op == "call_function" and _is_cheap(part):
+                again.add(part)
+                todo += part.all_input_nodes
+            else:
+                sources.add(part)
+        if again and sum(map(_bytes, sources)) < _bytes(mask):
+            found.add(mask)
+            for part in again:
+                part.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    return len(found)
+
+
+def _mask_of(node: Node) -> Node | None:
+    """The mask that a node, an attention of torch's, adds to scores."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name in ("attn_mask", "attn_bias"):
+            given = node.args[position] if position < len(node.args) else None
+            mask = node.kwargs.get(argument.name, given)
+            return mask if isinstance(mask, Node) else None
+    return None
+
+
+def _bytes(node: Node) -> int:
+    value = _value(node)
+    return 0 if value is None else value.dtype.itemsize * math.prod(map(_likely, value.shape))
+
+
 def _depends_on_tangents(joint: GraphModule) -> set[Node]:
     found: set[Node] = set()
     for node in joint.graph.nodes:
@@ -112,6 +158,8 @@ def _depends_on_tangents(joint: GraphModule) -> set[Node]:
 def _is_elementwise(node: Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded in target.tags:
         return False
     return target in _VIEWS or torch.Tag.pointwise in target.tags
 
@@ -179,11 +227,20 @@ def _is_over_rows(softmax: Node, which: Recompute) -> bool:
     scores, weights = _value(softmax.args[0]), _value(softmax)
     if scores is None or weights is None or scores.dim() < 2:
         return False
-    if torch.float64 in (scores.dtype, weights.dtype):
+    if torch.float64 in (scores.dtype, weights.dtype) and not which.doubles:
         return False
     sizes = [_likely(n) for n in scores.shape]
-    large = min(sizes[-2:]) >= which.least and 4 * math.prod(sizes) >= which.least_bytes
+    nbytes = _wide(scores.dtype).itemsize * math.prod(sizes)
+    least_bytes = which.least_bytes
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        least_bytes = which.least_half_bytes
+    large = min(sizes[-2:]) >= which.least and nbytes >= least_bytes
     return large and softmax.args[1] in (-1, scores.dim() - 1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that scores are made in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def _likely(size: int | torch.SymInt) -> int:
@@ -195,7 +252,7 @@ def _is_of_scores(node: Node, which: Recompute) -> bool:
     if node.target not in _PRODUCTS:
         return False
     factor = _value(node.args[_PRODUCTS[node.target]])
-    if factor is None or (factor.dtype is not torch.float32 and not which.halves):
+    if factor is None:
         return False
     width = factor.shape[-1]
     return which.widest is None or (isinstance(width, int) and width <= which.widest)
@@ -218,8 +275,9 @@ def _from_rows(softmax: Node) -> set[Node]:
     with graph.inserting_before(softmax):
         wide, value = scores, _value(scores)
         assert value is not None
-        if value.dtype is not torch.float32:
-            wide = add(_ATEN._to_copy.default, scores, dtype=torch.float32)
+        dtype = _wide(value.dtype)
+        if value.dtype is not dtype:
+            wide = add(_ATEN._to_copy.default, scores, dtype=dtype)
         top, hidden = add(_ATEN.amax.default, wide, [-1], True), None
         if softmax.target is _ATEN._safe_softmax.default:
             hidden = add(_ATEN.eq.Scalar, top, -math.inf)
@@ -233,7 +291,7 @@ def _from_rows(softmax: Node) -> set[Node]:
             row.meta["recompute"] = CheckpointPolicy.MUST_SAVE
         found = add(_ATEN.div.Tensor, parts, total)
         again = {wide, shifted, parts, found}
-        if weights.dtype is not torch.float32:
+        if weights.dtype is not dtype:
             found = add(_ATEN._to_copy.default, found, dtype=weights.dtype)
             again.add(found)
     softmax.replace_all_uses_with(found)

@@ -421,6 +421,25 @@ def _eval_matmul(x: Sequence[torch.Tensor], attrs: A.Attrs, values: SymbolValues
 register(OpSpec("matmul", 2, A.Attrs, Trait.CONTRACTION, _infer_matmul, _eval_matmul))
 
 
+def _infer_wide_matmul(types: Sequence[ValueType], attrs: A.Attrs) -> ValueType:
+    made = tensor(_infer_matmul(types, attrs))
+    if not made.dtype.is_float or not made.dtype.is_widened:
+        raise IRError(f"wide_matmul of {made.dtype}: f16 or bf16")
+    return made.with_dtype(made.dtype.accumulator)
+
+
+def _eval_wide_matmul(
+    x: Sequence[torch.Tensor], attrs: A.Attrs, values: SymbolValues
+) -> torch.Tensor:
+    return torch.matmul(x[0].float(), x[1].float())
+
+
+# wide_matmul(a, b): matmul of half types whose result is not rounded to them: f32.
+register(
+    OpSpec("wide_matmul", 2, A.Attrs, Trait.CONTRACTION, _infer_wide_matmul, _eval_wide_matmul)
+)
+
+
 def _infer_convolution(types: Sequence[ValueType], attrs: A.ConvolutionAttrs) -> ValueType:
     x, w = tensor(types[0]), tensor(types[1])
     spatial = len(attrs.stride)

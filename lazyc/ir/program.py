@@ -100,7 +100,8 @@ class GemmStep:
 
     ``pack_b``: b is made from parameters only; the runtime may keep a packed copy of it between
     calls, guarded by the version of those inputs. ``tile``: that of generated kernels which may take the
-    place of the library. ``sparse``: what may take the place of both.
+    place of the library. ``sparse``: what may take the place of both. ``is_wide``: a and b are of a half
+    type and c is not: it has the type that they are added in.
     """
 
     dtype: DType
@@ -116,6 +117,11 @@ class GemmStep:
     comment: str = ""
     sparse: SparseChoice | None = None
     tile: Tile | None = None
+    is_wide: bool = False
+
+    @property
+    def result_dtype(self) -> DType:
+        return self.dtype.accumulator if self.is_wide else self.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,8 @@ def _gemm(step: GemmStep) -> str:
     sign = "+=" if step.accumulate else "="
     shape = ", ".join(map(dim_text, (*step.batch, step.m, step.n, step.k)))
     text = f"gemm {_operand(step.c)} {sign} {_operand(step.a)} @ {_operand(step.b)}"
-    text = f"{text}: {step.dtype.value} [{shape}]" + ("  packed b" if step.pack_b else "")
+    dtype = f"{step.dtype} -> {step.result_dtype}" if step.is_wide else f"{step.dtype}"
+    text = f"{text}: {dtype} [{shape}]" + ("  packed b" if step.pack_b else "")
     if step.tile is not None:
         text += f"  tiles of {step.tile.rows} x {step.tile.columns}"
     if step.sparse is None:

@@ -188,10 +188,14 @@ class _Verifier:
         if step.tile is not None and (step.dtype is not DType.F32 or step.batch):
             raise IRError("tiles of a product that is not one of f32 matrices")
         a, b, c = step.a, step.b, step.c
-        for operand, rows, cols in ((a, step.m, step.k), (b, step.k, step.n), (c, step.m, step.n)):
+        for operand, dtype, rows, cols in (
+            (a, step.dtype, step.m, step.k),
+            (b, step.dtype, step.k, step.n),
+            (c, step.result_dtype, step.m, step.n),
+        ):
             buffer = self._get(operand.buffer)
-            if buffer.dtype is not step.dtype:
-                raise IRError(f"b{operand.buffer} is {buffer.dtype}, not {step.dtype}")
+            if buffer.dtype is not dtype:
+                raise IRError(f"b{operand.buffer} is {buffer.dtype}, not {dtype}")
             if len(operand.batch_strides) != len(step.batch):
                 raise IRError(f"b{operand.buffer} has no stride for each batch dim")
             self._operand(buffer, operand, (*step.batch, rows, cols))

@@ -235,6 +235,7 @@ _RULES: dict[str, list[Rule]] = {
     "pow": [_pow],
     "where": [_where],
     "matmul": [_matmul],
+    "wide_matmul": [_matmul],
     **{op: [_scan_one] for op in ("scan_sum", "scan_prod", "scan_max", "scan_min")},
     **{op: [_reduce_one] for op in ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min")},
 }

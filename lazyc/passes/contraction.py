@@ -23,6 +23,11 @@ class MatrixView:
     batch_strides: Shape
 
 
+def is_library_product(node: Node) -> bool:
+    """Whether a node is a matrix product that is one call of a library."""
+    return node.op in ("matmul", "wide_matmul")
+
+
 def as_matrix(view: StridedView) -> MatrixView | None:
     """A view as a BLAS operand; None when it must be copied first.
 

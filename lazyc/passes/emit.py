@@ -13,7 +13,7 @@ from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_text import print_nest
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
-from lazyc.passes.contraction import MatrixView, as_matrix
+from lazyc.passes.contraction import MatrixView, as_matrix, is_library_product
 from lazyc.passes.fusion import Unit, UnitGraph
 from lazyc.passes.lasting import Lasting
 from lazyc.passes.lower_kernel import (
@@ -168,7 +168,7 @@ class _Emitter:
         node = unit.nodes[0]
         if node.op == "seed":
             return [P.SeedStep(self.memory[node].id)]
-        if node.op == "matmul":
+        if is_library_product(node):
             return [self._gemm(node)]
         if node.spec.has(Trait.SCATTER):
             return self._scatter_steps(node)
@@ -212,8 +212,8 @@ class _Emitter:
         if pack:
             self._note_pack(node)
         return P.GemmStep(
-            node.dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
-            pack_b=pack, comment=self._comment([node]),
+            node.inputs[0].dtype, tuple(batch), m, node.shape[-1], k, a, b, c,
+            pack_b=pack, comment=self._comment([node]), is_wide=node.op == "wide_matmul",
         )  # fmt: skip
 
     def _note_pack(self, product: Node) -> None:

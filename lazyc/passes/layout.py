@@ -15,7 +15,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides
-from lazyc.passes.contraction import as_matrix, image_orders, is_copy
+from lazyc.passes.contraction import as_matrix, image_orders, is_copy, is_library_product
 from lazyc.passes.dim_order import inherited_order
 from lazyc.passes.realize import live_users
 from lazyc.passes.strided import StridedView, storable_strides, strided_view
@@ -93,7 +93,7 @@ def is_row_major(shape: Shape, strides: Shape) -> bool:
 
 def _can_be_written(node: Node, strides: Shape) -> bool:
     """Whether what computes ``node`` can write it with these strides: a product writes a matrix."""
-    if node.op != "matmul" or 0 in node.shape:
+    if not is_library_product(node) or 0 in node.shape:
         return True
     return as_matrix(StridedView(node, node.shape, strides, 0)) is not None
 
@@ -109,7 +109,7 @@ def _products_can_read(
     while stack:
         here = stack.pop()
         for user in users[here]:
-            if user.op == "matmul":
+            if is_library_product(user):
                 view = strided_view(here, realized, strides)
                 if view is None or as_matrix(view) is None:
                     return False

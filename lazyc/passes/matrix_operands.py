@@ -31,7 +31,7 @@ def copy_matrix_operands(graph: Graph, keeps: bool = True) -> Graph:
         operands = [arg if _is_matrix(arg) else _copy(b, arg, lasting(arg)) for arg in x]
         return b.emit(node.op, *operands, attrs=node.attrs)
 
-    return rewrite(graph, {"matmul": [readable]})
+    return rewrite(graph, {"matmul": [readable], "wide_matmul": [readable]})
 
 
 def _is_matrix(node: Node) -> bool:

@@ -243,7 +243,7 @@ def _matmul(p: Padder, node: Node, x: Sequence[Value]) -> Value:
     a = p.laid_out(a, [*batch, a.axes[-2], inner])
     b = p.laid_out(b, [*batch, inner, b.axes[-1]])
     zero, rank = number(0, a.node.dtype), len(node.shape)
-    made = p.build.emit("matmul", p.masked(a, zero, [rank - 1]), p.masked(b, zero, [rank - 2]))
+    made = p.build.emit(node.op, p.masked(a, zero, [rank - 1]), p.masked(b, zero, [rank - 2]))
     return Value(made, node.shape, (*a.axes[:-1], b.axes[-1]))
 
 
@@ -371,6 +371,7 @@ _BY_NAME: Mapping[str, _Rule] = {
     "cat": _cat,
     "window": _window,
     "matmul": _matmul,
+    "wide_matmul": _matmul,
     "convolution": _convolution,
 }
 _BY_TRAIT: tuple[tuple[Trait, _Rule], ...] = (

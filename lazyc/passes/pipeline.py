@@ -11,6 +11,7 @@ from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.convolutions_as_loops import convolutions_as_loops
 from lazyc.passes.fold_norm import fold_norm
+from lazyc.passes.half_products import half_products
 from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.padding import pad_products
@@ -49,7 +50,14 @@ def pipeline(
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         *_splits(has_products, costs),
         Pass("split_reductions", split_reductions),
-        *(() if has_products else (Pass("copy_matrix_operands", operands),)),
+        *(
+            ()
+            if has_products
+            else (
+                Pass("half_products", half_products),
+                Pass("copy_matrix_operands", operands),
+            )
+        ),
     )
     return tuple(p for p in passes if p.name not in disabled)
 

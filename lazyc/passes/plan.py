@@ -13,7 +13,13 @@ from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node, Output, depends_on
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Shape, TensorType, contiguous_strides, numel
-from lazyc.passes.contraction import MatrixView, as_matrix, is_copy, stored_factors
+from lazyc.passes.contraction import (
+    MatrixView,
+    as_matrix,
+    is_copy,
+    is_library_product,
+    stored_factors,
+)
 from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
 from lazyc.passes.realize import live_nodes, realized_nodes
@@ -125,7 +131,7 @@ def _apart(graph: Graph, value: Node) -> Node:
 def _library_operands(plan: Plan) -> set[Node]:
     missing: set[Node] = set()
     for node in plan.nodes:
-        if node.op != "matmul":
+        if not is_library_product(node):
             continue
         views = [strided_view(arg, plan.realized, plan.strides) for arg in node.inputs]
         found = [None if v is None else as_matrix(v) for v in views]

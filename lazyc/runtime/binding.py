@@ -551,16 +551,15 @@ class _Writer:
         table.block_kernel(kernel.address, part.per_row, places, self.sizes.all(part.step.sizes))
 
     def _block_product(self, table: TableWriter, blocks: Blocks, part: BlockProduct) -> None:
-        call, size = part.call, part.call.dtype.itemsize
-        p = call.product
+        call, p = part.call, part.call.product
+        sizes = (call.dtype.itemsize, call.dtype.itemsize, call.result_dtype.itemsize)
         places: list[BlockSlice] = []
-        for matrix, move in zip((p.b, p.a, p.c), part.moves, strict=True):
+        for matrix, move, size in zip((p.b, p.a, p.c), part.moves, sizes, strict=True):
             if matrix.buffer in blocks.private:
                 places.append((OWN_SLOT, blocks.private[matrix.buffer][0], 0))
             else:
                 places.append((*self._place(matrix.buffer, matrix.offset * size), move[0] * size))
-        batch = self.sizes.all(part.step.batch)
-        strides = (move[1:] for move in part.moves)
+        strides = ([n * s for n in m[1:]] for m, s in zip(part.moves, sizes, strict=True))
         table.block_gemm(
             call.function,
             part.dim,
@@ -570,7 +569,7 @@ class _Writer:
             (call.ldb, call.lda, call.ldc),
             (0.0, 1.0 if part.sums else 0.0),
             call.dtype is DType.F64,
-            [(n, b * size, a * size, c * size) for n, b, a, c in zip(batch, *strides, strict=True)],
+            list(zip(self.sizes.all(part.step.batch), *strides, strict=True)),
         )
 
     def _sparse(self, table: TableWriter, step: Step, slot: int) -> None:
@@ -588,7 +587,8 @@ class _Writer:
         p, size = call.product, call.dtype.itemsize
         if 0 in p.batch or p.m == 0 or p.n == 0:
             return
-        a, c = (self._place(x.buffer, x.offset * size) for x in (p.a, p.c))
+        a = self._place(p.a.buffer, p.a.offset * size)
+        c = self._place(p.c.buffer, p.c.offset * call.result_dtype.itemsize)
         slot = next((request.slot for request in self.packs if request.call is call), None)
         if slot is None and not call.repacks:
             plain_product(table, call, (a, self._place(p.b.buffer, p.b.offset * size), c))

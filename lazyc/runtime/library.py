@@ -30,12 +30,21 @@ class Blas:
 
     sgemm: int = 0
     dgemm: int = 0
+    bf16_gemm: int = 0  # of half types, with results in f32
+    f16_gemm: int = 0
     sgemm_compute: int = 0
     library: ctypes.CDLL | None = None
 
     @property
     def can_pack(self) -> bool:
         return bool(self.sgemm_compute)
+
+    def routine(self, step: GemmStep) -> int:
+        """Address of what multiplies the types of ``step``, 0 where there is none. All take their arguments
+        as Fortran's ?gemm."""
+        if step.is_wide:
+            return {DType.BF16: self.bf16_gemm, DType.F16: self.f16_gemm}.get(step.dtype, 0)
+        return {DType.F32: self.sgemm, DType.F64: self.dgemm}.get(step.dtype, 0)
 
 
 def find_blas(library: ctypes.CDLL | None) -> Blas:
@@ -45,6 +54,8 @@ def find_blas(library: ctypes.CDLL | None) -> Blas:
     return Blas(
         sgemm=symbol_address(library, "sgemm_"),
         dgemm=symbol_address(library, "dgemm_"),
+        bf16_gemm=symbol_address(library, "gemm_bf16bf16f32_"),
+        f16_gemm=symbol_address(library, "gemm_f16f16f32_"),
         sgemm_compute=addresses[0] if all(addresses) else 0,
         library=library,
     )
@@ -93,6 +104,7 @@ class GemmCall:
     product: Product
     function: int
     dtype: DType
+    result_dtype: DType
     transpose_a: bool
     transpose_b: bool
     lda: int
@@ -156,7 +168,7 @@ def _layout(matrix: Matrix, rows: int, cols: int) -> tuple[bool, int] | None:
 
 def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
     """How BLAS computes ``step``; None when it must go through ATen."""
-    function = {DType.F32: blas.sgemm, DType.F64: blas.dgemm}.get(step.dtype, 0)
+    function = blas.routine(step)
     product = concrete_product(step, sizes)
     out = _layout(product.c, product.m, product.n)
     if not function or out is None:
@@ -175,6 +187,7 @@ def plan_gemm(step: GemmStep, sizes: Sizes, blas: Blas) -> GemmCall | None:
         product=product,
         function=function,
         dtype=step.dtype,
+        result_dtype=step.result_dtype,
         transpose_a=first[0],
         transpose_b=second[0],
         lda=first[1],

@@ -289,10 +289,14 @@ class MixedRunner(Runner):
         p = concrete_product(step, self.sizes)
         operands = [
             self._view(
-                x.buffer, step.dtype.torch, (*p.batch, rows, cols),
+                x.buffer, dtype.torch, (*p.batch, rows, cols),
                 (*x.batch_strides, x.row_stride, x.col_stride), x.offset,
             )
-            for x, rows, cols in ((p.a, p.m, p.k), (p.b, p.k, p.n), (p.c, p.m, p.n))
+            for x, dtype, rows, cols in (
+                (p.a, step.dtype, p.m, p.k),
+                (p.b, step.dtype, p.k, p.n),
+                (p.c, step.result_dtype, p.m, p.n),
+            )
         ]  # fmt: skip
         plain, adding = (torch.bmm, torch.baddbmm) if p.batch else (torch.mm, torch.addmm)
         positions = list(itertools.product(*map(range, p.batch[:-1])))
@@ -301,6 +305,7 @@ class MixedRunner(Runner):
             whole = [operand(state.values) for operand in operands]
             for at in positions:
                 a, b, c = (x[at] for x in whole) if at else whole
+                a, b = a.to(c.dtype), b.to(c.dtype)
                 if step.accumulate:
                     adding(c, a, b, out=c)
                 else:

@@ -33,7 +33,7 @@ def packed_product(
 
 def plain_product(table: TableWriter, call: GemmCall, operands: tuple[Slice, Slice, Slice]) -> None:
     """The library's product of a, b and c, for each point of the batch dims."""
-    p, size = call.product, call.dtype.itemsize
+    p, size, out_size = call.product, call.dtype.itemsize, call.result_dtype.itemsize
     a, b, c = operands
     # Row-major c = a @ b is column-major c^T = b^T @ a^T, which is what Fortran computes.
     strides = (x.batch_strides for x in (p.b, p.a, p.c))
@@ -47,7 +47,7 @@ def plain_product(table: TableWriter, call: GemmCall, operands: tuple[Slice, Sli
         (call.ldb, call.lda, call.ldc),
         call.beta,
         call.dtype is DType.F64,
-        [(n, first * size, second * size, out * size) for n, first, second, out in dims],
+        [(n, first * size, second * size, out * out_size) for n, first, second, out in dims],
     )
 
 

@@ -98,6 +98,7 @@ GEMM_STEP = C.record(
     comment=C.STR,
     sparse=C.optional(SPARSE_CHOICE),
     tile=C.optional(TILE),
+    is_wide=C.BOOL,
 )
 BUFFER_REF = C.record(
     P.BufferRef, id=C.INT, shape=C.optional(C.SHAPE), strides=C.SHAPE, offset=C.DIM

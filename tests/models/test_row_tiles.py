@@ -18,7 +18,8 @@ import torch.nn.functional as F
 import lazyc
 from lazyc.backend import EVENTS, executables
 from lazyc.frontend import recompute
-from lazyc.ir.types import numel
+from lazyc.ir.types import DType, numel
+from lazyc.passes import half_products
 from lazyc.report import events as E
 from lazyc.runtime import blocks
 from lazyc.runtime.program import Executable
@@ -33,7 +34,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
     monkeypatch.setattr(blocks, "CACHE_SHARE", 0.0)
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
-    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute())
+    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(doubles=True))
+    monkeypatch.setattr(half_products, "LEAST_BYTES", 0)
 
 
 @pytest.fixture(params=[1, 2])
@@ -235,10 +237,67 @@ def test_small_scores_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     check(nanogpt, *tensors(), train=True, steps=(2, 5))
 
 
-def test_half_types_are_kept() -> None:
-    """The library has no products of them that blocks could call."""
+def gpt2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As in transformers: positions hidden by the least number of the type."""
+    scores = torch.matmul(q, k.transpose(-1, -2)) / torch.full([], 8**0.5, dtype=q.dtype)
+    seen = torch.ones(q.size(2), k.size(2), dtype=torch.bool).tril()
+    least = torch.full([], torch.finfo(scores.dtype).min, dtype=scores.dtype)
+    return torch.matmul(F.softmax(torch.where(seen, scores, least), dim=-1).type(v.dtype), v)
+
+
+def in_single_precision(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A softmax of scores that were widened, as in Llama and T5."""
+    weights = F.softmax(q @ k.transpose(-1, -2) * 0.3, dim=-1, dtype=torch.float32)
+    return weights.type_as(q) @ v
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("model", [nanogpt, bert, gpt2, in_single_precision])
+def test_other_types_are_trained(model: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    if model is in_single_precision and dtype is torch.float64:
+        pytest.skip("no softmax in less precision than its scores")
+    check(model, *(x.to(dtype) for x in tensors()), train=True, steps=(2, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_masks_of_other_types(dtype: torch.dtype) -> None:
+    for mask in (torch.randn(Q, K), torch.rand(2, 1, Q, K) < 0.7):
+        torch._dynamo.reset()
+        args = [x.to(dtype) for x in tensors()]
+        check(masked(mask), *args, train=True, steps=(2, 5))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_bools_of_a_mask_are_kept(dtype: torch.dtype, drop: float) -> None:
+    """Not the floats that torch makes of them."""
+    mask = torch.rand(2, 1, Q, K) < 0.7
+
+    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+
     before = set(map(id, executables()))
-    args = [x.bfloat16().requires_grad_() for x in tensors()]
+    args = [x.to(dtype).requires_grad_() for x in tensors()]
+    torch.compile(model, backend="lazyc")(*args, mask).sum().backward()
+    made = [x for x in executables() if id(x) not in before]
+    assert len(made) == 2
+    for program in (x.program for x in made):
+        large = [program.buffers[o.buffer] for o in program.outputs if o.shape[-2:] == (Q, K)]
+        assert all(b.kind == "input" for b in large)
+        taken = [program.buffers[b] for b in program.inputs if b >= 0]
+        assert [b.dtype for b in taken if b.shape[-2:] == (Q, K)] == [DType.BOOL]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_scores_of_half_types_are_kept(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """ATen's products, which are faster, have results of the type."""
+    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(least_half_bytes=1 << 20))
+    monkeypatch.setattr(half_products, "LEAST_BYTES", 1 << 20)
+    before = set(map(id, executables()))
+    args = [x.to(dtype).requires_grad_() for x in tensors()]
     torch.compile(nanogpt, backend="lazyc")(*args).sum().backward()
     made = [x for x in executables() if id(x) not in before]
     assert (2, 3, Q, K) in saved(made)
@@ -389,10 +448,19 @@ def test_memory_grows_with_the_length_not_with_its_square(
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1])
-def test_memory_of_training_by_hand(monkeypatch: pytest.MonkeyPatch, drop: float) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+def test_memory_of_training_by_hand(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, drop: float
+) -> None:
     """With the sizes that are compiled for outside of tests: arenas and results of both programs together stay
     below half of the scores, and at most double with the length."""
     monkeypatch.undo()
+    if dtype.itemsize == 2:  # they are kept up to 64 MiB, which would take a test long
+        smaller = recompute.Recompute(least_half_bytes=16 << 20)
+        monkeypatch.setattr(recompute, "BY_ROWS", smaller)
+        monkeypatch.setattr(half_products, "LEAST_BYTES", 16 << 20)
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         place = torch.arange(q.size(2))
@@ -403,13 +471,18 @@ def test_memory_of_training_by_hand(monkeypatch: pytest.MonkeyPatch, drop: float
     for length in (1024, 2048):
         torch._dynamo.reset()
         before = set(map(id, executables()))
-        args = [x.requires_grad_() for x in tensors(q=length, k=length, heads=4, batch=1)]
+        found = tensors(q=length, k=length, heads=4, batch=1)
+        args = [x.to(dtype).requires_grad_() for x in found]
         torch.compile(model, backend="lazyc")(*args).sum().backward()
         made = [x for x in executables() if id(x) not in before]
         assert len(made) == 2 and (1, 4, length, 1) in saved(made)
-        results = [numel(o.shape) * 4 for x in made for o in x.program.outputs]
-        totals.append(sum(map(arena_bytes, made)) + sum(map(int, results)))
-        assert totals[-1] < 4 * 4 * length * length // 2
+        results = [
+            int(numel(o.shape)) * x.program.buffers[o.buffer].dtype.itemsize  # type: ignore[union-attr]
+            for x in made
+            for o in x.program.outputs
+        ]
+        totals.append(sum(map(arena_bytes, made)) + sum(results))
+        assert totals[-1] < 4 * dtype.itemsize * length * length // 2
     assert totals[1] < 2.1 * totals[0]
 
 

@@ -75,7 +75,7 @@ def run_program(program: P.Program, args: Sequence[torch.Tensor]) -> list[Any]:
             assert error == 0
         elif isinstance(step, P.GemmStep):
             a, b, c = (_matrix(storage, o, step, k) for k, o in enumerate((step.a, step.b, step.c)))
-            c.copy_(torch.matmul(a, b))
+            c.copy_(torch.matmul(a.to(c.dtype), b.to(c.dtype)))
         elif isinstance(step, P.EagerStep):
             args_ = [_fill(t, storage) for t in step.args]
             result = resolve_target(step.target)(

@@ -1,0 +1,65 @@
+"""Products of half types over batch dims, by a library's routine whose results are not rounded to them.
+
+    before   matmul(a : bf16[b, m, k], c : bf16[b, k, n]) : bf16[b, m, n]
+    after    cast(wide_matmul(a, c) : f32[b, m, n], bf16)
+
+    before   matmul(cast(a, f32), cast(c, f32)) : f32[b, m, n]
+    after    wide_matmul(a, c) : f32[b, m, n]
+
+MKL has them for f16 and bf16. They are native steps, which a product with results of a half type, a call of
+ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
+lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
+sequence then, and half as long again as with ATen's products (oneDNN) and stored scores. Only products with a
+matrix that is large are changed, therefore, or of sizes that are not known. Those without batch dims are of
+layers, which have no scores.
+
+A product whose factors were widened for it, as those of torch's attention are, is the same one. In bf16 it is
+multiplied as it was whatever its size (4 heads of 64 over 256 positions, trained, with AMX: 1.1 against 1.6 ms);
+MKL widens f16 itself, once for each block, which is slower than to do it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lazyc.ir.graph import Graph, Node
+from lazyc.ir.types import DType, numel
+from lazyc.passes.rewrite import Rewriter, rewrite
+
+_HALVES = (DType.F16, DType.BF16)
+# Of one of the three matrices of a product, over all batch dims, in f32. (frontend/recompute.py has scores computed
+# again in training from the same size on.) 4 heads of 64, bf16 on 2 cores with AMX, trained: at 2048 positions, which
+# is this, 39 against 24 ms, and 18 MiB of temporaries and what is saved against 135; at 4096, 163 against 106
+# ms, and 35 against 526 MiB.
+LEAST_BYTES = 64 << 20
+
+
+def half_products(graph: Graph) -> Graph:
+    """The Graph with ``wide_matmul`` where it serves."""
+    return rewrite(graph, {"matmul": [_widen]})
+
+
+def _widen(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+    factors = [_narrow(arg) for arg in x]
+    kind = factors[0].dtype
+    if len(node.shape) < 3 or kind not in _HALVES or factors[1].dtype is not kind:
+        return None
+    is_widened = node.dtype is not kind
+    if not (is_widened and kind is DType.BF16) and not any(map(_is_large, (node, *x))):
+        return None
+    b.decide(
+        f"product of {factors[0].type} and {factors[1].type} with a result in f32",
+        "with one of a half type it could not run by blocks of rows",
+    )
+    return b.cast(b.emit("wide_matmul", *factors), node.dtype)
+
+
+def _is_large(x: Node) -> bool:
+    elements = numel(x.shape)
+    return not isinstance(elements, int) or elements * DType.F32.itemsize >= LEAST_BYTES
+
+
+def _narrow(x: Node) -> Node:
+    """What a factor was before it was widened from a half type."""
+    widened = x.op == "cast" and x.dtype is DType.F32 and x.inputs[0].dtype in _HALVES
+    return x.inputs[0] if widened else x
