@@ -62,7 +62,7 @@ class Recompute:
 IN_TILES = Recompute(least=16, widest=256)
 # Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py). In half
 # types that takes half as long again as to keep it (passes/half_products.py), so that only what is large goes.
-BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20, least_half_bytes=64 << 20)
+BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20, least_half_bytes=256 << 20)
 
 
 def partition_with_attention(

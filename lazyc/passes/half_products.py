@@ -10,7 +10,7 @@ MKL has them for f16 and bf16. They are native steps, which a product with resul
 ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
 lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
 sequence then, and half as long again as with ATen's products (oneDNN) and stored scores. Only products with a
-matrix that is large are changed, therefore, or of sizes that are not known. Those without batch dims are of
+matrix that is known to be large are changed, therefore. Those without batch dims are of
 layers, which have no scores.
 
 A product whose factors were widened for it, as those of torch's attention are, is the same one. In bf16 it is
@@ -28,10 +28,10 @@ from lazyc.passes.rewrite import Rewriter, rewrite
 
 _HALVES = (DType.F16, DType.BF16)
 # Of one of the three matrices of a product, over all batch dims, in f32. (frontend/recompute.py has scores computed
-# again in training from the same size on.) 4 heads of 64, bf16 on 2 cores with AMX, trained: at 2048 positions, which
-# is this, 39 against 24 ms, and 18 MiB of temporaries and what is saved against 135; at 4096, 163 against 106
-# ms, and 35 against 526 MiB.
-LEAST_BYTES = 64 << 20
+# again in training from the same size on.) 4 heads of 64, bf16 on 2 cores with AMX, trained: at 4096 positions, which
+# is this, 163 against 106 ms, and 35 MiB of temporaries and what is saved against 526; at 2048, 39 against 24 ms,
+# and 18 against 135 MiB.
+LEAST_BYTES = 256 << 20
 
 
 def half_products(graph: Graph) -> Graph:
@@ -56,7 +56,7 @@ def _widen(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
 
 def _is_large(x: Node) -> bool:
     elements = numel(x.shape)
-    return not isinstance(elements, int) or elements * DType.F32.itemsize >= LEAST_BYTES
+    return isinstance(elements, int) and elements * DType.F32.itemsize >= LEAST_BYTES
 
 
 def _narrow(x: Node) -> Node:

@@ -457,7 +457,7 @@ def test_memory_of_training_by_hand(
     """With the sizes that are compiled for outside of tests: arenas and results of both programs together stay
     below half of the scores, and at most double with the length."""
     monkeypatch.undo()
-    if dtype.itemsize == 2:  # they are kept up to 64 MiB, which would take a test long
+    if dtype.itemsize == 2:  # they are kept up to 256 MiB, which would take a test long
         smaller = recompute.Recompute(least_half_bytes=16 << 20)
         monkeypatch.setattr(recompute, "BY_ROWS", smaller)
         monkeypatch.setattr(half_products, "LEAST_BYTES", 16 << 20)
