@@ -160,6 +160,12 @@ def sparse(
         bool,
         typer.Option("--cpu-time", help="One thread, by its CPU time: beside other programs."),
     ] = False,
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid", help="2:4 weights of many sizes, whatever lazyc would choose: minutes."
+        ),
+    ] = False,
 ) -> None:
     """2:4 and block-sparse weights beside dense ones. Exit code 1 when a target is missed."""
     from bench import process
@@ -172,6 +178,9 @@ def sparse(
     if cpu_time:
         torch.set_num_threads(1)
 
+    if grid:
+        _console().print(s.grid_table(s.grid(min(rounds, 25))))
+        return
     chosen = [c for c in s.CASES if not case or any(part in c.name for part in case)]
     lines = [s.measure(c, rounds, cpu_time) for c in chosen]
     _console().print(s.table(lines))

@@ -6,10 +6,14 @@ Both are lazyc's: two copies of a model with equal weights, of which only one is
 from __future__ import annotations
 
 import copy
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import torch
 from rich.table import Table
@@ -18,6 +22,7 @@ import lazyc
 from bench.measure import Timing, interleave, relative_error
 from lazyc.backend import EVENTS
 from lazyc.backend import lazyc as lazyc_backend
+from lazyc.passes import sparse_products
 from lazyc.report import events as E
 
 BUDGET = 8.0  # seconds of a case
@@ -110,6 +115,42 @@ def measure(case: Case, rounds: int, cpu_time: bool = False) -> Line:
     used = sum(isinstance(e, E.SparseProduct) and e.is_used for e in heard)
     error = relative_error([result], [exact])
     return Line(case, times["dense"], times["sparse"], used, error)
+
+
+GRID_ROWS = (1, 2, 4, 6, 8, 12, 16, 24)
+GRID_WEIGHTS = ((256, 256), (512, 512), (1024, 1024), (256, 4096), (2048, 2048), (4096, 4096))
+
+
+def grid(rounds: int) -> Iterator[tuple[torch.dtype, int, int, list[Line]]]:
+    """2:4 products of [rows, k] and [n, k] weights, compressed whatever lazyc would choose: dtype, n, k, and a line
+    for each of ``GRID_ROWS``. Several layers, so that small weights do not come from the first cache alone."""
+    free = {d: [(math.inf, max(GRID_ROWS))] for d in sparse_products.MOST_ROWS}
+    with (
+        TemporaryDirectory() as folder,  # not what was compiled for what lazyc chooses, nor kept for it
+        patch.dict(os.environ, LAZYC_CACHE_DIR=folder),
+        patch.object(sparse_products, "MOST_ROWS", free),
+    ):
+        for dtype in free:
+            for n, k in GRID_WEIGHTS:
+                make = partial(_layers, n, k, 4 if n * k <= 1 << 20 else 1)
+                cases = [Case("", make, m, _24, dtype=dtype.torch, width=k) for m in GRID_ROWS]
+                yield dtype.torch, n, k, [measure(case, rounds) for case in cases]
+
+
+def _layers(n: int, k: int, pairs: int) -> torch.nn.Module:
+    made: list[torch.nn.Module] = []
+    for _ in range(pairs):
+        made += torch.nn.Linear(k, n, bias=False), torch.nn.Linear(n, k, bias=False)
+    return torch.nn.Sequential(*made)
+
+
+def grid_table(found: Iterable[tuple[torch.dtype, int, int, list[Line]]]) -> Table:
+    """Times faster than dense, by the least and the median times."""
+    made = Table("weights", *(f"{m} rows" for m in GRID_ROWS))
+    for dtype, n, k, lines in found:
+        times = (f"{x.speedup:.2f} / {x.dense.median / x.sparse.median:.2f}" for x in lines)
+        made.add_row(f"{dtype} [{n}, {k}]".removeprefix("torch."), *times)
+    return made
 
 
 def table(lines: list[Line]) -> Table:

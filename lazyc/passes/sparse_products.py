@@ -8,7 +8,8 @@ The product of the library stays what runs whenever the values of the weight are
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lazyc.ir.graph import Graph
@@ -16,8 +17,14 @@ from lazyc.ir.program import Buffer, GemmStep, Program, SparseChoice
 from lazyc.ir.sparse import BLOCKS, GROUP, SparseProduct, Sparsity
 from lazyc.ir.types import DType
 
-# With more rows a dense product is bound by arithmetic, which single zeros do not save: it is as fast.
-_MOST_ROWS = {DType.F32: 16, DType.BF16: 6}  # measured; MKL multiplies bf16 by tiles (AMX)
+# Up to how many weights 2:4 products of how many rows are faster than dense ones. With more rows a dense product is
+# bound by arithmetic, which single zeros do not save. ``python -m bench sparse --grid`` has the measurements, with 1 to
+# 24 rows, weights of 256 x 256 to 4096 x 4096, on two cores with AVX-512 and AMX. Dense products in f32: small weights
+# come from the first caches, the largest from memory. In bf16, MKL multiplies by tiles (AMX), and takes 50 us at least.
+MOST_ROWS: Mapping[DType, Sequence[tuple[float, int]]] = {
+    DType.F32: ((1 << 17, 2), (1 << 23, 8), (math.inf, 24)),
+    DType.BF16: ((1 << 16, 24), (1 << 18, 16), (1 << 20, 8), (math.inf, 6)),
+}
 
 
 def choose_sparse_kernels(
@@ -53,8 +60,9 @@ def _choice(
         return SparseChoice(sparsity, None, reason)
     m, n, k = step.m, step.n, step.k
     assert isinstance(m, int) and isinstance(n, int) and isinstance(k, int)
-    if block is None and m > _MOST_ROWS[step.dtype]:
-        reason = f"of more than {_MOST_ROWS[step.dtype]} rows, as fast without compression"
+    most = next(rows for weights, rows in MOST_ROWS[step.dtype] if n * k <= weights)
+    if block is None and m > most:
+        reason = f"of more than {most} rows, as fast without compression of a weight of this size"
         return SparseChoice(sparsity, None, reason)
     # The distance of rows means nothing where there is one.
     lda, ldc = (k if m == 1 else step.a.row_stride), (n if m == 1 else step.c.row_stride)

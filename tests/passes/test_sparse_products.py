@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,10 @@ STEP = GemmStep(
 
 
 def chosen(
-    step: GemmStep = STEP, declared: Sparsity | None = "2:4", shape: tuple[int, int] = (N, K)
+    step: GemmStep = STEP,
+    declared: Sparsity | None = "2:4",
+    shape: tuple[int, int] = (N, K),
+    kernels: Collection[tuple[Sparsity, DType]] = KERNELS,
 ) -> SparseChoice | None:
     graph = Graph()
     attrs = A.InputAttrs(1, "w", TensorType(step.dtype, shape), (shape[1], 1), True)
@@ -36,7 +40,7 @@ def chosen(
         Buffer(2, "output", step.dtype, (M, N), (N, 1)),
     )
     program = Program((0, 1), buffers, (step,), (), {}, parameters=(1,))
-    (found,) = choose_sparse_kernels(program, graph, KERNELS).steps
+    (found,) = choose_sparse_kernels(program, graph, kernels).steps
     assert isinstance(found, GemmStep)
     return found.sparse
 
@@ -58,7 +62,7 @@ def test_none_for_other_weights() -> None:
 DENSE = {
     "not fixed": replace(STEP, m=sympy.Symbol("s0", integer=True)),
     "no elements": replace(STEP, m=0),
-    "more than 16 rows": replace(STEP, m=17),
+    "more than 2 rows": replace(STEP, m=3),
     "contiguous rows": replace(STEP, b=Operand(1, 0, N, 1)),
     "whole": replace(STEP, n=N - 1),
     "no kernel for bf16": replace(STEP, dtype=DType.BF16),
@@ -70,6 +74,25 @@ DENSE = {
 def test_dense_with_a_reason(reason: str) -> None:
     found = chosen(DENSE[reason])
     assert found is not None and found.kernel is None and reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "k", "most"),
+    [
+        (DType.F32, 256, 256, 2), (DType.F32, 512, 512, 8), (DType.F32, 256, 4096, 8),
+        (DType.F32, 4096, 256, 8), (DType.F32, 2048, 2048, 8), (DType.F32, 4096, 4096, 24),
+        (DType.BF16, 256, 256, 24), (DType.BF16, 512, 512, 16), (DType.BF16, 1024, 1024, 8),
+        (DType.BF16, 256, 4096, 8), (DType.BF16, 4096, 4096, 6),
+    ],
+)  # fmt: skip
+def test_the_most_rows_depend_on_the_weight(dtype: DType, n: int, k: int, most: int) -> None:
+    kernels: set[tuple[Sparsity, DType]] = {("2:4", dtype)}
+    a, b, c = Operand(0, 0, k, 1), Operand(1, 0, 1, k), Operand(2, 0, n, 1)
+    for m, is_used in ((1, True), (most, True), (most + 1, False)):
+        step = GemmStep(dtype, (), m, n, k, a, b, c, pack_b=True)
+        found = chosen(step, shape=(n, k), kernels=kernels)
+        assert found is not None and (found.kernel is not None) is is_used
+        assert is_used or f"of more than {most} rows" in found.reason
 
 
 def test_groups_that_are_not_whole() -> None:
