@@ -250,40 +250,41 @@ def check_kernels(
     ``jobs``: processes, 0 for one a core. ``progress`` is told how many are done, of how many.
     """
     disk = DiskCache(config, E.EventStream())
-    wanted = [(k, t) for k in kernels.values() for t in targets if t.name in k.targets]
-    facts: dict[tuple[str, str], Facts] = {}
-    todo: list[tuple[FoundKernel, GpuTarget]] = []
-    for kernel, target in wanted:
-        entry = disk.load("checks", _key(kernel, target))
+    wanted = [(k, t, _key(k, t)) for k in kernels.values() for t in targets if t.name in k.targets]
+    # Nests that differ may have kernels with the same text.
+    distinct = {key: (kernel, target) for kernel, target, key in wanted}
+    facts: dict[str, Facts] = {}
+    todo: dict[str, tuple[FoundKernel, GpuTarget]] = {}
+    for key, pair in distinct.items():
+        entry = disk.load("checks", key)
         if entry is None:
-            todo.append((kernel, target))
+            todo[key] = pair
         else:
-            facts[kernel.code.ref.symbol, target.name] = _facts_of_header(entry.header)
-    progress(len(facts), len(wanted))
-    for kernel, target, found in _compiled(todo, jobs):
-        disk.store("checks", _key(kernel, target), _header(found), {})
-        facts[kernel.code.ref.symbol, target.name] = found
-        progress(len(facts), len(wanted))
-    checked = []
-    for kernel, target in wanted:
-        found = facts[kernel.code.ref.symbol, target.name]
-        checked.append(CheckedKernel(kernel, target, found, problems(kernel.code, found, target)))
-    return checked
+            facts[key] = _facts_of_header(entry.header)
+    progress(len(facts), len(distinct))
+    for key, found in _compiled(todo, jobs):
+        disk.store("checks", key, _header(found), {})
+        facts[key] = found
+        progress(len(facts), len(distinct))
+    return [
+        CheckedKernel(kernel, target, facts[key], problems(kernel.code, facts[key], target))
+        for kernel, target, key in wanted
+    ]
 
 
 def _compiled(
-    todo: Sequence[tuple[FoundKernel, GpuTarget]], jobs: int
-) -> Iterator[tuple[FoundKernel, GpuTarget, Facts]]:
+    todo: Mapping[str, tuple[FoundKernel, GpuTarget]], jobs: int
+) -> Iterator[tuple[str, Facts]]:
     jobs = min(jobs or os.cpu_count() or 1, len(todo))
     if jobs <= 1:
-        for kernel, target in todo:
-            yield kernel, target, machine_facts(kernel.code, target)
+        for key, (kernel, target) in todo.items():
+            yield key, machine_facts(kernel.code, target)
         return
     # Not forked: torch's threads do not live on in a fork.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(machine_facts, k.code, t): (k, t) for k, t in todo}
+        futures = {pool.submit(machine_facts, k.code, t): key for key, (k, t) in todo.items()}
         for future in as_completed(futures):
-            yield *futures[future], future.result()
+            yield futures[future], future.result()
 
 
 def machine_facts(code: KernelCode, target: GpuTarget) -> Facts:
