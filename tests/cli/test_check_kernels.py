@@ -29,6 +29,7 @@ from lazyc.kernel_check import (
 )
 
 MODEL = """
+import torch
 import lazyc
 def mlp():
     model = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.GELU())
