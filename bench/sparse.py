@@ -146,7 +146,10 @@ def _layers(n: int, k: int, pairs: int) -> torch.nn.Module:
 
 def grid_table(found: Iterable[tuple[torch.dtype, int, int, list[Line]]]) -> Table:
     """Times faster than dense, by the least and the median times."""
-    made = Table("weights", *(f"{m} rows" for m in GRID_ROWS))
+    made = Table()
+    made.add_column("weights", no_wrap=True)
+    for m in GRID_ROWS:
+        made.add_column(f"{m} rows")
     for dtype, n, k, lines in found:
         times = (f"{x.speedup:.2f} / {x.dense.median / x.sparse.median:.2f}" for x in lines)
         made.add_row(f"{dtype} [{n}, {k}]".removeprefix("torch."), *times)
