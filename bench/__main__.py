@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -190,10 +190,16 @@ def sparse(
 @app.command("nanogpt-ladder")
 def nanogpt_ladder(
     length: Annotated[int, typer.Option("--length", min=16, help="Positions of a step.")] = 512,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Blocks of the model.")] = 4,
+    layers: Annotated[
+        int, typer.Option("--layers", min=0, help="Blocks of the model; 0: attention alone.")
+    ] = 4,
     longest: Annotated[
         int, typer.Option("--longest", min=512, help="Most positions of attention alone.")
     ] = 4096,
+    dtype: Annotated[
+        Literal["", "float32", "float64", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Of both; if not given, that of the device."),
+    ] = "",
 ) -> None:
     """Training steps of nanoGPT with one kernel of attention after another, and attention's memory."""
     from bench import nanogpt_ladder as ladder
@@ -201,9 +207,11 @@ def nanogpt_ladder(
     console = _console()
     lengths = [n for n in ladder.LENGTHS if n <= longest]
     with console.status("starting") as status:
-        steps, attention = ladder.measure_all(length, layers, lengths, status.update)
-    title = f"nanoGPT, {layers} blocks, {length} positions: a training step"
-    console.print(ladder.step_table(steps, title), ladder.memory_table(attention, lengths))
+        steps, attention = ladder.measure_all(length, layers, lengths, dtype, status.update)
+    if steps:
+        title = f"nanoGPT, {layers} blocks, {length} positions: a training step"
+        console.print(ladder.step_table(steps, title))
+    console.print(ladder.memory_table(attention, lengths))
 
 
 @app.command()

@@ -8,8 +8,11 @@ Staats, "Self-attention does not need O(n^2) memory", 2021), by flash attention 
 are chosen by ``torch.nn.attention.sdpa_kernel`` and the vocabulary is padded by hand; lazyc gets the same
 model on every rung and is told by options what it may do.
 
+The second rung is the first one's model where lazyc may find attention in it.
+
 A second table has the memory that attention alone takes, forward and backward, by sequence length.
-Every figure is taken in a process of its own. On a GPU the step runs in bfloat16.
+Every figure is taken in a process of its own. Both run in float32 on a CPU and bfloat16 on a GPU, if not told
+otherwise.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ _MATH: Mapping[str, str] = {"attention": "math", "disable_passes": "padding"}
 _FLASH: Mapping[str, str] = {"attention": "flash", "disable_passes": "padding"}
 RUNGS = (
     Rung("attention by hand", "by hand", VOCABULARY, _MATH),
+    Rung("by hand, found by lazyc", "by hand", VOCABULARY, _FLASH),
     Rung("math", "MATH", VOCABULARY, _MATH),
     Rung("memory-efficient", "EFFICIENT_ATTENTION", VOCABULARY, None),
     Rung("flash", "FLASH_ATTENTION", VOCABULARY, _FLASH),
@@ -70,11 +74,12 @@ class Found:
     missing: str = ""
 
 
-def measure(rung: Rung, backend: str, length: int, layers: int) -> Found:
-    """A training step on a rung in a new process; of attention alone where ``layers`` is 0."""
+def measure(rung: Rung, backend: str, length: int, layers: int, dtype: str) -> Found:
+    """A training step on a rung in a new process; of attention alone where ``layers`` is 0. ``dtype``: a name of
+    torch's, "" for that of the device."""
     if backend == "lazyc" and rung.options is None:
         return Found(missing="no such kernel")
-    args = [str(RUNGS.index(rung)), backend, str(length), str(layers)]
+    args = [str(RUNGS.index(rung)), backend, str(length), str(layers), f"--dtype={dtype}"]
     return Found(**process.run_child("bench.nanogpt_ladder", args))
 
 
@@ -82,20 +87,22 @@ def measure_all(
     length: int,
     layers: int,
     lengths: Sequence[int],
+    dtype: str,
     tell: Callable[[str], None],
 ) -> tuple[dict[tuple[str, str], Found], dict[tuple[str, str, int], Found]]:
-    """Steps of the model by rung and backend; steps of attention by rung, backend and length. ``tell`` is
-    told what is measured."""
+    """Steps of the model by rung and backend, none for no ``layers``; steps of attention by rung, backend and
+    length. ``tell`` is told what is measured."""
     steps, attention = {}, {}
     for rung in RUNGS:
         for backend in ("eager", "lazyc"):
-            tell(f"{rung.name}, {backend}: training step")
-            steps[rung.name, backend] = measure(rung, backend, length, layers)
+            if layers:
+                tell(f"{rung.name}, {backend}: training step")
+                steps[rung.name, backend] = measure(rung, backend, length, layers, dtype)
             if rung.vocabulary != VOCABULARY:
                 continue  # attention alone has none
             for n in lengths:
                 tell(f"{rung.name}, {backend}: attention to {n} positions")
-                attention[rung.name, backend, n] = measure(rung, backend, n, 0)
+                attention[rung.name, backend, n] = measure(rung, backend, n, 0, dtype)
     return steps, attention
 
 
@@ -214,13 +221,14 @@ def _allowed(rung: Rung, backend: str) -> AbstractContextManager[Any]:
     return sdpa_kernel(getattr(SDPBackend, rung.kernel))
 
 
-def _run(rung: Rung, backend: str, length: int, layers: int) -> Found:
+def _run(rung: Rung, backend: str, length: int, layers: int, dtype_name: str) -> Found:
     import torch
 
     from bench.measure import MemoryMeter, interleave
 
     on_gpu = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    device, usual = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    dtype = getattr(torch, dtype_name) if dtype_name else usual
     attention = attend_by_hand if rung.is_by_hand else attend
 
     def compiled(function: Any) -> Any:
@@ -280,9 +288,10 @@ def main() -> None:
     parser.add_argument("backend")
     parser.add_argument("length", type=int)
     parser.add_argument("layers", type=int)
+    parser.add_argument("--dtype", default="")
     args = parser.parse_args()
     process.exit_if_threads_are_bad()
-    found = _run(RUNGS[args.rung], args.backend, args.length, args.layers)
+    found = _run(RUNGS[args.rung], args.backend, args.length, args.layers, args.dtype)
     print(json.dumps(asdict(found)))
 
 

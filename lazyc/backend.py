@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -90,6 +91,7 @@ def lazyc(
     from lazyc.frontend.recompiles import recompile
     from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
+    from lazyc.passes import half_products
     from lazyc.variants import for_new_shape
 
     leave_out_spans()
@@ -108,7 +110,9 @@ def lazyc(
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
     has_products = _has_gpu_code(config, device)
-    recompute = IN_TILES if has_products else BY_ROWS
+    recompute = IN_TILES
+    if not has_products:
+        recompute = replace(BY_ROWS, least_half_bytes=half_products.LEAST_BYTES)
     if config.attention == "math":
         recompute = None
     if config.lazy:

@@ -48,8 +48,8 @@ _TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
 @dataclass(frozen=True, slots=True)
 class Recompute:
     """Which attentions are computed again: of ``least`` queries and keys, with heads of ``widest`` at most
-    and scores of ``least_bytes`` in the type that they are computed in, ``least_half_bytes`` where half types
-    are multiplied; ``doubles``: also in double precision."""
+    and scores of ``least_bytes`` in the type that they are computed in; ``doubles``: also in double precision.
+    Where half types are multiplied: of ``least_half_bytes``, and if these are not 0, of sizes that are known."""
 
     doubles: bool = False
     least: int = 1
@@ -61,8 +61,9 @@ class Recompute:
 # Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
 IN_TILES = Recompute(least=16, widest=256)
 # Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py). In half
-# types that takes half as long again as to keep it (passes/half_products.py), so that only what is large goes.
-BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20, least_half_bytes=256 << 20)
+# types that takes half as long again as to keep it, so that only what is large goes: ``least_half_bytes`` is to be that
+# of products which can run by blocks (passes/half_products.py).
+BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20)
 
 
 def partition_with_attention(
@@ -234,6 +235,8 @@ def _is_over_rows(softmax: Node, which: Recompute) -> bool:
     least_bytes = which.least_bytes
     if scores.dtype in (torch.float16, torch.bfloat16):
         least_bytes = which.least_half_bytes
+        if least_bytes and not all(isinstance(n, int) for n in scores.shape):
+            return False
     large = min(sizes[-2:]) >= which.least and nbytes >= least_bytes
     return large and softmax.args[1] in (-1, scores.dim() - 1)
 

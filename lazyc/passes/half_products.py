@@ -10,11 +10,11 @@ MKL has them for f16 and bf16. They are native steps, which a product with resul
 ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
 lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
 sequence then, and half as long again as with ATen's products (oneDNN) and stored scores. Only products with a
-matrix that is known to be large are changed, therefore. Those without batch dims are of
-layers, which have no scores.
+matrix that is known to be large are changed, therefore. Those without batch dims are of layers, which have no
+scores.
 
 A product whose factors were widened for it, as those of torch's attention are, is the same one. In bf16 it is
-multiplied as it was whatever its size (4 heads of 64 over 256 positions, trained, with AMX: 1.1 against 1.6 ms);
+multiplied as it was whatever its size, which is faster on CPUs with AMX;
 MKL widens f16 itself, once for each block, which is slower than to do it once.
 """
 
@@ -27,10 +27,8 @@ from lazyc.ir.types import DType, numel
 from lazyc.passes.rewrite import Rewriter, rewrite
 
 _HALVES = (DType.F16, DType.BF16)
-# Of one of the three matrices of a product, over all batch dims, in f32. (frontend/recompute.py has scores computed
-# again in training from the same size on.) 4 heads of 64, bf16 on 2 cores with AMX, trained: at 4096 positions, which
-# is this, 163 against 106 ms, and 35 MiB of temporaries and what is saved against 526; at 2048, 39 against 24 ms,
-# and 18 against 135 MiB.
+# Of one of the three matrices of a product, over all batch dims, in f32. Training computes scores again from the same
+# size on (frontend/recompute.py). ``python -m bench nanogpt-ladder --layers 0 --dtype bfloat16`` has what it costs.
 LEAST_BYTES = 256 << 20
 
 

@@ -60,10 +60,13 @@ def _choice(
         return SparseChoice(sparsity, None, reason)
     m, n, k = step.m, step.n, step.k
     assert isinstance(m, int) and isinstance(n, int) and isinstance(k, int)
-    most = next(rows for weights, rows in MOST_ROWS[step.dtype] if n * k <= weights)
-    if block is None and m > most:
-        reason = f"of more than {most} rows, as fast without compression of a weight of this size"
-        return SparseChoice(sparsity, None, reason)
+    if block is None:
+        most = next(rows for weights, rows in MOST_ROWS[step.dtype] if n * k <= weights)
+        if m > most:
+            reason = (
+                f"of more than {most} rows, as fast without compression of a weight of this size"
+            )
+            return SparseChoice(sparsity, None, reason)
     # The distance of rows means nothing where there is one.
     lda, ldc = (k if m == 1 else step.a.row_stride), (n if m == 1 else step.c.row_stride)
     assert isinstance(lda, int) and isinstance(ldc, int)

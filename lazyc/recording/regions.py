@@ -137,9 +137,8 @@ class _Waiting:
         self._is_full = False
         # The user's line of the region's first operator; None where that is inside torch.
         self.place = _place(gm)
-        self.only = (
-            None if graph.symbols else self._fragment(graph)
-        )  # the fragment for any arguments
+        # The fragment for any arguments; None where sizes change.
+        self.only = None if graph.symbols else self._fragment(graph)
 
     def fragment(self, args: Sequence[Any], too_many: Callable[[], None]) -> Fragment | None:
         """The fragment for these arguments; None where there are too many (``too_many`` is told once)."""

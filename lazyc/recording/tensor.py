@@ -29,7 +29,8 @@ from lazyc.report import events as E
 _raise_for_address = torch._C._set_throw_on_mutable_data_ptr  # type: ignore[attr-defined]
 _DATA: Any = torch.Tensor.data
 _CPU = torch.device("cpu")
-# Of the code that takes tensor subclasses apart when a compiled function is called. That of guards has no frame.
+# Of the code that takes tensor subclasses apart when a compiled function is called. Guards are C++: what they ask
+# for has the frame of whoever calls the function for its caller.
 _AOT_AUTOGRAD = os.path.join(os.path.dirname(torch.__file__), "_functorch", "")
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 

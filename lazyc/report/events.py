@@ -212,8 +212,8 @@ Cause: TypeAlias = Literal[
 class Flushed(Event):
     """Recorded work ran: ``regions`` of it with ``operators``, as one program.
 
-    ``what`` is the call that needed a value, at the user's
-    ``line``. ``results`` values were wanted; ``compiled`` tells whether the program was new.
+    ``what`` is the call that needed a value, at the user's ``line``. ``results`` values were wanted;
+    ``compiled`` tells whether the program was new.
     """
 
     cause: Cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 import lazyc
 from lazyc.backend import EVENTS, executables
 from lazyc.frontend import recompute
+from lazyc.ir.program import GemmStep
 from lazyc.ir.types import DType, numel
 from lazyc.passes import half_products
 from lazyc.report import events as E
@@ -252,11 +254,16 @@ def in_single_precision(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("model", [nanogpt, bert, gpt2, in_single_precision])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        *itertools.product((nanogpt, bert, gpt2), (torch.float64, torch.bfloat16, torch.float16)),
+        (in_single_precision, torch.bfloat16),
+        (in_single_precision, torch.float16),
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
 def test_other_types_are_trained(model: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    if model is in_single_precision and dtype is torch.float64:
-        pytest.skip("no softmax in less precision than its scores")
     check(model, *(x.to(dtype) for x in tensors()), train=True, steps=(2, 5))
 
 
@@ -294,7 +301,6 @@ def test_small_scores_of_half_types_are_kept(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     """ATen's products, which are faster, have results of the type."""
-    monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(least_half_bytes=1 << 20))
     monkeypatch.setattr(half_products, "LEAST_BYTES", 1 << 20)
     before = set(map(id, executables()))
     args = [x.to(dtype).requires_grad_() for x in tensors()]
@@ -355,6 +361,22 @@ def test_one_mask_whatever_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def of_itself(x: Tensor) -> Tensor:
     """Attention of a sequence to itself."""
     return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
+
+
+def test_half_types_of_lengths_that_change_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the length is now: their products are ATen's, which no blocks call."""
+    monkeypatch.setattr(half_products, "LEAST_BYTES", 1)
+    compiled = torch.compile(of_itself, backend="lazyc")
+    before = set(map(id, executables()))
+    x = tensors()[0].bfloat16().contiguous().requires_grad_()
+    torch._dynamo.mark_dynamic(x, 2)
+    compiled(x).sum().backward()
+    made = [x for x in executables() if id(x) not in before]
+    assert len(made) == 2
+    returned = [o.shape for program in made for o in program.program.outputs]
+    assert any(len(s) == 4 and s[2] == s[3] for s in returned), "the weights are computed again"
+    steps = [s for program in made for s in program.program.steps]
+    assert not any(isinstance(s, GemmStep) and s.is_wide for s in steps)
 
 
 def test_lengths_that_change_are_trained() -> None:
@@ -458,8 +480,6 @@ def test_memory_of_training_by_hand(
     below half of the scores, and at most double with the length."""
     monkeypatch.undo()
     if dtype.itemsize == 2:  # they are kept up to 256 MiB, which would take a test long
-        smaller = recompute.Recompute(least_half_bytes=16 << 20)
-        monkeypatch.setattr(recompute, "BY_ROWS", smaller)
         monkeypatch.setattr(half_products, "LEAST_BYTES", 16 << 20)
 
     def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
