@@ -9,7 +9,7 @@
 MKL has them for f16 and bf16. They are native steps, which a product with results of a half type, a call of
 ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
 lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
-sequence then, and half as long again as with ATen's products (oneDNN) and stored scores. Only products with a
+sequence then, and a quarter longer than with ATen's products (oneDNN) and stored scores. Only products with a
 matrix that is known to be large are changed, therefore. Those without batch dims are of layers, which have no
 scores.
 

@@ -23,11 +23,13 @@ class StridedView:
 
 def storable_strides(shape: Shape, strides: Shape) -> Shape:
     """``strides``, or row-major ones where these put several elements in one place (``expand``)."""
+    if 0 in shape:  # no element, no place: they are as good as any
+        return strides
     pairs = [(s, d) for d, s in zip(shape, strides, strict=True) if d != 1]
     if any(s == 0 for s, _ in pairs):
         return contiguous_strides(shape)
     known = [(s, d) for s, d in pairs if isinstance(s, int) and isinstance(d, int)]
-    if len(known) == len(pairs) and 0 not in shape:
+    if len(known) == len(pairs):
         reach = 0
         for stride, dim in sorted(known):
             if stride <= reach:

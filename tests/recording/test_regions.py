@@ -643,6 +643,21 @@ def test_errors_are_those_of_eager_when_the_value_is_read() -> None:
             bad.sum()
 
 
+@torch.no_grad()
+def test_results_without_elements_have_strides_as_in_eager() -> None:
+    """A stride of 0 among them. Dynamo compares what a LazyTensor says of itself with the value that it has."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = torch.roll(x, 1, 0)
+        lazyc.mark_step()
+        return y + 1
+
+    x = torch.empty(1, 0).expand(2, 0)
+    rolled = torch.compile(lambda x: torch.roll(x, 1, 0), backend="lazyc")(x)
+    assert rolled.stride() == torch.roll(x, 1, 0).stride() == (0, 1)
+    assert lazily(fn)(x).shape == (2, 0)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "aot_eager_decomp_partition", "lazyc"])
 @pytest.mark.parametrize("dynamic", [False, True])
 @torch.no_grad()
