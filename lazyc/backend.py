@@ -234,6 +234,19 @@ class Session:
             used.update(compiler.bytes_used())
         return used
 
+    def flushes(self) -> Counter[str]:
+        """Runs of recorded work since the process began, by cause, for metrics."""
+        found: Counter[str] = Counter()
+        for recorder in self.recorders():
+            found.update(
+                dict(recorder.flushes)
+            )  # a copy in one step: another thread may count just now
+        return found
+
+    def flushed(self) -> int:
+        """Recorded operators that ran since the process began, for metrics."""
+        return sum(recorder.flushed for recorder in self.recorders())
+
     def pending_peak(self) -> dict[str, int]:
         """The most that waited in any one Recorder, for metrics."""
         peaks = [recorder.peak for recorder in self.recorders()]
@@ -251,7 +264,15 @@ class Session:
 if "torch._dynamo" in sys.modules:
     collector.relax_while_dynamo_compiles(sys.modules["torch._dynamo"].callback_handler)
 _SESSION = Session(EVENTS, SPANS)
-METRICS = Metrics(Gauges(_SESSION.bytes_used, _SESSION.pending_peak, _SESSION.restart_peaks))
+METRICS = Metrics(
+    Gauges(
+        bytes_used=_SESSION.bytes_used,
+        flushes=_SESSION.flushes,
+        flushed=_SESSION.flushed,
+        peaks=_SESSION.pending_peak,
+        restart_peaks=_SESSION.restart_peaks,
+    )
+)
 EVENTS.subscribe(METRICS.listen, only_counts=True)
 # A child process has none of the threads that native code of its parent ran on.
 if hasattr(os, "register_at_fork"):

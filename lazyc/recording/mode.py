@@ -32,7 +32,7 @@ from lazyc.recording.calls import Call, Slot, make_call
 from lazyc.recording.join import Spec
 from lazyc.recording.kinds import Kind, kind_of, view_kinds
 from lazyc.recording.recorder import NotRecordable, Recorder, Value
-from lazyc.recording.tensor import LazyTensor, Memory, compute, run_on_values
+from lazyc.recording.tensor import LazyTensor, Memory, compute, lazy_tensor, run_on_values
 from lazyc.recording.untraced import never_traced_class
 from lazyc.report import events as E
 
@@ -202,14 +202,14 @@ class LazyMode(TorchDispatchMode):
         except NotRecordable:
             return self._run_now(func, args, kwargs)
         if call.is_one_tensor:  # most do; as below, in less time
-            result = LazyTensor(Memory(recorder, value=values[0]), call.made[0])
+            result = lazy_tensor(Memory(recorder, value=values[0]), call.made[0])
             recorder.keep_within_caps()
             return result
         for k, value in zip(call.written, values, strict=False):
             self._memory_to_write(given[k]).wait_for(value)
         new = values[len(call.written) :]
         made = [
-            LazyTensor(Memory(recorder, value=v), kind)
+            lazy_tensor(Memory(recorder, value=v), kind)
             for v, kind in zip(new, call.made, strict=True)
         ]
         recorder.keep_within_caps()
@@ -504,8 +504,8 @@ def _waits(x: Any) -> bool:
 def _view(x: LazyTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     made = view_kinds(x._kind, func, args, kwargs)
     if isinstance(made, list):
-        return [LazyTensor(x._memory, kind) for kind in made]
-    return LazyTensor(x._memory, made)
+        return [lazy_tensor(x._memory, kind) for kind in made]
+    return lazy_tensor(x._memory, made)
 
 
 class _Current(threading.local):

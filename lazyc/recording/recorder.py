@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,6 +35,7 @@ CompileWhole: TypeAlias = Callable[[Graph, Boxed, "Difference | None"], tuple[Bo
 
 _MOST_PROGRAMS = 256  # joined programs kept; the ones used longest ago go first
 _modes = torch._C._len_torch_dispatch_stack
+_has_autocast = torch._C._is_any_autocast_enabled
 _address = torch._C._data_address  # type: ignore[attr-defined]
 _lazy_clone: Any = torch._C._VariableFunctions._lazy_clone  # type: ignore[attr-defined]
 
@@ -93,7 +94,10 @@ class Value:
 
     def is_asked_for(self) -> bool:
         """Whether a tensor of the user's stands for it."""
-        return any(handle() is not None for handle in self.handles)
+        for handle in self.handles:  # noqa: SIM110 - the generator of any() would be a call more
+            if handle() is not None:
+                return True
+        return False
 
 
 @never_traced_class
@@ -154,9 +158,13 @@ class Recorder:
         # By the line of the flush, and the name of the first fragment.
         self._made_for: OrderedDict[tuple[Place | None, str], _MadeFor] = OrderedDict()
         self._count = 0
+        # Of all flushes, for metrics: an event for each would take longer than the rest of a short one.
+        self.flushes: Counter[str] = Counter()  # by cause
+        self.flushed = 0  # operators
         self._operators = 0
         self._bytes = 0
-        self._peak = Pending(0, 0)
+        self._peak_operators = 0
+        self._peak_bytes = 0
 
     def record(
         self,
@@ -209,7 +217,7 @@ class Recorder:
     def never_ran(self, step: Step) -> None:
         """``step`` no longer waits: nobody can ask for its results any more."""
         with self._lock:
-            self._peak = self.peak
+            self._note_peak()
             self._leave(step)
         self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
 
@@ -223,110 +231,95 @@ class Recorder:
 
     @property
     def peak(self) -> Pending:
-        """The most that waited at any time since ``restart_peak``. It is noted (``_peak``) where what
-        waits becomes less, which is in fewer places than where it becomes more."""
-        operators, nbytes = self._peak
-        return Pending(max(operators, self._operators), max(nbytes, self._bytes))
+        """The most that waited at any time since ``restart_peak``."""
+        return Pending(
+            max(self._peak_operators, self._operators), max(self._peak_bytes, self._bytes)
+        )
 
     def restart_peak(self) -> None:
-        self._peak = Pending(self._operators, self._bytes)
+        self._peak_operators, self._peak_bytes = self._operators, self._bytes
+
+    def _note_peak(self) -> None:
+        """To be called before what waits becomes less: in fewer places than where it becomes more."""
+        if self._operators > self._peak_operators:
+            self._peak_operators = self._operators
+        if self._bytes > self._peak_bytes:
+            self._peak_bytes = self._bytes
 
     def _live_steps(self) -> list[Step]:
         return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
 
     def flush_all(self, cause: E.Cause, what: str = "") -> None:
         """Runs all that waits and that somebody can still ask for."""
-        with self._lock:
-            asked: list[Value] = []
-            for step in self._live_steps():
-                for ref in step.results:
-                    value = ref()
-                    if value is not None and value.is_asked_for():
-                        asked.append(value)
-            self.flush(asked, cause, what)
+        with self._lock, torch._C.DisableTorchFunction():
+            if self._waiting:
+                self._flush(None, cause, what)
 
     def flush(self, values: Iterable[Value], cause: E.Cause, what: str = "") -> None:
         """Computes ``values`` and what they need, in one program. What else waits goes on waiting."""
         with self._lock, torch._C.DisableTorchFunction():
             wanted = {v for v in values if v.step is not None}
-            if wanted and not _modes():
-                self._flush_in_span(wanted, cause, what)
-            elif wanted:
-                with _disable_current_modes():  # one that records would record what is done here
-                    self._flush_in_span(wanted, cause, what)
+            if wanted:
+                self._flush(wanted, cause, what)
 
-    def _flush_in_span(self, wanted: set[Value], cause: E.Cause, what: str) -> None:
-        if not (self.spans.recordings or torch_profiler._is_profiler_enabled):  # Spans.on, in place
-            self.events.emit(self._flush(wanted, cause, what))
+    def _flush(self, wanted: Collection[Value] | None, cause: E.Cause, what: str) -> None:
+        """Computes ``wanted``, None for all that somebody can ask for."""
+        work = _chosen(self._live_steps(), wanted)
+        if not work.steps:
             return
+        if _modes():
+            with _disable_current_modes():  # one that records would record what is done here
+                self._flush_and_tell(work, cause, what)
+        else:
+            self._flush_and_tell(work, cause, what)
+
+    def _flush_and_tell(self, work: _Work, cause: E.Cause, what: str) -> None:
+        spans_on = (
+            self.spans.recordings or torch_profiler._is_profiler_enabled
+        )  # Spans.on, in place
+        if not spans_on and not self.events.reporting:
+            self._compute(work, cause)
+            return
+        start = time.perf_counter()
+        line = as_line(user_place())
         with self.spans.span("flush", cause) as span:
-            done = self._flush(wanted, cause, what)
+            made = self._compute(work, cause)
+            done = E.Flushed(
+                cause, what, line, len(work.steps), work.operators, len(work.kept),
+                made.new is not None, time.perf_counter() - start,
+            )  # fmt: skip
             span.note(
-                what=what, line=done.line, regions=done.regions, operators=done.operators,
+                what=what, line=line, regions=done.regions, operators=done.operators,
                 results=done.results, compiled=done.compiled,
             )  # fmt: skip
             self.events.emit(done)
 
-    def _flush(self, wanted: set[Value], cause: E.Cause, what: str) -> E.Flushed:
+    def _compute(self, work: _Work, cause: E.Cause) -> _Made:
         start = time.perf_counter()
-        line = user_place()
-        steps = _needed(wanted)
-        others: Sequence[Step] = ()
-        later: Collection[Value] = ()
-        if len(self._waiting) > len(steps):
-            inside = {s.number for s in steps}
-            others = [s for s in self._live_steps() if s.number not in inside]
-            later = {a for s in others for a in s.args if type(a) is Value}
-        kept: list[Value] = []
-        results: list[tuple[int, int]] = []
-        operators = 0
-        for k, step in enumerate(steps):
-            operators += step.fragment.operators
-            for ref in step.results:
-                value = ref()
-                if value is not None and (
-                    value in wanted or value in later or value.is_asked_for()
-                ):
-                    kept.append(value)
-                    results.append((k, value.result))
-        made = self._run(steps, results, others, line)
-        for value, tensor in zip(kept, made.tensors, strict=True):
+        made = self._run(work)
+        for value, tensor in zip(work.kept, made.tensors, strict=True):
             value.step = None
             for ref in value.handles:
                 handle = ref()
                 if handle is not None:
                     handle.settle(tensor)
-            if value in later:
+            if value in work.later:
                 value.tensor = Snapshot(tensor)
-        self._peak = self.peak
-        for step in steps:
+        self._note_peak()
+        for step in work.steps:
             self._leave(step)
-        if made.is_compiled:
-            self._explain(steps, line, made.differs, time.perf_counter() - start)
-        return E.Flushed(
-            cause,
-            what,
-            as_line(line),
-            len(steps),
-            operators,
-            len(kept),
-            made.is_compiled,
-            time.perf_counter() - start,
-        )
+        self.flushes[cause] += 1
+        self.flushed += work.operators
+        if made.new is not None:
+            self._explain(work.steps, made.new, time.perf_counter() - start)
+        return made
 
-    def _run(
-        self,
-        steps: Sequence[Step],
-        results: list[tuple[int, int]],
-        others: Sequence[Step],
-        line: Place | None,
-    ) -> _Made:
-        """Runs ``steps``, wanted at ``line``, while the steps ``others`` go on waiting."""
+    def _run(self, work: _Work) -> _Made:
         positions: dict[Step, int] = {}
         tensors: list[torch.Tensor] = []
         known: dict[int, int] = {}
         sources: list[tuple[Source, ...]] = []
-        for step in steps:
+        for step in work.steps:
             positions[step] = len(positions)
             found: list[Source] = []
             for arg in step.args:
@@ -348,22 +341,22 @@ class Recorder:
                     tensors.append(torch.tensor(arg, dtype=torch.float64))
             sources.append(tuple(found))
         # Clones of the same tensors that others keep, or asking for an address would copy these.
-        shared = [s for s in _snapshots(others) if id(s.tensor) in known] if others else []
+        others = _snapshots(work.others) if work.others else ()
+        shared = [s for s in others if id(s.tensor) in known]
         for snapshot in shared:
             snapshot.settle()
         own: list[Snapshot] = []
         try:
-            program, is_compiled, differs = self._program(steps, sources, results, line)
+            program, new = self._program(work.steps, sources, work.results)
             # Whatever modes the reader is in, results are those of what was recorded.
-            with torch._C._DisableAutocast():
-                if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-                    with torch.inference_mode(False), torch.no_grad():
-                        made = program(tensors)
-                else:
+            if _has_autocast() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+                with torch._C._DisableAutocast(), torch.inference_mode(False), torch.no_grad():
                     made = program(tensors)
-            return _Made(list(made), is_compiled, differs)
+            else:
+                made = program(tensors)
+            return _Made(made, new)
         except BaseException:
-            own = _snapshots(steps)  # goes on waiting
+            own = _snapshots(work.steps)  # goes on waiting
             raise
         finally:
             for snapshot in (*shared, *own):
@@ -375,17 +368,16 @@ class Recorder:
         before = self._made_for.get((line, steps[0].fragment.name))
         return None if before is None else difference(before.recorded, _recorded(steps))
 
-    def _explain(
-        self, steps: Sequence[Step], line: Place | None, differs: Difference | None, seconds: float
-    ) -> None:
+    def _explain(self, steps: Sequence[Step], new: _New, seconds: float) -> None:
         """Tells why a program was made where there was another before."""
-        key = line, steps[0].fragment.name
+        key = new.line, steps[0].fragment.name
         before = self._made_for.pop(key, None)
         count = 0
-        if before is not None and differs is not None:
+        if before is not None and new.differs is not None:
             count = before.count + 1
-            at = as_line(differs.place or line)
-            self.events.emit(E.Recompiled(at, differs.changed, differs.fix, count, seconds))
+            at = as_line(new.differs.place or new.line)
+            event = E.Recompiled(at, new.differs.changed, new.differs.fix, count, seconds)
+            self.events.emit(event)
         self._made_for[key] = _MadeFor(_recorded(steps), count)
         if len(self._made_for) > _MOST_PROGRAMS:
             self._made_for.popitem(last=False)
@@ -394,15 +386,14 @@ class Recorder:
         self,
         steps: Sequence[Step],
         sources: Sequence[tuple[Source, ...]],
-        results: list[tuple[int, int]],
-        line: Place | None,
-    ) -> tuple[Boxed, bool, Difference | None]:
-        """What runs ``steps``, whether it was compiled now, and how it differs then from the one before."""
+        results: Sequence[tuple[int, int]],
+    ) -> tuple[Boxed, _New | None]:
+        """What runs ``steps``, and what is to be told of it if it was compiled now."""
         key = tuple([s.fragment.number for s in steps]), tuple(sources), tuple(results)
         program = self._programs.get(key)
         if program is not None:
             self._programs.move_to_end(key)
-            return program, False, None
+            return program, None
 
         pairs = zip(steps, sources, strict=True)
         parts = tuple(Part(step.fragment, found) for step, found in pairs)
@@ -410,12 +401,41 @@ class Recorder:
         def in_eager(args: list[Any]) -> Sequence[Any]:
             return run_in_eager(parts, results, args)
 
+        line = user_place()
         differs = self._differs(steps, line)
         program, is_compiled = self._compile(join(parts, results), in_eager, differs)
         self._programs[key] = program
         if len(self._programs) > _MOST_PROGRAMS:
             self._programs.popitem(last=False)
-        return program, is_compiled, differs
+        return program, _New(line, differs) if is_compiled else None
+
+
+class _Work(NamedTuple):
+    """``steps`` to run while ``others`` go on waiting, in the order of recording.
+
+    ``kept``: the values to keep, by step and result in ``results``; those of ``later`` are taken by ``others``.
+    """
+
+    steps: Sequence[Step]
+    others: Sequence[Step]
+    kept: Sequence[Value]
+    results: Sequence[tuple[int, int]]
+    later: Collection[Value]
+    operators: int
+
+
+class _New(NamedTuple):
+    """A program that was made for the user's ``line``, and how it differs from the one before."""
+
+    line: Place | None
+    differs: Difference | None
+
+
+class _Made(NamedTuple):
+    """The results of a program; ``new`` if it was compiled for them."""
+
+    tensors: Sequence[torch.Tensor]
+    new: _New | None
 
 
 class _MadeFor:
@@ -428,17 +448,6 @@ class _MadeFor:
         self.count = count
 
 
-class _Made:
-    __slots__ = ("differs", "is_compiled", "tensors")
-
-    def __init__(
-        self, tensors: list[torch.Tensor], is_compiled: bool, differs: Difference | None
-    ) -> None:
-        self.tensors = tensors
-        self.is_compiled = is_compiled
-        self.differs = differs
-
-
 def _recorded(steps: Sequence[Step]) -> Recorded:
     return [(s.fragment, s.place) for s in steps]
 
@@ -449,15 +458,42 @@ def _snapshots(steps: Iterable[Step]) -> list[Snapshot]:
     return list({id(s): s for s in taken if type(s) is Snapshot}.values())
 
 
-def _needed(values: Iterable[Value]) -> list[Step]:
-    """The steps that compute ``values``, with all that they wait for, in the order of recording."""
-    found: dict[int, Step] = {}
-    todo = [v.step for v in values if v.step is not None]
-    while todo:
-        step = todo.pop()
-        if step.number not in found:
-            found[step.number] = step
-            for arg in step.args:
-                if type(arg) is Value and arg.step is not None:
-                    todo.append(arg.step)
-    return [found[k] for k in sorted(found)]
+def _chosen(waiting: Sequence[Step], wanted: Collection[Value] | None) -> _Work:
+    """What of ``waiting``, in the order of recording, computes ``wanted``; None: what somebody can ask for."""
+    steps: list[Step] = []
+    others: list[Step] = []
+    needed: set[int] = set()
+    for step in reversed(waiting):
+        if step.number not in needed and not _is_wanted(step, wanted):
+            others.append(step)
+            continue
+        steps.append(step)
+        for arg in step.args:
+            if type(arg) is Value and arg.step is not None:
+                needed.add(arg.step.number)
+    steps.reverse()
+    others.reverse()
+    later: Collection[Value] = ()
+    if others:
+        later = {a for s in others for a in s.args if type(a) is Value}
+    kept: list[Value] = []
+    results: list[tuple[int, int]] = []
+    operators = 0
+    for k, step in enumerate(steps):
+        operators += step.fragment.operators
+        for ref in step.results:
+            value = ref()
+            if value is not None and (
+                value.is_asked_for() or value in later or (wanted is not None and value in wanted)
+            ):
+                kept.append(value)
+                results.append((k, value.result))
+    return _Work(steps, others, kept, results, later, operators)
+
+
+def _is_wanted(step: Step, wanted: Collection[Value] | None) -> bool:
+    for ref in step.results:
+        value = ref()
+        if value is not None and (value.is_asked_for() if wanted is None else value in wanted):
+            return True
+    return False

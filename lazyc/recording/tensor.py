@@ -11,7 +11,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -28,7 +28,7 @@ from lazyc.report import events as E
 
 _raise_for_address = torch._C._set_throw_on_mutable_data_ptr  # type: ignore[attr-defined]
 _DATA: Any = torch.Tensor.data
-_CPU = torch.device("cpu")
+_make_wrapper: Any = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 # Of the code that takes tensor subclasses apart when a compiled function is called. Guards are C++: what they ask
 # for has the frame of whoever calls the function for its caller.
 _AOT_AUTOGRAD = os.path.join(os.path.dirname(torch.__file__), "_functorch", "")
@@ -81,26 +81,11 @@ class Memory:
 
 
 class LazyTensor(torch.Tensor):
-    """The view ``_kind`` of ``_memory``."""
+    """The view ``_kind`` of ``_memory``. Made by ``lazy_tensor``."""
 
     _memory: Memory
     _kind: Kind
-    _plain: torch.Tensor | None
-
-    @staticmethod
-    def __new__(cls, memory: Memory, kind: Kind, device: torch.device = _CPU) -> LazyTensor:
-        spec = kind.spec
-        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            spec.shape,
-            strides=spec.strides,
-            storage_offset=kind.offset,
-            dtype=spec.dtype,
-            device=device,
-        )
-        _raise_for_address(self)  # in C++ code that asks for it; else it would get null
-        self._memory, self._kind, self._plain = memory, kind, None
-        return self
+    _plain: torch.Tensor | None = None
 
     # --- for Dynamo
 
@@ -113,8 +98,9 @@ class LazyTensor(torch.Tensor):
             return compute(self, "taken by a function of another compiler")
         return self._kind.token
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["_token"], None
+    # Guards ask for this twice at each call of a region, as a method of the tensor and as a function of the class. A
+    # function in C, which takes any argument or none, is one that they need no frame for.
+    __tensor_flatten__ = partial({"inner": (["_token"], None)}.get, "inner")
 
     @staticmethod
     def __tensor_unflatten__(
@@ -122,7 +108,7 @@ class LazyTensor(torch.Tensor):
     ) -> LazyTensor:
         token = inner["_token"]
         spec = Spec(tuple(token.shape), token.stride(), token.dtype)
-        return LazyTensor(Memory(tensor=token), Kind(spec, (), spec, 0), token.device)
+        return lazy_tensor(Memory(tensor=token), Kind(spec, (), spec, 0), token.device)
 
     def _stable_hash_for_caching(self) -> str:
         """For caches of other compilers."""
@@ -139,7 +125,7 @@ class LazyTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in _SAME:
-            return LazyTensor(args[0]._memory, args[0]._kind, args[0].device)
+            return lazy_tensor(args[0]._memory, args[0]._kind, args[0].device)
         return run_on_values(func, args, kwargs or {}, str(func))
 
     @property
@@ -179,6 +165,22 @@ def _reading(name: str) -> Callable[..., Any]:
 for _name in ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__", "share_memory_"):
     setattr(LazyTensor, _name, _reading(_name))
 never_traced_class(LazyTensor)
+
+
+def lazy_tensor(memory: Memory, kind: Kind, device: torch.device | None = None) -> LazyTensor:
+    """The view ``kind`` of ``memory``; ``device``: the CPU if not given."""
+    # A function, since a call of the class goes through those of its metaclass. Arguments take time to parse, too.
+    spec = kind.spec
+    if device is None and not kind.offset:
+        made = _make_wrapper(LazyTensor, spec.shape, spec.strides, dtype=spec.dtype)
+    else:
+        made = _make_wrapper(
+            LazyTensor, spec.shape, spec.strides, kind.offset, dtype=spec.dtype, device=device
+        )
+    _raise_for_address(made)  # in C++ code that asks for it; else it would get null
+    made._memory = memory
+    made._kind = kind
+    return made
 
 
 def compute(x: LazyTensor, what: str, cause: E.Cause = "value_read") -> torch.Tensor:
@@ -224,7 +226,7 @@ def _change_layout(
     if view is not None:
         kind = view_kinds(x._kind, view, args, kwargs)
         assert isinstance(kind, Kind)
-        other = LazyTensor(x._memory, kind, x.device)
+        other = lazy_tensor(x._memory, kind, x.device)
     else:
         tensor = compute(x, what).detach()
         run_on_values(func, (tensor, *args), kwargs, what)
@@ -236,7 +238,7 @@ def _computed(tensor: torch.Tensor) -> LazyTensor:
     """A LazyTensor that is ``tensor``."""
     spec = Spec(tuple(tensor.shape), tensor.stride(), tensor.dtype)
     kind = _kind_at(spec, int(tensor.storage_offset()))
-    return LazyTensor(Memory(tensor=tensor), kind, tensor.device)
+    return lazy_tensor(Memory(tensor=tensor), kind, tensor.device)
 
 
 @lru_cache(maxsize=4096)
@@ -287,7 +289,7 @@ def record(
     values = recorder.record(fragment, given, place)
     results: list[LazyTensor] = []
     for value, kind in zip(values, _kinds(fragment), strict=True):
-        results.append(LazyTensor(Memory(recorder, value=value), kind))
+        results.append(lazy_tensor(Memory(recorder, value=value), kind))
     recorder.keep_within_caps()
     return results
 

@@ -31,8 +31,6 @@ class _Totals:
     bugs: Counter[str] = field(default_factory=Counter)  # by stage
     packed: int = 0
     packed_bytes: int = 0
-    flushes: Counter[str] = field(default_factory=Counter)  # by cause
-    flushed: int = 0  # operators
     never_computed: int = 0
     buckets: int = 0
     elements: int = 0  # in the sizes of calls that were rounded up, and in the rounded ones
@@ -51,17 +49,38 @@ def _nothing() -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class _Grown:
+    """The numbers of Gauges that only grow, at one time or between two."""
+
+    bytes_used: Mapping[str, int]
+    flushes: Mapping[str, int]
+    flushed: int
+
+    def since(self, before: _Grown) -> _Grown:
+        return _Grown(
+            Counter(self.bytes_used) - Counter(before.bytes_used),
+            Counter(self.flushes) - Counter(before.flushes),
+            self.flushed - before.flushed,
+        )
+
+
+@dataclass(frozen=True)
 class Gauges:
     """Numbers that are kept where they change and read for a snapshot, because an event for each
     change would be too many. What is absent counts as 0.
 
-    ``bytes_used``: the bytes of ``_BYTES``, which only grow. ``peaks``: those of ``_PEAKS`` since
-    ``restart_peaks``.
+    ``bytes_used``: the bytes of ``_BYTES``; ``flushes`` by cause; ``flushed`` operators: these only grow.
+    ``peaks``: those of ``_PEAKS`` since ``restart_peaks``.
     """
 
     bytes_used: Callable[[], Mapping[str, int]] = _nothing
+    flushes: Callable[[], Mapping[str, int]] = _nothing
+    flushed: Callable[[], int] = int
     peaks: Callable[[], Mapping[str, int]] = _nothing
     restart_peaks: Callable[[], object] = _nothing
+
+    def grown(self) -> _Grown:
+        return _Grown(dict(self.bytes_used()), dict(self.flushes()), self.flushed())
 
 
 class Metrics:
@@ -75,14 +94,14 @@ class Metrics:
         renew_in_child(self)
         self._totals = _Totals()
         self._gauges = Gauges() if gauges is None else gauges
-        self._bytes_before: Mapping[str, int] = {}
+        self._before = _Grown({}, {}, 0)
 
     def reset(self) -> None:
-        used = dict(self._gauges.bytes_used())
+        grown = self._gauges.grown()
         self._gauges.restart_peaks()
         with self._lock:
             self._totals = _Totals()
-            self._bytes_before = used
+            self._before = grown
 
     def listen(self, event: E.Event) -> None:
         with self._lock:
@@ -97,9 +116,9 @@ class Metrics:
     def snapshot(self) -> dict[str, Any]:
         """The counters as plain dicts and numbers (seconds, bytes); sorted, ready for JSON."""
         # Before the lock: a Recorder that is asked for its peak may be emitting an event just now.
-        used, peaks = self._gauges.bytes_used(), self._gauges.peaks()
+        now, peaks = self._gauges.grown(), self._gauges.peaks()
         with self._lock:
-            t, before = self._totals, self._bytes_before
+            t, grown = self._totals, now.since(self._before)
             return {
                 "graphs_compiled": t.graphs,
                 "kernels_made": t.kernels_made,
@@ -125,15 +144,15 @@ class Metrics:
                 "compiler_bugs": dict(sorted(t.bugs.items())),
                 "weights_packed": t.packed,
                 "weights_packed_bytes": t.packed_bytes,
-                "flushes": dict(t.flushes.most_common()),
-                "operators_flushed": t.flushed,
+                "flushes": dict(Counter(grown.flushes).most_common()),
+                "operators_flushed": grown.flushed,
                 "operators_never_computed": t.never_computed,
                 "regions_not_lazy": [
                     {"line": line, "reason": reason, "count": count}
                     for (line, reason), count in t.not_lazy.most_common()
                 ],
                 **{name: peaks.get(name, 0) for name in _PEAKS},
-                **{name: used.get(name, 0) - before.get(name, 0) for name in _BYTES},
+                **{name: grown.bytes_used.get(name, 0) for name in _BYTES},
             }
 
     def report(self) -> str:
@@ -148,10 +167,7 @@ class Metrics:
 
 
 def _count(t: _Totals, event: E.Event) -> None:
-    match event:  # in this order: a flush is told each time that a compiled function runs
-        case E.Flushed():
-            t.flushes[event.cause] += 1
-            t.flushed += event.operators
+    match event:
         case E.CompileFinished():
             t.graphs += 1
             t.kernels_made += event.kernels_made

@@ -165,13 +165,15 @@ def _metrics() -> Metrics:
     """Of each sample twice, and numbers of every other kind."""
     metrics = Metrics(
         Gauges(
-            lambda: {
+            bytes_used=lambda: {
                 "output_bytes_allocated": 3 << 20,
                 "output_bytes_recycled": 5 << 19,
                 "arena_bytes_allocated": 1 << 20,
                 "arena_bytes_recycled": 3 << 20,
             },
-            lambda: {"pending_peak_operators": 7, "pending_peak_bytes": 1 << 21},
+            flushes=lambda: {"value_read": 2},
+            flushed=lambda: 24,
+            peaks=lambda: {"pending_peak_operators": 7, "pending_peak_bytes": 1 << 21},
         )
     )
     for event in (*SAMPLES, *SAMPLES):

@@ -10,7 +10,7 @@ import pytest
 from lazyc.config import Config
 from lazyc.report import events as E
 from lazyc.report.events import EventStream, as_json
-from lazyc.report.metrics import Metrics
+from lazyc.report.metrics import Gauges, Metrics
 from lazyc.report.text import format_event, printer
 from tests.report.samples import SAMPLES
 
@@ -47,7 +47,12 @@ def test_event_is_frozen_and_json(event: E.Event) -> None:
 
 
 def test_metrics_count_what_was_emitted() -> None:
-    stream, metrics = EventStream(), Metrics()
+    flushes, flushed = {"value_read": 3, "fork": 1}, [20]
+    gauges = Gauges(flushes=lambda: flushes, flushed=lambda: flushed[0])
+    stream, metrics = EventStream(), Metrics(gauges)
+    metrics.reset()
+    flushes["value_read"] += 1
+    flushed[0] += 12
     stream.subscribe(metrics.listen)
     for event in [*SAMPLES, SAMPLES[1]]:
         stream.emit(event)
