@@ -31,7 +31,10 @@ from rich.table import Table
 
 import lazyc
 
-LEAST_ROUNDS, SECONDS = 30, 4.0  # of each comparison
+LEAST_ROUNDS, SECONDS = (
+    30,
+    10.0,
+)  # of each comparison: kernels of 10 ms differ by more than what a break takes
 SLOW_ROUNDS = 10  # of eager, and of what is compiled in pieces: their figures are many times larger
 BREAKS = 3
 Say = Callable[[str], None]

@@ -30,7 +30,7 @@ class Kind:
     ``spec``, from element ``offset`` on. There is one Kind for all tensors alike: compare with ``is``. Make them with ``kind_of``
     and ``view_kinds``."""
 
-    __slots__ = ("_made", "_token", "base", "has_dims", "offset", "spec", "views")
+    __slots__ = ("_made", "base", "has_dims", "made_token", "offset", "spec", "views")
 
     def __init__(self, base: Spec, views: tuple[View, ...], spec: Spec, offset: int) -> None:
         self.base = base
@@ -39,17 +39,17 @@ class Kind:
         self.has_dims = len(spec.shape) > 0
         self.offset = offset
         self._made: dict[Any, Kind | list[Kind]] = {}
-        self._token: torch.Tensor | None = None
+        self.made_token: torch.Tensor | None = None
 
     @property
     def token(self) -> torch.Tensor:
         """A tensor with this layout. One for all values: nobody looks at its memory, which it has none of."""
-        if self._token is None:
+        if self.made_token is None:
             spec = self.spec
             token = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="cpu")
             token.untyped_storage().resize_(0)
-            self._token = token
-        return self._token
+            self.made_token = token
+        return self.made_token
 
     def of(self, memory: torch.Tensor) -> torch.Tensor:
         """This view of a tensor laid out as ``base``."""

@@ -93,10 +93,11 @@ class LazyTensor(torch.Tensor):
     def _token(self) -> torch.Tensor:
         """A plain tensor of the same description, for guards and tracing; for a function that another compiler
         made, which asks in the same way, the value."""
-        caller = sys._getframe(1).f_code.co_filename
-        if self._memory.tensor is not None or caller.startswith(_AOT_AUTOGRAD):
+        is_computed = self._memory.tensor is not None
+        if is_computed or sys._getframe(1).f_code.co_filename.startswith(_AOT_AUTOGRAD):
             return compute(self, "taken by a function of another compiler")
-        return self._kind.token
+        token = self._kind.made_token  # in place: guards ask at each call
+        return self._kind.token if token is None else token
 
     # Guards ask for this twice at each call of a region, as a method of the tensor and as a function of the class. A
     # function in C, which takes any argument or none, is one that they need no frame for.
