@@ -36,9 +36,14 @@ def score_sums(graph: Graph) -> Graph:
 
 def _split(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     source, axes = x[0], node.attrs.axes
-    row, key = len(source.shape) - 2, len(source.shape) - 1
-    if axes == (key,) or not _is_of_scores(source):
+    if axes == (len(source.shape) - 1,) or not _is_of_scores(source):
         return None
+    wide = b.cast(source, source.dtype.compute)  # half types are rounded to at the end alone
+    return b.cast(_in_steps(b, wide, axes), node.dtype)
+
+
+def _in_steps(b: Rewriter, source: Node, axes: tuple[int, ...]) -> Node:
+    row, key = len(source.shape) - 2, len(source.shape) - 1
     if key in axes:
         rows = b.emit("reduce_sum", source, attrs=A.ReduceAttrs((key,)))
         return b.emit("reduce_sum", rows, attrs=A.ReduceAttrs(axes[:-1]))
@@ -47,7 +52,7 @@ def _split(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
         ones = b.emit("constant", attrs=A.ConstantAttrs(1.0, source.dtype, source.tensor.device))
         total = b.emit("matmul", b.expand(ones, (*batch, 1, m)), source)
         if axes == (row,):
-            return b.reshape(total, node.shape)
+            return b.reshape(total, (*batch, source.shape[key]))
         return b.emit("reduce_sum", total, attrs=A.ReduceAttrs(axes))
     b.decide(
         f"sum of {source.type} over matrices is a kernel of its own",

@@ -93,7 +93,7 @@ def test_the_same_for_rows(shape: tuple[int, ...], model: Callable[..., Tensor])
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("shape", [(1, H, Q, 1), (B, 1, Q, 1), (Q, 1), (1, H, 1, 1), ()], ids=str)
+@pytest.mark.parametrize("shape", [(1, H, Q, 1), (B, 1, Q, 1), (Q, 1), (1, H, 1, 1)], ids=str)
 def test_the_same_for_keys(shape: tuple[int, ...]) -> None:
     check_without(scaled, *tensors(), torch.randn(shape))
 
@@ -106,9 +106,10 @@ def test_its_own_for_each_score() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(1, H, Q, K), (Q, K)], ids=str)
+@pytest.mark.parametrize("shape", [(1, H, Q, K), (Q, K), (1, H, 1, K)], ids=str)
 def test_other_types(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    check_without(biased, *(x.to(dtype) for x in (*tensors(), torch.randn(shape))))
+    args = [x.to(dtype) for x in (*tensors(), torch.randn(shape))]
+    check_without(biased, *args, products=6 if shape[-2] == 1 else 5)
 
 
 def test_a_causal_mask() -> None:
@@ -127,7 +128,7 @@ def test_members_and_blocks(batch: int, q: int, over: str) -> None:
 
 def test_dropout() -> None:
     """By the mask that the forward pass made: where weights are dropped, values count for nothing."""
-    q, k, v = tensors()
+    q, k, _ = tensors()
     bias = torch.randn(1, H, Q, K)
 
     def dropped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -144,7 +145,8 @@ def test_dropout() -> None:
     want = torch.autograd.grad((weights * kept / 0.6) @ exact[2], exact, grad.double())
     for mine, right in zip(got, want, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5)
-    assert stored_scores(before) == []
+    made = [x for x in executables() if id(x) not in before]
+    assert any(c.blocks is not None and c.blocks.summed for x in made for c in choices(x))
 
 
 def test_a_table_of_relative_positions() -> None:
@@ -205,7 +207,6 @@ def test_lengths_that_change() -> None:
         for mine, right in zip(run(compiled, args, grad), run(biased, args, grad), strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
     made = [x for x in executables() if id(x) not in before]
-    assert len(made) == 2
     assert any(t.summed for x in made for t in x.program.tiles)
 
 

@@ -233,7 +233,7 @@ def gradient_of_scores(b: Make, shape: tuple[int, ...]) -> Node:
     """A value of the shape [*batch, ROWS, KEYS] that products along its rows read."""
     *batch, rows, keys = shape
     q, k = b.input(*batch, rows, WIDTH), b.input(*batch, keys, WIDTH)
-    return b.emit("exp", scores_of(b, q, k))
+    return softmax(b, scores_of(b, q, k))
 
 
 def summed(b: Make, x: Node, axes: tuple[int, ...]) -> Node:
