@@ -11,7 +11,8 @@
 
 Gradients of what is added to the scores, or multiplied with them, and is the same for several matrices, rows or keys
 are such sums. ``ds`` would have to be in memory as a whole for a sum that reads it across matrices or rows. A sum
-over matrices adds a block of rows at a time (``row_tiles``), which takes a kernel that does nothing else. One over
+over matrices adds a block of rows at a time (``row_tiles``), which takes a kernel that does nothing else; that of what
+several layers add to the gradient of one bias is one for each layer, whose scores are all in memory at no time. One over
 rows is a product, and products along rows add up block after block already. One over keys is within a row.
 """
 
@@ -54,6 +55,10 @@ def _in_steps(b: Rewriter, source: Node, axes: tuple[int, ...]) -> Node:
         if axes == (row,):
             return b.reshape(total, (*batch, source.shape[key]))
         return b.emit("reduce_sum", total, attrs=A.ReduceAttrs(axes))
+    if source.op == "add" and all(
+        x.shape == source.shape and _is_of_scores(x) for x in source.inputs
+    ):
+        return b.emit("add", *(_in_steps(b, x, axes) for x in source.inputs))
     b.decide(
         f"sum of {source.type} over matrices is a kernel of its own",
         "it adds up a block of rows at a time, so that the scores' gradients are not stored",

@@ -167,6 +167,28 @@ def test_a_table_of_relative_positions() -> None:
     assert stored_scores(before) == []
 
 
+def test_two_layers_with_a_bias_and_a_mask() -> None:
+    """As T5's: what is added to the scores has a number for each matrix, and is the same in all layers."""
+
+    def layer(q: Tensor, added: Tensor) -> Tensor:
+        return F.softmax(q @ q.transpose(-2, -1) * 0.3 + added, dim=-1) @ q
+
+    def model(q: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+        return layer(layer(q, bias + mask), bias + mask)
+
+    before = set(map(id, executables()))
+    leaves = [torch.randn(B, H, Q, 8), torch.randn(1, H, Q, Q)]
+    mask = torch.zeros(B, 1, 1, Q)
+    mask[1, :, :, -9:] = -1e4
+    grad = torch.randn(B, H, Q, 8)
+    compiled = torch.compile(lambda q, bias: model(q, bias, mask), backend="lazyc")
+    got = run(compiled, leaves, grad)
+    want = run(lambda q, bias: model(q, bias, mask.double()), [x.double() for x in leaves], grad)
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, right.float(), rtol=1e-4, atol=1e-4)
+    assert stored_scores(before) == []
+
+
 @pytest.mark.parametrize("shape", [(1, H, Q, K), (Q, K)], ids=str)
 def test_any_number_of_threads(shape: tuple[int, ...]) -> None:
     args, grad = [*tensors(batch=5), torch.randn(shape)], torch.randn(5, H, Q, 8)
