@@ -187,6 +187,21 @@ def sparse(
     raise typer.Exit(0 if all(x.passed for x in lines) else 1)
 
 
+@app.command("biased-attention")
+def biased_attention(
+    longest: Annotated[int, typer.Option(help="Most positions.")] = 2048,
+    dtype: Annotated[str, typer.Option(help="A name of torch's; the device's if none.")] = "",
+) -> None:
+    """Memory and time of attention with a learned bias, forward and backward."""
+    from bench import biased_attention as biased
+
+    console = _console()
+    lengths = [n for n in biased.LENGTHS if n <= longest]
+    with console.status("") as status:
+        found = biased.measure_all(lengths, dtype, status.update)
+    console.print(biased.table(found, lengths))
+
+
 @app.command("nanogpt-ladder")
 def nanogpt_ladder(
     length: Annotated[int, typer.Option("--length", min=16, help="Positions of a step.")] = 512,

@@ -151,9 +151,14 @@ class WindowAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class ReduceAttrs(Attrs):
-    """Axes reduced away (sorted, never empty). argmax/argmin have exactly one."""
+    """Axes reduced away (sorted, never empty). argmax/argmin have exactly one.
+
+    ``is_alone``: it is a kernel that does nothing else, and reads what is in memory; so that it may run by blocks
+    of rows (``passes/row_tiles.py``).
+    """
 
     axes: tuple[int, ...]
+    is_alone: bool = False
 
 
 EmptyRow: TypeAlias = Literal["nan", "zero"]

@@ -12,6 +12,7 @@ nest inner [p0: 8192]
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 
 from lazyc.ir import loops as L
@@ -21,6 +22,11 @@ from lazyc.ir.index import Axis, FloorDiv, Index, Mod, ValueRef
 def print_nest(nest: L.LoopNest) -> str:
     """The canonical text of a nest; comments are not a part of it."""
     return "\n".join(_lines(nest)) + "\n"
+
+
+def nest_key(nest: L.LoopNest) -> str:
+    """The key of a nest in a Program."""
+    return hashlib.sha256(print_nest(nest).encode()).hexdigest()
 
 
 def _lines(nest: L.LoopNest) -> Iterator[str]:

@@ -182,11 +182,14 @@ class RowStep:
     """How a step of RowTiles goes along the rows.
 
     A product: ``dim`` of m, n and k runs over the rows of one matrix. A kernel: its first ``axes``
-    outer axes run over all rows of all matrices.
+    outer axes run over all rows of all matrices. A kernel that adds matrices up is another one for a block:
+    ``sums`` are the step that writes the rows of the first matrix to the result, and the step that adds
+    those of a later one to it. Their first outer axis runs over the rows of the result.
     """
 
     dim: Literal["m", "n", "k", ""] = ""
     axes: int = 0
+    sums: tuple[KernelStep, KernelStep] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,9 @@ class RowTiles:
     The rows are those of ``batch`` matrices of ``rows`` rows each. ``private`` pairs temporaries that
     these steps alone touch with the elements of one of their rows; they lie row after row, a step
     touches at each row that row of them only, and so a block of rows is all that needs memory at one
-    time. Blocks are independent, except that a product along k adds those of one matrix up, in order.
+    time. Blocks are independent, except that a product along k adds those of one matrix up, in order, and
+    steps with ``sums`` equal blocks of several matrices, in order too: of ``summed``, which are the
+    batch as (outer, groups, inner), the first and the last dim are added up. It is empty where no step has sums.
     ``is_attention``: a softmax lies between two products; that is for reports alone.
     """
 
@@ -206,6 +211,7 @@ class RowTiles:
     rows: Dim
     private: tuple[tuple[int, Dim], ...]
     is_attention: bool = False
+    summed: Shape = ()
 
     @property
     def span(self) -> range:
@@ -243,6 +249,13 @@ class Program:
     parameters: tuple[int, ...] = ()  # input indices that the packed steps and pack_b depend on
     tiles: tuple[RowTiles, ...] = ()  # in order, no two with a step in common
     decisions: tuple[Decision, ...] = ()  # how it came to be so, for reports
+
+    def kernel_steps(self) -> Iterator[KernelStep]:
+        """All that run a nest: steps, packed ones, and what takes the place of a step in blocks of rows."""
+        yield from (s for s in (*self.steps, *self.packed) if isinstance(s, KernelStep))
+        for tiles in self.tiles:
+            for how in tiles.steps:
+                yield from how.sums or ()
 
     def kernel_sources(self) -> dict[str, KernelSource]:
         """What its kernels are made of, by key: those of products, and the nests."""

@@ -14,7 +14,7 @@
 A matrix is shown with its strides (batch dims, rows, columns; before them its offset, if any), a
 buffer only where they are not contiguous ones. Steps that may run a block of rows at a time
 (``RowTiles``) stand indented, under the number of matrices, their rows and the private buffers with
-the elements of a row. The text is deterministic.
+the elements of a row; under one that adds up matrices are the kernels that it is in blocks. The text is deterministic.
 """
 
 from __future__ import annotations
@@ -79,8 +79,13 @@ def _steps(program: Program) -> list[str]:
         if tiles is not None and position == tiles.first:
             private = ", ".join(f"b{b}[{dim_text(width)}]" for b, width in tiles.private)
             rows = f"{dim_text(tiles.batch)} x [{dim_text(tiles.rows)}]"
-            lines.append(f"by rows of {rows}, with {private}:")
+            sums = f", sums of {' x '.join(map(dim_text, tiles.summed))}" if tiles.summed else ""
+            lines.append(f"by rows of {rows}{sums}, with {private}:")
         lines.append(("" if tiles is None else "  ") + _step(step))
+        sums = None if tiles is None else tiles.steps[position - tiles.first].sums
+        if sums is not None:
+            first, later = (s.nest for s in sums)
+            lines.append(f"    in blocks: kernel {first}, later {later}")
     return lines
 
 

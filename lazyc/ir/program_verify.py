@@ -237,7 +237,12 @@ class _Verifier:
             self._in(f"row tiles at step {tiles.first}", self._row_tiles, tiles)
 
     def _row_tiles(self, tiles: RowTiles) -> None:
-        self._bound((tiles.batch, tiles.rows, *(width for _, width in tiles.private)))
+        self._bound(
+            (tiles.batch, tiles.rows, *(width for _, width in tiles.private), *tiles.summed)
+        )
+        sums = any(how.sums is not None for how in tiles.steps)
+        if len(tiles.summed) != (3 if sums else 0) or (sums and numel(tiles.summed) != tiles.batch):
+            raise IRError(f"{tiles.batch} matrices are added up as {tiles.summed}")
         steps = [self.program.steps[position] for position in tiles.span]
         for step, how in zip(steps, tiles.steps, strict=True):
             self._row_step(step, how, tiles)
@@ -257,19 +262,28 @@ class _Verifier:
             raise IRError(f"b{min(touched & private.keys())} is private and used elsewhere")
 
     def _row_step(self, step: Step, how: RowStep, tiles: RowTiles) -> None:
-        if isinstance(step, KernelStep):
-            nest = self.program.nests[step.nest]
-            if how.dim or not 0 < how.axes <= len(nest.axes):
-                raise IRError(f"kernel {step.nest} has no {how.axes} axes to run over rows")
-            points = _in_sizes(numel(a.size for a in nest.axes[: how.axes]), nest, step.sizes)
-            if points != tiles.batch * tiles.rows:
-                raise IRError(f"kernel {step.nest}: {points} points are not the rows")
+        if isinstance(step, KernelStep) and how.sums is not None:
+            for part in how.sums:
+                self._kernel(part)
+                if part.buffers != step.buffers:
+                    raise IRError(f"kernel {part.nest} has other buffers than {step.nest}")
+                self._goes_along(part, how, tiles.summed[1] * tiles.rows)
+        elif isinstance(step, KernelStep):
+            self._goes_along(step, how, tiles.batch * tiles.rows)
         elif isinstance(step, GemmStep) and how.dim and not _is_special(step):
             dim = {"m": step.m, "n": step.n, "k": step.k}[how.dim]
             if dim != tiles.rows or numel(step.batch) != tiles.batch:
                 raise IRError(f"gemm into b{step.c.buffer}: {how.dim} is not the rows")
         else:
             raise IRError(f"{_name(step)} does not run by rows")
+
+    def _goes_along(self, step: KernelStep, how: RowStep, rows: Dim) -> None:
+        nest = self.program.nests[step.nest]
+        if how.dim or not 0 < how.axes <= len(nest.axes):
+            raise IRError(f"kernel {step.nest} has no {how.axes} axes to run over rows")
+        points = _in_sizes(numel(a.size for a in nest.axes[: how.axes]), nest, step.sizes)
+        if points != rows:
+            raise IRError(f"kernel {step.nest}: {points} points are not the rows")
 
     # --- results
 

@@ -109,25 +109,25 @@ def _is_elementwise(node: Node) -> bool:
 def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
     for node in nodes:
         if node.op == "reduce_sum" and node.attrs.axes == (len(node.shape),):
-            between, products = _upstream(node.inputs[0])
-            if products and any(map(_is_weight, between)):
+            between, products = upstream(node.inputs[0])
+            if products and any(map(is_weight, between)):
                 yield _Candidate(node, None, products, between)
         if node.op != "matmul":
             continue
         weights = match_weights(node.inputs[0])
         if weights is not None:
-            between, products = _upstream(weights.softmax.scores)
+            between, products = upstream(weights.softmax.scores)
             if products:
                 yield _Candidate(node, weights, products, between)
             continue
         for turned, operand in enumerate(node.inputs):
-            between, products = _upstream(operand)
-            if products and any(map(_is_weight, between)):
+            between, products = upstream(operand)
+            if products and any(map(is_weight, between)):
                 yield _Candidate(node, None, products, between, bool(turned))
                 break
 
 
-def _is_weight(node: Node) -> bool:
+def is_weight(node: Node) -> bool:
     """Whether a value is ``exp(s - row)``, as no activation between two products is."""
     if node.op != "exp":
         return False
@@ -140,7 +140,7 @@ def _is_weight(node: Node) -> bool:
     return scalar_value(row) is None and row.tensor.numel != shifted.tensor.numel
 
 
-def _upstream(node: Node) -> tuple[set[Node], set[Node]]:
+def upstream(node: Node) -> tuple[set[Node], set[Node]]:
     """The values between a node (included) and the products that it is computed from, and these."""
     order: list[Node] = []
     seen: set[Node] = set()

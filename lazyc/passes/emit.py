@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from lazyc.ir import attrs as A
@@ -10,7 +9,7 @@ from lazyc.ir import program as P
 from lazyc.ir.decisions import Decision, size_of
 from lazyc.ir.graph import Node, Output
 from lazyc.ir.loops import LoopNest
-from lazyc.ir.nest_text import print_nest
+from lazyc.ir.nest_text import nest_key
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import OpaqueType, Shape, TensorType, free_symbols, numel
 from lazyc.passes.contraction import MatrixView, as_matrix, is_library_product
@@ -187,7 +186,7 @@ class _Emitter:
         return [self._step(lowered)]
 
     def _step(self, lowered: LoweredKernel) -> P.KernelStep:
-        key = hashlib.sha256(print_nest(lowered.nest).encode()).hexdigest()
+        key = nest_key(lowered.nest)
         self.nests.setdefault(key, lowered.nest)
         return P.KernelStep(key, lowered.buffers, lowered.sizes, lowered.nest.comment)
 

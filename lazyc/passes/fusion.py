@@ -19,7 +19,7 @@ from lazyc.ir.index import Axis, Index
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, numel
 from lazyc.passes.contraction import is_loop_product
-from lazyc.passes.regions import Access, Kernel, Root, Split, flat, sizes
+from lazyc.passes.regions import Access, Kernel, Root, Split, flat, is_alone, sizes
 
 # Outer points below which a large pointwise kernel is not drawn into a reduction's nest, because
 # too few threads and vectors would remain busy.
@@ -161,6 +161,8 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
     if len(first.reads | second.reads) + len(first.nodes) + len(second.nodes) > _MAX_BUFFERS:
         return None
     roots = sorted(a.roots + b.roots, key=lambda r: (r.into is not None, r.node.id))
+    if any(is_alone(r.node) for r in roots):
+        return None
     if any(r.into is not None for r in roots) and not (a.is_flat and b.is_flat):
         return None
     if any(is_loop_product(r.node) or r.dots for r in roots) and not (

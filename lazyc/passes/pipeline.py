@@ -16,6 +16,7 @@ from lazyc.passes.manager import Pass
 from lazyc.passes.matrix_operands import copy_matrix_operands
 from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
+from lazyc.passes.score_sums import score_sums
 from lazyc.passes.split_batches import split_batches
 from lazyc.passes.split_products import split_products
 from lazyc.passes.split_reduction import split_reductions
@@ -49,6 +50,7 @@ def pipeline(
         ),
         *((Pass("products_as_loops", products_as_loops),) if has_products else ()),
         *_splits(has_products, costs),
+        *(() if has_products else (Pass("score_sums", score_sums),)),
         Pass("split_reductions", split_reductions),
         *(
             ()

@@ -22,8 +22,8 @@ from lazyc.passes.contraction import (
 )
 from lazyc.passes.lasting import kept_values
 from lazyc.passes.layout import choose_strides, same_strides
-from lazyc.passes.realize import live_nodes, realized_nodes
-from lazyc.passes.regions import Target
+from lazyc.passes.realize import live_nodes, realized_nodes, view_base
+from lazyc.passes.regions import Target, is_alone
 from lazyc.passes.strided import StridedView, storable_strides, strided_view
 
 _MAX_ROUNDS = 8
@@ -89,6 +89,7 @@ def make_plan(graph: Graph, layout: bool = True, device: str = "cpu", keeps: boo
     kept = kept_values(graph) if keeps else frozenset[Node]()
     forced |= kept | stored_factors(live_nodes(graph))
     forced |= {n for n in live_nodes(graph) if is_copy(n)}
+    forced |= {_summed(n.inputs[0]) for n in live_nodes(graph) if is_alone(n)}
     copied_operands: set[Node] = set()
     for _ in range(_MAX_ROUNDS):
         realized = realized_nodes(graph, frozenset(forced))
@@ -110,6 +111,14 @@ def make_plan(graph: Graph, layout: bool = True, device: str = "cpu", keeps: boo
             return plan
         forced |= missing
     raise AssertionError("operands do not settle")
+
+
+def _summed(x: Node) -> Node:
+    """What is in memory of what a kernel adds up that does nothing else: a value before it is widened."""
+    base = view_base(x)
+    if base.op == "cast" and base.inputs[0].dtype.is_widened:
+        return view_base(base.inputs[0])
+    return base
 
 
 def _storable(output: Output) -> Output:

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lazyc.ir import attrs as A
 from lazyc.ir.graph import Node
 from lazyc.ir.index import Axis, Index, axis_index, linearize
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, Shape, contiguous_strides, numel
 from lazyc.passes.index_maps import Position, reads
 from lazyc.passes.realize import INLINE_LEAVES
+
+
+def is_alone(node: Node) -> bool:
+    """Whether a value is computed by a kernel that does nothing else (``ReduceAttrs.is_alone``)."""
+    return isinstance(node.attrs, A.ReduceAttrs) and node.attrs.is_alone
 
 
 @dataclass(frozen=True, slots=True)

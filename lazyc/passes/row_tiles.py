@@ -15,6 +15,12 @@ by row: a product has the rows in one of its dims, a kernel has them as its firs
 at each of them only that row of the temporaries. Steps between them that are not part of the chain move
 before or behind it.
 
+A kernel that adds up matrices reads rows of all of them, and is replaced in blocks by two that go by the rows of
+its result: one that writes the block of the first matrix to it, and one that adds that of another.
+
+    before   out[h, i, j] = sum over b of x[b, h, i, j]
+    after    out[h, i, j] = x[h, i, j], and for each later matrix of the batch out[h, i, j] += x[h, i, j]
+
 Whether blocks pay off depends on sizes; ``runtime/blocks.py`` decides it when the Program is bound.
 """
 
@@ -29,7 +35,8 @@ import sympy
 
 from lazyc.ir.decisions import Decision
 from lazyc.ir.index import Atom, Axis, Index, ValueRef, axis_index, bounds, linearize
-from lazyc.ir.loops import Compute, Load, LoopNest, Reduce, Store
+from lazyc.ir.loops import Compute, Instr, Load, LoopNest, Reduce, Stage, Store
+from lazyc.ir.nest_text import nest_key
 from lazyc.ir.program import (
     EagerStep,
     GemmStep,
@@ -42,8 +49,9 @@ from lazyc.ir.program import (
     Step,
     references,
 )
-from lazyc.ir.types import Dim, Shape, as_dim, contiguous_strides, is_nonneg, numel
+from lazyc.ir.types import Dim, DType, Shape, as_dim, contiguous_strides, is_nonneg, numel
 from lazyc.passes.attention import Mode
+from lazyc.passes.nest_finish import finish_nest
 
 
 def find_row_tiles(program: Program, mode: Mode = "auto") -> Program:
@@ -69,7 +77,8 @@ def find_row_tiles(program: Program, mode: Mode = "auto") -> Program:
             start += 1
             continue
         steps = tuple(program.steps[position] for position in joined.order)
-        program = replace(program, steps=steps, tiles=(*program.tiles, tiles))
+        nests = program.nests | found.nests
+        program = replace(program, steps=steps, nests=nests, tiles=(*program.tiles, tiles))
         uses = _Uses.of(program)
         start = free = tiles.span.stop
     return program
@@ -141,6 +150,8 @@ class _Chain:
         self.rows = step.m if step.c.col_stride == 1 else step.n
         self.private: dict[int, Dim] = {}  # buffer -> elements of a row
         self.steps: dict[int, RowStep] = {}
+        self.summed: Shape = ()
+        self.nests: dict[str, LoopNest] = {}  # of steps that are others in blocks
         self.seed = step.c.buffer
 
     def grown(self) -> _Chain | None:
@@ -180,7 +191,7 @@ class _Chain:
             waiting = [
                 b for b in sorted(written) if sum(b in self.accesses[p].all for p in members) > 1
             ]
-        found.steps = {}
+        found.steps, found.summed, found.nests = {}, (), {}
         for position in members:
             how = found._how(self.program.steps[position])
             if how is None:
@@ -197,7 +208,9 @@ class _Chain:
         """What the Program says of the chain when its steps lie at ``first`` and behind it."""
         steps = tuple(self.steps[p] for p in sorted(self.steps))
         private = tuple(sorted(self.private.items()))
-        return RowTiles(first, steps, self.batch, self.rows, private, self._is_attention())
+        return RowTiles(
+            first, steps, self.batch, self.rows, private, self._is_attention(), self.summed
+        )
 
     def _is_attention(self) -> bool:
         """Whether a softmax lies between two products."""
@@ -226,7 +239,7 @@ class _Chain:
             return RowStep(dim=dim) if dim else None
         if isinstance(step, KernelStep):
             axes = self._kernel_axes(step)
-            return RowStep(axes=axes) if axes else None
+            return RowStep(axes=axes) if axes else self._matrix_sum(step)
         return None
 
     def _product_dim(self, step: GemmStep) -> Literal["m", "n", "k", ""]:
@@ -286,6 +299,119 @@ class _Chain:
                     if not _stays_in_row(index, rows, private[instr.buffer]):
                         return 0
         return len(rows)
+
+    def _matrix_sum(self, step: KernelStep) -> RowStep | None:
+        """How a kernel goes by rows that does nothing but add up matrices of a private buffer; None where it does
+        more, where other matrices are added up than by another step, or where rows of the result are not those of
+        a matrix."""
+        nest = self.program.nests[step.nest]
+        if len(step.buffers) != 2 or step.buffers[0] not in self.private:
+            return None
+        source, result = step.buffers
+        width = self.private[source]
+        found = _SumOfMatrices.find(nest, dict(zip(nest.symbols, step.sizes, strict=True)))
+        summed = None if found is None else found.split(self.batch, self.rows * width)
+        if found is None or summed is None or self.summed not in ((), summed):
+            return None
+        self.summed = summed
+        steps = []
+        for later in (False, True):
+            made, sizes = found.by_rows(summed[1] * self.rows, width, later)
+            key = nest_key(made)
+            self.nests[key] = made
+            steps.append(KernelStep(key, (source, result), sizes, step.comment))
+        return RowStep(axes=1, sums=(steps[0], steps[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class _SumOfMatrices:
+    """A nest that does nothing but add up elements of one buffer: at each point of its outer ``axes``, those
+    along ``loop``. ``load`` and ``store`` are their places, ``dtypes`` of the source and the result."""
+
+    axes: tuple[Axis, ...]
+    loop: tuple[Axis, ...]
+    load: Index
+    store: Index
+    dtypes: tuple[DType, DType]
+    comment: str
+
+    @staticmethod
+    def find(nest: LoopNest, sizes: dict[sympy.Symbol, Dim]) -> _SumOfMatrices | None:
+        """``sizes``: the nest's symbols in terms of the Program's."""
+        if [len(s.axes) > 0 for s in nest.stages] != [True, False] or len(nest.buffers) != 2:
+            return None
+        loop, after = nest.stages
+        load, *casts, total = loop.body
+        if not (isinstance(load, Load) and load.buffer == 0 and load.mask is None):
+            return None
+        if not (isinstance(total, Reduce) and total.kind == "sum" and len(after.body) == 1):
+            return None
+        value = load.id
+        for cast in casts:
+            if not (isinstance(cast, Compute) and cast.op == "cast" and cast.args == (value,)):
+                return None
+            value = cast.id
+        (store,) = after.body
+        if not (isinstance(store, Store) and store.mode == "set" and store.mask is None):
+            return None
+        if total.value != value or store.value != total.id or store.buffer != 1:
+            return None
+        sized = _Sized(sizes)
+        return _SumOfMatrices(
+            tuple(map(sized.axis, nest.axes)),
+            tuple(map(sized.axis, loop.axes)),
+            sized.index(load.index),
+            sized.index(store.index),
+            (load.dtype, total.dtype),
+            nest.comment,
+        )
+
+    def split(self, batch: Dim, matrix: Dim) -> Shape | None:
+        """The batch as (outer, groups, inner), if its matrices, of ``matrix`` elements each, are added up along the
+        first and the last of these dims, and lie in the result one after another."""
+        steps = {self.load.coef(a): a.size for a in self.loop}
+        inner = steps.pop(matrix, 1)
+        outer = next(iter(steps.values())) if len(steps) == 1 else 1
+        groups = _quotient(batch, outer * inner)
+        if len(self.loop) != len({self.load.coef(a) for a in self.loop}) or groups is None:
+            return None
+        if steps and steps != {groups * inner * matrix: outer}:
+            return None
+        source = self.load
+        for axis in self.loop:
+            source = source - axis_index(axis) * self.load.coef(axis)
+        if source.const != 0 or self.store.const != 0:
+            return None
+        reached: Dim = 1
+        by_place = {self.store.coef(a): a for a in self.axes if a.size != 1}
+        while reached in by_place:
+            axis = by_place.pop(reached)
+            is_within = inner == 1 or is_nonneg(matrix - reached * axis.size)
+            place = reached if is_within else reached * inner
+            if source.coef(axis) != place or (not is_within and _quotient(reached, matrix) is None):
+                return None
+            source = source - axis_index(axis) * place
+            reached = reached * axis.size
+        if by_place or source.terms or reached != groups * matrix:
+            return None
+        return outer, groups, inner
+
+    def by_rows(self, rows: Dim, width: Dim, later: bool) -> tuple[LoopNest, Shape]:
+        """The nest that writes ``rows`` of the source to those of the result, or adds them if ``later``; and the
+        values of its symbols."""
+        row, place = Axis("row", rows), Axis("place", width)
+        at = axis_index(row) * width + axis_index(place)
+        given, wide = self.dtypes
+        body: list[Instr] = [Load(0, given, 0, at)]
+        if given is not wide:
+            body.append(Compute(1, wide, "cast", (0,)))
+        if later:
+            body += [Load(2, wide, 1, at), Compute(3, wide, "add", (2, len(body) - 1))]
+        body.append(Store(1, at, 3 if later else len(body) - 1))
+        params = {0: (0, given, rows * width), 1: (1, wide, rows * width)}
+        stage = Stage((place,), tuple(body))
+        nest, _, sizes = finish_nest((row,), (stage,), params, "inner", self.comment)
+        return nest, sizes
 
 
 def _is_softmax(nest: LoopNest) -> bool:

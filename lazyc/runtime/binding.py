@@ -30,6 +30,7 @@ from lazyc.runtime.blocks import (
     BlockKernel,
     BlockProduct,
     Blocks,
+    BlockSum,
     TileChoice,
     choose_blocks,
 )
@@ -524,7 +525,9 @@ class _Writer:
     def _blocks(self, table: TableWriter, blocks: Blocks) -> None:
         def write() -> None:
             for part in blocks.steps:
-                if isinstance(part, BlockKernel):
+                if isinstance(part, BlockSum):
+                    self._block_sum(table, blocks, part)
+                elif isinstance(part, BlockKernel):
                     self._block_kernel(table, blocks, part)
                 else:
                     self._block_product(table, blocks, part)
@@ -538,17 +541,37 @@ class _Writer:
             blocks.threads,
             (ARENA_SLOT, self.memory[blocks]),
             blocks.thread_bytes,
+            blocks.summed,
+            blocks.run,
             write,
         )
 
     def _block_kernel(self, table: TableWriter, blocks: Blocks, part: BlockKernel) -> None:
+        sizes = self.sizes.all(part.step.sizes)
+        table.block_kernel(
+            self._address(part), part.per_row, self._block_places(blocks, part.step), sizes
+        )
+
+    def _block_sum(self, table: TableWriter, blocks: Blocks, part: BlockSum) -> None:
+        first, later = part.first, part.later
+        assert first.per_row == later.per_row and first.step.sizes == later.step.sizes
+        table.block_sum(
+            (self._address(first), self._address(later)),
+            first.per_row,
+            self._block_places(blocks, first.step),
+            self.sizes.all(first.step.sizes),
+        )
+
+    def _address(self, part: BlockKernel) -> int:
         kernel = self.kernels[part.step.nest]
         assert isinstance(kernel, LoadedKernel)
-        places = [
+        return kernel.address
+
+    def _block_places(self, blocks: Blocks, step: KernelStep) -> list[BlockSlice]:
+        return [
             (OWN_SLOT, *blocks.private[b]) if b in blocks.private else (*self._place(b), 0)
-            for b in part.step.buffers
+            for b in step.buffers
         ]
-        table.block_kernel(kernel.address, part.per_row, places, self.sizes.all(part.step.sizes))
 
     def _block_product(self, table: TableWriter, blocks: Blocks, part: BlockProduct) -> None:
         call, p = part.call, part.call.product

@@ -15,14 +15,28 @@ same for every Program; its code holds no address, and is compiled in a few mill
     LAUNCH  op, len, cuLaunchKernel, function, programs, threads, shared bytes, slot of the stream, count,
             (slot, offset) * count: the 64-bit arguments of a kernel of a GPU; of slot -1, offset itself
     BLOCKS  op, len, matrices, blocks of each, rows of each, rows of a block, in order, most threads,
-            (slot, offset) of memory of the threads, bytes for each; then records until END:
+            (slot, offset) of memory of the threads, bytes for each, outer, groups, inner, blocks of
+            a run; then records until END:
       KERNEL  op, len, fn, items of a row, nbuffers, (slot, offset, bytes of a row) * nbuffers, sizes...
       GEMM    op, len, fn, ndims, dim, (slot, offset, bytes to the next row) * (a, b, c), ten words as
               above, beta of later blocks, batch dims as above
+      SUM     op, len, fn of the first block, fn of later ones, the rest as in KERNEL
 
 Inside of BLOCKS, slot -1 is the thread's own memory, whose first bytes are room for a kernel's addresses.
 A kernel finds the rows of the block where those of the whole buffer would be. "dim" is which of m, n, k
 has the rows: it is smaller in the last block of a matrix. "in order": a thread takes whole matrices.
+
+SUM adds blocks of several matrices to equal rows of one result. The matrices are [outer, groups, inner], and those of
+one group, outer * inner members, are added up; groups is 0 where there is no SUM. Blocks that follow each other
+make a run, and runs go in waves, one after another: in each, a member has at most one run, and no two members of a
+group have runs of the same rows, so that neither what is added up over the rows of a matrix (dim k) nor what is over
+matrices is touched by two threads. With the runs of a matrix in a circle, each member goes around it one by one, and
+begins where no other one does:
+
+    wave 0: (member 0, run 0) (member 1, run 1) ...    wave 1: (member 0, run 1) (member 1, run 2) ...
+
+Where there are more members than runs, each run goes around the members instead. Which blocks are in a wave does not
+depend on the threads that share them out, and so the order of sums does not either.
 
 ``env`` starts with: threads, address of the OpenMP entry points, address of a scratch array of
 pointers with room for the longest buffer list (twice that for LAUNCH). GUARD returns at once with
@@ -43,7 +57,7 @@ import llvmlite.binding as llvm
 from lazyc.runtime.driver_ir import DRIVER_IR
 from lazyc.runtime.threads import OpenMP
 
-END, KERNEL, GEMM, PACKED, GUARD, BLOCKS, LAUNCH = range(7)
+END, KERNEL, GEMM, PACKED, GUARD, BLOCKS, LAUNCH, SUM = range(8)
 ENV_THREADS, ENV_OPENMP, ENV_SCRATCH, ENV_SLOTS = range(4)
 ERROR_STALE = 1 << 62
 ERROR_LAUNCH = 1 << 61  # or-ed with the status of cuLaunchKernel
@@ -168,12 +182,15 @@ class TableWriter:
         threads: int,
         memory: Slice,
         thread_bytes: int,
+        summed: Sequence[int],
+        run: int,
         write: Callable[[], None],
     ) -> None:
-        """``write`` writes the records that run for each block (``block_kernel``, ``block_gemm``)."""
+        """``write`` writes the records that run for each block (``block_kernel``, ``block_gemm``, ``block_sum``).
+        ``summed``: outer, groups and inner if there is a ``block_sum``, else empty; ``run``: blocks of a run then."""
         start = self.position
         self.words += (BLOCKS, 0, matrices, count, rows, block, int(in_order), threads)
-        self.words += (*memory, thread_bytes)
+        self.words += (*memory, thread_bytes, *(summed or (0, 0, 0)), run)
         write()
         self.end()
         self.words[start + 1] = self.position - start
@@ -183,6 +200,18 @@ class TableWriter:
     ) -> None:
         flat = [word for buffer in buffers for word in buffer]
         self.words += (KERNEL, 5 + len(flat) + len(sizes), function, per_row, len(buffers))
+        self.words += (*flat, *sizes)
+
+    def block_sum(
+        self,
+        functions: tuple[int, int],
+        per_row: int,
+        buffers: Sequence[BlockSlice],
+        sizes: Sequence[int],
+    ) -> None:
+        """``functions``: for the first block that is added to some rows of the result, and for later ones."""
+        flat = [word for buffer in buffers for word in buffer]
+        self.words += (SUM, 6 + len(flat) + len(sizes), *functions, per_row, len(buffers))
         self.words += (*flat, *sizes)
 
     def block_gemm(

@@ -5,7 +5,7 @@ from __future__ import annotations
 DRIVER_IR = r"""
 %Kernel = type { ptr, ptr, ptr, i64, ptr, ptr }   ; fn, buffers, sizes, items, error, openmp
 %Batch = type { ptr, ptr, ptr }                   ; record, env, openmp
-%Blocks = type { ptr, ptr, ptr, ptr, ptr }        ; record, env, openmp, memory, error
+%Blocks = type { ptr, ptr, ptr, ptr, ptr, i64 }   ; record, env, openmp, memory, error, wave
 
 define internal i64 @word(ptr %rec, i64 %i) alwaysinline {
   %p = getelementptr i64, ptr %rec, i64 %i
@@ -262,17 +262,20 @@ define internal ptr @resolve_own(ptr %rec, i64 %i, ptr %env, ptr %own) alwaysinl
   %p = getelementptr i8, ptr %base, i64 %offset
   ret ptr %p
 }
-; A kernel on rows %row0 and the %n - 1 that follow, counted over all matrices.
-define internal void @block_kernel(ptr %rec, ptr %env, ptr %own, i64 %row0, i64 %n, ptr %error) {
+; Kernel %fn on rows %row0 and the %n - 1 that follow, counted over all matrices; the words of its record
+; from %head on are the items of a row and what follows.
+define internal void @block_kernel(ptr %rec, i64 %head, ptr %fn, ptr %env, ptr %own, i64 %row0, i64 %n,
+                                   ptr %error) {
 entry:
-  %fn = call ptr @wordptr(ptr %rec, i64 2)
-  %per_row = call i64 @word(ptr %rec, i64 3)
-  %count = call i64 @word(ptr %rec, i64 4)
+  %per_row = call i64 @word(ptr %rec, i64 %head)
+  %head1 = add i64 %head, 1
+  %count = call i64 @word(ptr %rec, i64 %head1)
+  %head2 = add i64 %head, 2
   br label %next
 next:
   %i = phi i64 [ 0, %entry ], [ %i1, %fill ]
   %i3 = mul i64 %i, 3
-  %at = add i64 %i3, 5
+  %at = add i64 %i3, %head2
   %more = icmp ult i64 %i, %count
   br i1 %more, label %fill, label %ready
 fill:
@@ -302,9 +305,9 @@ define internal ptr @block_operand(ptr %rec, i64 %i, ptr %env, ptr %own, i64 %fi
   %q = getelementptr i8, ptr %p, i64 %ahead
   ret ptr %q
 }
-; A product on rows %first and the %n - 1 that follow of matrix %matrix; %block: number of the block.
+; A product on rows %first and the %n - 1 that follow of matrix %matrix; %is_first: no block of it was before.
 define internal void @block_gemm(ptr %rec, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n,
-                                 i64 %block) {
+                                 i1 %is_first) {
 entry:
   %size_of_block = alloca i64
   store i64 %n, ptr %size_of_block
@@ -329,7 +332,6 @@ entry:
   %ldb = getelementptr i64, ptr %rec, i64 20
   %ldc = getelementptr i64, ptr %rec, i64 21
   %alpha = getelementptr i64, ptr %rec, i64 22
-  %is_first = icmp eq i64 %block, 0
   %which = select i1 %is_first, i64 23, i64 24
   %beta = getelementptr i64, ptr %rec, i64 %which
   %dims = getelementptr i64, ptr %rec, i64 25
@@ -361,62 +363,173 @@ one:
                 ptr %pb, ptr %ldb, ptr %beta, ptr %pc, ptr %ldc)
   ret void
 }
-; Blocks %lo to %hi - 1 of all matrices, or, when they go in order, those of matrices %lo to %hi - 1.
-define internal void @block_range(ptr %rec, ptr %env, i64 %lo, i64 %hi, ptr %own, ptr %error) {
+; Block %block of matrix %matrix, whose rows in the results of sums are those of matrix %result. %opens: no
+; block of the matrix was before; %begins: none of these rows of the results.
+define internal void @one_block(ptr %rec, ptr %env, i64 %matrix, i64 %block, i64 %result, i1 %opens,
+                                i1 %begins, ptr %own, ptr %error) {
 entry:
-  %count = call i64 @word(ptr %rec, i64 3)
   %rows = call i64 @word(ptr %rec, i64 4)
   %most = call i64 @word(ptr %rec, i64 5)
-  %in_order = call i64 @word(ptr %rec, i64 6)
-  %whole = icmp ne i64 %in_order, 0
-  %each = select i1 %whole, i64 %count, i64 1
-  %begin = mul i64 %lo, %each
-  %end = mul i64 %hi, %each
-  %body = getelementptr i64, ptr %rec, i64 11
-  br label %loop
-loop:
-  %at = phi i64 [ %begin, %entry ], [ %following, %finished ]
-  %more = icmp ult i64 %at, %end
-  br i1 %more, label %open, label %done
-open:
-  %matrix = udiv i64 %at, %count
-  %block = urem i64 %at, %count
+  %body = getelementptr i64, ptr %rec, i64 15
   %first = mul i64 %block, %most
   %left = sub i64 %rows, %first
   %n = call i64 @llvm.umin.i64(i64 %left, i64 %most)
   %before = mul i64 %matrix, %rows
   %row0 = add i64 %before, %first
+  %before1 = mul i64 %result, %rows
+  %row1 = add i64 %before1, %first
   br label %steps
 steps:
-  %step = phi ptr [ %body, %open ], [ %after, %next ]
+  %step = phi ptr [ %body, %entry ], [ %after, %next ]
   %op = call i64 @word(ptr %step, i64 0)
   switch i64 %op, label %finished [ i64 1, label %kernel
-                                    i64 2, label %gemm ]
+                                    i64 2, label %gemm
+                                    i64 7, label %sum ]
 kernel:
-  call void @block_kernel(ptr %step, ptr %env, ptr %own, i64 %row0, i64 %n, ptr %error)
+  %fn = call ptr @wordptr(ptr %step, i64 2)
+  call void @block_kernel(ptr %step, i64 3, ptr %fn, ptr %env, ptr %own, i64 %row0, i64 %n, ptr %error)
   br label %next
 gemm:
-  call void @block_gemm(ptr %step, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n, i64 %block)
+  call void @block_gemm(ptr %step, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n, i1 %opens)
+  br label %next
+sum:
+  %fn0 = call ptr @wordptr(ptr %step, i64 2)
+  %fn1 = call ptr @wordptr(ptr %step, i64 3)
+  %fn2 = select i1 %begins, ptr %fn0, ptr %fn1
+  call void @block_kernel(ptr %step, i64 4, ptr %fn2, ptr %env, ptr %own, i64 %row1, i64 %n, ptr %error)
   br label %next
 next:
   %length = call i64 @word(ptr %step, i64 1)
   %after = getelementptr i64, ptr %step, i64 %length
   br label %steps
 finished:
+  ret void
+}
+; Blocks %lo to %hi - 1 of all matrices, or, when they go in order, those of matrices %lo to %hi - 1.
+define internal void @block_range(ptr %rec, ptr %env, i64 %lo, i64 %hi, ptr %own, ptr %error) {
+entry:
+  %count = call i64 @word(ptr %rec, i64 3)
+  %in_order = call i64 @word(ptr %rec, i64 6)
+  %whole = icmp ne i64 %in_order, 0
+  %each = select i1 %whole, i64 %count, i64 1
+  %begin = mul i64 %lo, %each
+  %end = mul i64 %hi, %each
+  br label %loop
+loop:
+  %at = phi i64 [ %begin, %entry ], [ %following, %one ]
+  %more = icmp ult i64 %at, %end
+  br i1 %more, label %one, label %done
+one:
+  %matrix = udiv i64 %at, %count
+  %block = urem i64 %at, %count
+  %opens = icmp eq i64 %block, 0
+  call void @one_block(ptr %rec, ptr %env, i64 %matrix, i64 %block, i64 0, i1 %opens, i1 true, ptr %own,
+                       ptr %error)
   %following = add i64 %at, 1
   br label %loop
 done:
   ret void
 }
+define internal i64 @members(ptr %rec) alwaysinline {
+  %outer = call i64 @word(ptr %rec, i64 11)
+  %inner = call i64 @word(ptr %rec, i64 13)
+  %members = mul i64 %outer, %inner
+  ret i64 %members
+}
+define internal i64 @runs(ptr %rec) alwaysinline {
+  %count = call i64 @word(ptr %rec, i64 3)
+  %length = call i64 @word(ptr %rec, i64 14)
+  %more = add i64 %count, %length
+  %most = sub i64 %more, 1
+  %runs = udiv i64 %most, %length
+  ret i64 %runs
+}
+; Runs %lo to %hi - 1 of wave %wave.
+define internal void @wave_range(ptr %rec, ptr %env, i64 %wave, i64 %lo, i64 %hi, ptr %own, ptr %error) {
+entry:
+  %count = call i64 @word(ptr %rec, i64 3)
+  %groups = call i64 @word(ptr %rec, i64 12)
+  %inner = call i64 @word(ptr %rec, i64 13)
+  %length = call i64 @word(ptr %rec, i64 14)
+  %members = call i64 @members(ptr %rec)
+  %runs = call i64 @runs(ptr %rec)
+  %few = icmp ule i64 %members, %runs
+  %least = call i64 @llvm.umin.i64(i64 %members, i64 %runs)
+  %most = call i64 @llvm.umax.i64(i64 %members, i64 %runs)
+  %last_member = sub i64 %members, 1
+  %last_run = sub i64 %runs, 1
+  br label %loop
+loop:
+  %at = phi i64 [ %lo, %entry ], [ %following, %finished ]
+  %more = icmp ult i64 %at, %hi
+  br i1 %more, label %one, label %done
+one:
+  %group = udiv i64 %at, %least
+  %here = urem i64 %at, %least
+  %ahead = add i64 %here, %wave
+  %around = urem i64 %ahead, %most
+  %member = select i1 %few, i64 %here, i64 %around
+  %run = select i1 %few, i64 %around, i64 %here
+  %place = udiv i64 %member, %inner
+  %within = urem i64 %member, %inner
+  %m0 = mul i64 %place, %groups
+  %m1 = add i64 %m0, %group
+  %m2 = mul i64 %m1, %inner
+  %matrix = add i64 %m2, %within
+  %start = call i64 @llvm.umin.i64(i64 %member, i64 %last_run)
+  %is_start = icmp eq i64 %run, %start
+  %earliest = call i64 @llvm.umin.i64(i64 %run, i64 %last_member)
+  %begins = icmp eq i64 %member, %earliest
+  %first = mul i64 %run, %length
+  %beyond = add i64 %first, %length
+  %end = call i64 @llvm.umin.i64(i64 %beyond, i64 %count)
+  br label %blocks
+blocks:
+  %block = phi i64 [ %first, %one ], [ %block1, %run_one ]
+  %left = icmp ult i64 %block, %end
+  br i1 %left, label %run_one, label %finished
+run_one:
+  %is_first = icmp eq i64 %block, %first
+  %opens = and i1 %is_first, %is_start
+  call void @one_block(ptr %rec, ptr %env, i64 %matrix, i64 %block, i64 %group, i1 %opens, i1 %begins,
+                       ptr %own, ptr %error)
+  %block1 = add i64 %block, 1
+  br label %blocks
+finished:
+  %following = add i64 %at, 1
+  br label %loop
+done:
+  ret void
+}
+declare i64 @llvm.umax.i64(i64, i64)
 declare i64 @llvm.umin.i64(i64, i64)
+; What threads share out at one time: matrices, or blocks of all matrices, or those of a wave.
 define internal i64 @block_units(ptr %rec) alwaysinline {
   %matrices = call i64 @word(ptr %rec, i64 2)
   %count = call i64 @word(ptr %rec, i64 3)
+  %groups = call i64 @word(ptr %rec, i64 12)
+  %members = call i64 @members(ptr %rec)
+  %runs = call i64 @runs(ptr %rec)
+  %least = call i64 @llvm.umin.i64(i64 %members, i64 %runs)
+  %of_wave = mul i64 %groups, %least
+  %sums = icmp ne i64 %groups, 0
   %in_order = call i64 @word(ptr %rec, i64 6)
   %whole = icmp ne i64 %in_order, 0
   %blocks = mul i64 %matrices, %count
-  %units = select i1 %whole, i64 %matrices, i64 %blocks
+  %apart = select i1 %whole, i64 %matrices, i64 %blocks
+  %units = select i1 %sums, i64 %of_wave, i64 %apart
   ret i64 %units
+}
+define internal void @block_share(ptr %rec, ptr %env, i64 %wave, i64 %lo, i64 %hi, ptr %own, ptr %error) {
+  %groups = call i64 @word(ptr %rec, i64 12)
+  %sums = icmp ne i64 %groups, 0
+  br i1 %sums, label %waves, label %apart
+waves:
+  call void @wave_range(ptr %rec, ptr %env, i64 %wave, i64 %lo, i64 %hi, ptr %own, ptr %error)
+  ret void
+apart:
+  call void @block_range(ptr %rec, ptr %env, i64 %lo, i64 %hi, ptr %own, ptr %error)
+  ret void
 }
 define internal void @block_task(ptr %task) {
   %local = alloca i64
@@ -440,7 +553,9 @@ define internal void @block_task(ptr %task) {
   %bytes = call i64 @word(ptr %rec, i64 10)
   %place = mul i64 %t, %bytes
   %own = getelementptr i8, ptr %memory, i64 %place
-  call void @block_range(ptr %rec, ptr %env, i64 %lo, i64 %hi, ptr %own, ptr %local)
+  %p5 = getelementptr %Blocks, ptr %task, i32 0, i32 5
+  %wave = load i64, ptr %p5
+  call void @block_share(ptr %rec, ptr %env, i64 %wave, i64 %lo, i64 %hi, ptr %own, ptr %local)
   %bits = load i64, ptr %local
   %failed = icmp ne i64 %bits, 0
   br i1 %failed, label %report, label %done
@@ -451,6 +566,7 @@ done:
   ret void
 }
 define internal void @run_blocks(ptr %rec, ptr %env, ptr %error, ptr %task) {
+entry:
   %units = call i64 @block_units(ptr %rec)
   %threads = call i64 @word(ptr %env, i64 0)
   %room = call i64 @word(ptr %rec, i64 7)
@@ -458,11 +574,6 @@ define internal void @run_blocks(ptr %rec, ptr %env, ptr %error, ptr %task) {
   %team = call i64 @llvm.umin.i64(i64 %most, i64 %units)
   %memory = call ptr @resolve(ptr %rec, i64 8, ptr %env)
   %many = icmp ugt i64 %team, 1
-  br i1 %many, label %parallel, label %serial
-serial:
-  call void @block_range(ptr %rec, ptr %env, i64 0, i64 %units, ptr %memory, ptr %error)
-  ret void
-parallel:
   %openmp = call ptr @wordptr(ptr %env, i64 1)
   store ptr %rec, ptr %task
   %p1 = getelementptr %Blocks, ptr %task, i32 0, i32 1
@@ -473,9 +584,33 @@ parallel:
   store ptr %memory, ptr %p3
   %p4 = getelementptr %Blocks, ptr %task, i32 0, i32 4
   store ptr %error, ptr %p4
+  %p5 = getelementptr %Blocks, ptr %task, i32 0, i32 5
   %gomp = call ptr @wordptr(ptr %openmp, i64 0)
   %team32 = trunc i64 %team to i32
+  %groups = call i64 @word(ptr %rec, i64 12)
+  %sums = icmp ne i64 %groups, 0
+  %members = call i64 @members(ptr %rec)
+  %runs = call i64 @runs(ptr %rec)
+  %around = call i64 @llvm.umax.i64(i64 %members, i64 %runs)
+  %waves = select i1 %sums, i64 %around, i64 1
+  br label %loop
+loop:
+  %wave = phi i64 [ 0, %entry ], [ %wave1, %next ]
+  %more = icmp ult i64 %wave, %waves
+  br i1 %more, label %run, label %done
+run:
+  store i64 %wave, ptr %p5
+  br i1 %many, label %parallel, label %serial
+serial:
+  call void @block_share(ptr %rec, ptr %env, i64 %wave, i64 0, i64 %units, ptr %memory, ptr %error)
+  br label %next
+parallel:
   call void %gomp(ptr @block_task, ptr %task, i32 %team32, i32 0)
+  br label %next
+next:
+  %wave1 = add i64 %wave, 1
+  br label %loop
+done:
   ret void
 }
 

@@ -125,7 +125,12 @@ OUTPUT = C.record(
     offset=C.DIM,
     value=C.optional(C.DIM),
 )
-ROW_STEP = C.record(P.RowStep, dim=C.one_of("m", "n", "k", ""), axes=C.INT)
+ROW_STEP = C.record(
+    P.RowStep,
+    dim=C.one_of("m", "n", "k", ""),
+    axes=C.INT,
+    sums=C.optional(C.pair(KERNEL_STEP, KERNEL_STEP)),
+)
 ROW_TILES = C.record(
     P.RowTiles,
     first=C.INT,
@@ -134,6 +139,7 @@ ROW_TILES = C.record(
     rows=C.DIM,
     private=C.sequence(C.pair(C.INT, C.DIM)),
     is_attention=C.BOOL,
+    summed=C.SHAPE,
 )
 SYMBOL = C.Codec(encode_dim, decode_symbol)
 SYMBOL_SOURCE = C.record(
@@ -187,7 +193,7 @@ def dump_program(program: P.Program, kernels: Mapping[str, Ref]) -> dict[str, by
     ``kernels`` has an entry for every kernel that a step uses, ``program.nests`` for every nest. Raises
     NotCacheable.
     """
-    used = {s.nest for s in (*program.steps, *program.packed) if isinstance(s, P.KernelStep)}
+    used = {s.nest for s in program.kernel_steps()}
     constants = [dump_tensor(t) for t in program.constants]
     tree = {name: codec.encode(getattr(program, name)) for name, codec in PROGRAM_FIELDS.items()}
     used_kernels = sorted({*used, *program.product_kernels()})
@@ -224,8 +230,8 @@ def _load(parts: Mapping[str, bytes]) -> tuple[P.Program, dict[str, Ref]]:
     kernels = {key: KERNEL_REF.decode(data) for key, data in refs.items()}
     nests = {key: NEST.decode(data) for key, data in interfaces.items()}
     program = P.Program(nests=nests, constants=constants, **fields)
-    for step in (*program.steps, *program.packed):
-        if isinstance(step, P.KernelStep) and step.nest not in nests:
+    for step in program.kernel_steps():
+        if step.nest not in nests:
             raise CacheCorrupt(f"program: no kernel {step.nest}")
     if program.kernel_sources().keys() != kernels.keys():
         raise CacheCorrupt("program: bad table of nests")

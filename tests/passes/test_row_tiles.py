@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lazyc.ir import attrs as A
 from lazyc.ir import program as P
 from lazyc.ir.graph import Graph, Node
+from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.program_verify import verify_program
 from lazyc.passes.row_tiles import find_row_tiles
 from lazyc.passes.schedule import schedule
@@ -224,3 +227,50 @@ def test_small_sizes() -> None:
         q, k = b.input(batch, rows, 2), b.input(batch, keys, 2)
         weights = b.emit("exp", scores_of(b, q, k))
         verified(b.outputs(b.emit("matmul", weights, k)))
+
+
+def gradient_of_scores(b: Make, shape: tuple[int, ...]) -> Node:
+    """A value of the shape [*batch, ROWS, KEYS] that products along its rows read."""
+    *batch, rows, keys = shape
+    q, k = b.input(*batch, rows, WIDTH), b.input(*batch, keys, WIDTH)
+    return softmax(b, scores_of(b, q, k))
+
+
+def summed(b: Make, x: Node, axes: tuple[int, ...]) -> Node:
+    return b.emit("reduce_sum", x, attrs=A.ReduceAttrs(axes, is_alone=True))
+
+
+@pytest.mark.parametrize(
+    ("batch", "axes", "split"),
+    [
+        ((3, 4), (0,), (3, 4, 1)),
+        ((3, 4), (1,), (1, 3, 4)),
+        ((3, 4), (0, 1), (1, 1, 12)),
+        ((12,), (0,), (1, 1, 12)),
+        ((2, 3, 4), (0, 2), (2, 3, 4)),
+    ],
+)
+def test_sums_of_matrices_go_by_rows_of_the_result(
+    batch: tuple[int, ...], axes: tuple[int, ...], split: tuple[int, ...]
+) -> None:
+    b = Make()
+    x = gradient_of_scores(b, (*batch, ROWS, KEYS))
+    v = b.input(*batch, KEYS, WIDTH)
+    program = verified(b.outputs(b.emit("matmul", x, v), summed(b, x, axes)))
+    (tiles,) = program.tiles
+    assert tiles.summed == split and tiles.batch == math.prod(batch)
+    (how,) = [s for s in tiles.steps if s.sums is not None]
+    assert how.sums is not None
+    rows = torch.randn(2, split[1] * ROWS * KEYS)
+    total = torch.full_like(rows[0], torch.nan)
+    for step, added in zip(how.sums, rows, strict=True):
+        run_nest(program.nests[step.nest], [added, total])
+    torch.testing.assert_close(total, rows.sum(0))
+
+
+def test_sums_of_other_matrices_are_not_of_one_chain() -> None:
+    b = Make()
+    x = gradient_of_scores(b, (3, 4, ROWS, KEYS))
+    v = b.input(3, 4, KEYS, WIDTH)
+    outs = b.emit("matmul", x, v), summed(b, x, (0,)), summed(b, x, (1,))
+    assert all(not t.summed for t in verified(b.outputs(*outs)).tiles)
