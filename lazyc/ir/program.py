@@ -197,7 +197,8 @@ class RowTiles:
     these steps alone touch with the elements of one of their rows; they lie row after row, a step
     touches at each row that row of them only, and so a block of rows is all that needs memory at one
     time. Blocks are independent, except that a product along k adds those of one matrix up, in order.
-    ``is_attention``: a softmax lies between two products; that is for reports alone.
+    ``is_attention``: a softmax lies between two products. ``always``: it is asked for that they run by blocks,
+    whatever their sizes.
     """
 
     first: int
@@ -206,6 +207,7 @@ class RowTiles:
     rows: Dim
     private: tuple[tuple[int, Dim], ...]
     is_attention: bool = False
+    always: bool = False
 
     @property
     def span(self) -> range:

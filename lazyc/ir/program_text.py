@@ -79,7 +79,8 @@ def _steps(program: Program) -> list[str]:
         if tiles is not None and position == tiles.first:
             private = ", ".join(f"b{b}[{dim_text(width)}]" for b, width in tiles.private)
             rows = f"{dim_text(tiles.batch)} x [{dim_text(tiles.rows)}]"
-            lines.append(f"by rows of {rows}, with {private}:")
+            always = "always " if tiles.always else ""
+            lines.append(f"{always}by rows of {rows}, with {private}:")
         lines.append(("" if tiles is None else "  ") + _step(step))
     return lines
 

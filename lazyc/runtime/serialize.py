@@ -134,6 +134,7 @@ ROW_TILES = C.record(
     rows=C.DIM,
     private=C.sequence(C.pair(C.INT, C.DIM)),
     is_attention=C.BOOL,
+    always=C.BOOL,
 )
 SYMBOL = C.Codec(encode_dim, decode_symbol)
 SYMBOL_SOURCE = C.record(
