@@ -297,7 +297,7 @@ def machine_facts(code: KernelCode, target: GpuTarget) -> Facts:
         shared = made.shared_bytes
     return Facts(
         made.registers,
-        made.local_bytes,
+        made.spilled_bytes,
         shared,
         tuple(sorted(made.load_bits)),
         tuple(sorted(made.copy_bits)),
