@@ -20,7 +20,8 @@ from lazyc.codegen.triton import compile as compile_module
 from lazyc.codegen.triton.blocks import Blocks
 from lazyc.codegen.triton.compile import Compiled, compile_kernel
 from lazyc.codegen.triton.contraction import Contraction
-from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.kernel import generate, kernel_for
+from lazyc.codegen.triton.live import words_at_once
 from lazyc.codegen.triton.loop_kernel import loop_kernel
 from lazyc.errors import ConfigError
 from lazyc.ir.graph import Graph, Node
@@ -34,6 +35,7 @@ from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.harness import pointwise
+from tests.codegen.norms import gradients_of_norms
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
 from tests.frontend.trace import graph_of
@@ -56,6 +58,31 @@ def compiled(nest: LoopNest, arch: int) -> Compiled:
 def test_rows(arch: int) -> None:
     loads = compiled(softmax_nest(8192, 1024, "inner"), arch).loads
     assert loads == {"ld.global.v4.b32"}, "not all loads are of 128 bits"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("count", "norms"), [(6272, 2), (6272, 3), (25088, 3)])
+def test_reductions_with_many_results_fit_registers(arch: int, count: int, norms: int) -> None:
+    nest, target = gradients_of_norms(256, count, norms), gpu_target(f"sm_{arch}")
+    found = compile_kernel(kernel_for(nest, "kernel", target), target)
+    assert found.spilled_bytes == 0 < found.registers
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("points", "step", "warps"), [(2, 4096, 8), (1, 4096, 8), (1, 8192, 8), (1, 8192, 16)]
+)
+def test_registers_of_a_reduction_are_counted(
+    arch: int, points: int, step: int, warps: int
+) -> None:
+    """What is counted is about what spills beyond what a thread may have, and less than what it takes otherwise."""
+    nest, target = gradients_of_norms(256, 6272), gpu_target(f"sm_{arch}")
+    blocks = Blocks(points, tuple(step if s.axes else 1 for s in nest.stages), warps)
+    counted = words_at_once(nest, blocks.iterations) * points * step / (32 * warps)
+    found = compile_module._compile(loop_kernel(nest, "kernel", blocks), target, {})
+    taken = found.registers + found.spilled_bytes / 4
+    assert counted < taken < counted + 80
+    assert (found.spilled_bytes > 0) is (counted > target.thread_registers)
 
 
 def weighted(sin: bool) -> LoopNest:
