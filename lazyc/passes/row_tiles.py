@@ -212,7 +212,9 @@ class _Chain:
         return any(
             isinstance(step, KernelStep)
             and _makes_weights(self.program.nests[step.nest], self.steps[position].axes)
-            for position, step in list(zip(positions, steps, strict=True))[: products[-1]]
+            for position, step in list(zip(positions, steps, strict=True))[
+                products[0] : products[-1]
+            ]
         )
 
     def _members(self) -> list[int]:
