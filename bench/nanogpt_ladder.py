@@ -6,7 +6,7 @@ vocabulary of 50257. Each rung changes one thing: attention through
 Staats, "Self-attention does not need O(n^2) memory", 2021), by flash attention (T. Dao,
 "FlashAttention-2", 2023), then a vocabulary that is a multiple of 64 besides. In eager, torch's kernels
 are chosen by ``torch.nn.attention.sdpa_kernel`` and the vocabulary is padded by hand; lazyc gets the same
-model on every rung and is told by options what it may do.
+model on every rung and is told by options what it may do. On a CPU ``flash`` is torch's own kernel for both.
 
 The second rung is the first one's model where lazyc may find attention in it.
 
@@ -40,12 +40,12 @@ Kernel = Literal["by hand", "MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION"]
 @dataclass(frozen=True)
 class Rung:
     """``kernel``: eager's attention, "by hand" or of ``torch.nn.attention.SDPBackend``. ``options`` are
-    lazyc's; None where it has no such kernel."""
+    lazyc's."""
 
     name: str
     kernel: Kernel
     vocabulary: int
-    options: Mapping[str, str] | None
+    options: Mapping[str, str]
 
     @property
     def is_by_hand(self) -> bool:
@@ -53,12 +53,13 @@ class Rung:
 
 
 _MATH: Mapping[str, str] = {"attention": "math", "disable_passes": "padding"}
+_BLOCKS: Mapping[str, str] = {"attention": "memory-efficient", "disable_passes": "padding"}
 _FLASH: Mapping[str, str] = {"attention": "flash", "disable_passes": "padding"}
 RUNGS = (
     Rung("attention by hand", "by hand", VOCABULARY, _MATH),
     Rung("by hand, found by lazyc", "by hand", VOCABULARY, _FLASH),
     Rung("math", "MATH", VOCABULARY, _MATH),
-    Rung("memory-efficient", "EFFICIENT_ATTENTION", VOCABULARY, None),
+    Rung("memory-efficient", "EFFICIENT_ATTENTION", VOCABULARY, _BLOCKS),
     Rung("flash", "FLASH_ATTENTION", VOCABULARY, _FLASH),
     Rung("flash, padded vocabulary", "FLASH_ATTENTION", PADDED, {"attention": "flash"}),
 )
@@ -77,8 +78,6 @@ class Found:
 def measure(rung: Rung, backend: str, length: int, layers: int, dtype: str) -> Found:
     """A training step on a rung in a new process; of attention alone where ``layers`` is 0. ``dtype``: a name of
     torch's, "" for that of the device."""
-    if backend == "lazyc" and rung.options is None:
-        return Found(missing="no such kernel")
     args = [str(RUNGS.index(rung)), backend, str(length), str(layers), f"--dtype={dtype}"]
     return Found(**process.run_child("bench.nanogpt_ladder", args))
 
@@ -234,7 +233,7 @@ def _run(rung: Rung, backend: str, length: int, layers: int, dtype_name: str) ->
     def compiled(function: Any) -> Any:
         if backend == "eager":
             return function
-        return torch.compile(function, backend="lazyc", options=dict(rung.options or {}))
+        return torch.compile(function, backend="lazyc", options=dict(rung.options))
 
     if layers:
         # lazyc pads the vocabulary by itself.

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
 from lazyc import collector
-from lazyc.config import Config
+from lazyc.config import AttentionKernel, Config
 from lazyc.errors import (
     CodeNotLoaded,
     CompilerBug,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lazyc.codegen.gpu_target import Float32Products
     from lazyc.compiler import Compiler
     from lazyc.frontend.autograd import GraphKind, Part
+    from lazyc.frontend.recompute import Recompute
     from lazyc.ir.graph import Graph
     from lazyc.recording.recompiles import Difference
     from lazyc.recording.recorder import Recorder
@@ -89,9 +90,7 @@ def lazyc(
     from lazyc.frontend.autograd import AotBackend
     from lazyc.frontend.dynamo_spans import leave_out_spans
     from lazyc.frontend.recompiles import recompile
-    from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
-    from lazyc.passes import half_products
     from lazyc.variants import for_new_shape
 
     leave_out_spans()
@@ -110,11 +109,8 @@ def lazyc(
     import_failed = functools.partial(_import_failed, config)
     device = _device_of(gm.graph.find_nodes(op="placeholder"))
     has_products = _has_gpu_code(config, device)
-    recompute = IN_TILES
-    if not has_products:
-        recompute = replace(BY_ROWS, least_half_bytes=half_products.LEAST_BYTES)
-    if config.attention == "math":
-        recompute = None
+    attention = cast(AttentionKernel, config.attention)
+    recompute = _recompute(attention, has_products)
     if config.lazy:
         from lazyc.recording.regions import make_lazy_backend
 
@@ -127,13 +123,20 @@ def lazyc(
             EVENTS,
             has_products,
             recompute,
+            attention,
             "its sizes are rounded up to buckets" if rooms else "",
         )
     else:
         # What was compiled before is for any size.
         restore = _restore_nothing if rooms else functools.partial(_restore, config)
         backend = AotBackend(
-            compile_graph, import_failed, restore, _left_to_eager, has_products, recompute
+            compile_graph,
+            import_failed,
+            restore,
+            _left_to_eager,
+            has_products,
+            recompute,
+            attention,
         )
     with collector.paused(), SPANS.span("compile", "frontend", nodes=len(gm.graph.nodes)):
         compiled = backend(gm, example_inputs)
@@ -279,6 +282,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=functools.partial(_SESSION.flush, "fork"))
 
 
+def _recompute(attention: AttentionKernel, has_products: bool) -> Recompute | None:
+    """Which hand-written attention is computed again in the backward pass."""
+    from lazyc.frontend.recompute import BY_ROWS, IN_TILES, Recompute
+    from lazyc.passes import half_products
+
+    if attention == "math":
+        return None
+    if has_products:
+        return IN_TILES
+    if attention == "memory-efficient":
+        return Recompute(doubles=True)
+    return replace(BY_ROWS, least_half_bytes=half_products.LEAST_BYTES)
+
+
 def _is_gpu(target: str) -> bool:
     return target == "triton-interpret" or target.startswith("cuda:")
 
@@ -389,7 +406,8 @@ def lazy(**options: Any) -> Iterator[None]:
         return
     from lazyc.recording.mode import recording
 
-    with recording(_SESSION.recorder(config), functools.partial(_report, config)):
+    attention = cast(AttentionKernel, config.attention)
+    with recording(_SESSION.recorder(config), functools.partial(_report, config), attention):
         yield
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import cast
 
 from lazyc.codegen.base import Generator, Kernel, Ref, TunableGenerator
-from lazyc.config import Config
+from lazyc.config import AttentionKernel, Config
 from lazyc.errors import (
     CacheCorrupt,
     CodeNotLoaded,
@@ -42,7 +42,6 @@ from lazyc.ir.program_verify import verify_program
 from lazyc.ir.types import TensorType
 from lazyc.ir.verify import verify_graph
 from lazyc.kernels import KernelStore, Timings, source_text
-from lazyc.passes.attention import Mode
 from lazyc.passes.manager import PassFailed, run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.row_tiles import find_row_tiles
@@ -329,7 +328,7 @@ class Compiler:
                 self._generator.has_products,
                 self._generator.product_costs,
                 self._config.disabled_passes,
-                cast(Mode, self._config.attention),
+                cast(AttentionKernel, self._config.attention),
             )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:
@@ -362,7 +361,7 @@ class Compiler:
             self._generator.prefers_library,
         )
         if "row_tiles" not in self._config.disabled_passes and not self._generator.has_products:
-            program = find_row_tiles(program, cast(Mode, self._config.attention))
+            program = find_row_tiles(program, cast(AttentionKernel, self._config.attention))
         if self._config.verify:
             try:
                 for nest in program.nests.values():

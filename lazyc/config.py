@@ -16,11 +16,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from lazyc.errors import ConfigError, LazycWarning
 
 Value = bool | int | str
+AttentionKernel: TypeAlias = Literal["auto", "flash", "memory-efficient", "math"]
 
 # Passes that may be left out: each makes code faster, and none is needed for a right result.
 OPTIONAL_PASSES = (
@@ -150,11 +151,13 @@ class Config:
     )  # fmt: skip
     attention: str = _option(
         "auto", "LAZYC_ATTENTION",
-        "How attention is computed. `flash`: on a GPU without scores in memory, wherever that can be; `math`: with"
-        " stored scores; `auto`: on a GPU `flash` where scores fill a tile, on the CPU by blocks of rows where scores"
-        " are more than the caches hold (there `flash` is the same).",
+        "How attention is computed. `math`: with stored scores; `memory-efficient`: on the CPU by blocks of rows,"
+        " wherever that can be; `flash`: on a GPU without scores in memory, wherever that can be, on the CPU by torch's"
+        " kernel for its own operator, other attention as with `auto`. `auto`: on a GPU `flash` where scores fill a"
+        " tile, on the CPU what is fastest: stored where the caches hold the scores, else by blocks of rows, and"
+        " torch's kernel for its operator over long sequences. On a GPU `memory-efficient` is the same as `flash`.",
         affects_code=True,
-        choices=("auto", "flash", "math"),
+        choices=get_args(AttentionKernel),
     )  # fmt: skip
     pack_weights: bool = _option(
         True, "LAZYC_PACK_WEIGHTS",

@@ -2,9 +2,9 @@
 
 A model is traced forward and, for training, backward, and its graphs are compiled to kernels as
 for a GPU; the model itself runs in eager on the CPU. Kernels with the same text count once. Each is
-compiled for each architecture, in processes of their own, and judged: products of tiles must not
-spill registers, must fit in shared memory, must use tensor cores where types and sizes allow it, and
-must load aligned factors by 128 bits. See docs/gpu.md.
+compiled for each architecture, in processes of their own, and judged: kernels must not spill registers
+and must fit in shared memory; products of tiles must use tensor cores where types and sizes allow it,
+and must load aligned factors by 128 bits. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def machine_facts(code: KernelCode, target: GpuTarget) -> Facts:
         shared = made.shared_bytes
     return Facts(
         made.registers,
-        made.local_bytes,
+        made.spilled_bytes,
         shared,
         tuple(sorted(made.load_bits)),
         tuple(sorted(made.copy_bits)),
@@ -306,17 +306,17 @@ def machine_facts(code: KernelCode, target: GpuTarget) -> Facts:
 
 
 def problems(code: KernelCode, facts: Facts, target: GpuTarget) -> tuple[str, ...]:
-    """What is wrong with machine code: for any kernel too much shared memory, and for products of tiles
-    also spilled registers, no tensor cores, and narrow loads."""
+    """What is wrong with machine code: for any kernel too much shared memory and spilled registers, and for products
+    of tiles also no tensor cores, and narrow loads."""
     found = []
     if facts.shared_bytes > target.shared_bytes:
         found.append(f"{facts.shared_bytes} bytes of shared memory, of {target.shared_bytes}")
+    if facts.spilled_bytes:
+        found.append(f"{facts.spilled_bytes} bytes of registers are spilled")
     products, ref = code.products, code.ref
     assert isinstance(ref, LaunchRef)
     if products is None:
         return tuple(found)
-    if facts.spilled_bytes:
-        found.append(f"{facts.spilled_bytes} bytes of registers are spilled")
     if products.kind == "2:4 contraction":
         if "mma.sp" not in facts.tensor_cores:
             found.append("no mma.sp instruction")

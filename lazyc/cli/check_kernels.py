@@ -45,9 +45,9 @@ def check_kernels(
 ) -> None:
     """Compile a model's kernels for GPUs, without one, and check their machine code.
 
-    Exits with 1 when products of tiles spill registers, use no tensor cores though their types have
-    them, or load aligned factors by less than 128 bits, or when any kernel needs more shared memory
-    than there is.
+    Exits with 1 when products of tiles use no tensor cores though their types have them, or load
+    aligned factors by less than 128 bits, or when any kernel spills registers or needs more shared
+    memory than there is.
     """
     # Imported here: these load torch and triton.
     from lazyc.codegen.gpu_target import gpu_target

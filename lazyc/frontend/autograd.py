@@ -20,6 +20,7 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lazyc.config import AttentionKernel
 from lazyc.frontend.capture_key import capture_key, is_plain
 from lazyc.frontend.cut import cut, data_calls, depends_on_data, join
 from lazyc.frontend.decompositions import decomposition_table
@@ -92,8 +93,8 @@ class AotBackend:
     Unsupported for what lazyc does not do, and anything else is a bug. ``restore`` may know a graph
     of Dynamo's from before (``capture_key``), and is given the arguments of its first call; AOTAutograd
     is then left out. ``left_to_eager`` is told
-    the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` as in
-    ``import_graph``; ``recompute``: which hand-written attention is computed again in the backward pass.
+    the calls that a graph is cut at (``cut``): operator, reason, line of the user. ``has_products`` and
+    ``attention`` as in ``import_graph``; ``recompute``: which hand-written attention is computed again in the backward pass.
     """
 
     compile_graph: CompileGraph
@@ -102,6 +103,7 @@ class AotBackend:
     left_to_eager: LeftToEager = _say_nothing
     has_products: bool = False
     recompute: Recompute | None = None
+    attention: AttentionKernel = "auto"
 
     def __call__(
         self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
@@ -186,7 +188,7 @@ class AotBackend:
             gm = read_storage_from_bases(gm)
             if depends_on_data(gm):
                 return _boxed(self._compile_pieces(part.kind, gm, lasting, sparsity))
-            graph = import_graph(gm, lasting, sparsity, self.has_products)
+            graph = import_graph(gm, lasting, sparsity, self.has_products, self.attention)
         except Exception as error:  # noqa: BLE001 - the hook's policy covers every failure
             return _boxed(self.import_failed(error, gm, part.kind))
         with _disable_current_modes():  # AOTAutograd compiles under its fake tensor mode
@@ -217,7 +219,7 @@ class AotBackend:
                 k: marks[n] for k, n in enumerate(piece.inputs) if n in marks
             }
             try:
-                graph = import_graph(module, kept, marked, self.has_products)
+                graph = import_graph(module, kept, marked, self.has_products, self.attention)
             except Exception as error:  # noqa: BLE001
                 functions.append(self.import_failed(error, module, kind))
                 continue

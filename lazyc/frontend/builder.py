@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import sympy
 
+from lazyc.config import AttentionKernel
 from lazyc.frontend.promotion import NotLowered, Operand, float_result_dtype, result_dtype
 from lazyc.frontend.sym_float import float_node
 from lazyc.ir import attrs as A
@@ -71,12 +72,15 @@ class Builder:
     ``layouts()`` gives the layouts of the current call's tensor arguments in order: for the few ops
     (``as_strided``) whose meaning depends on memory. ``results()`` gives the types that the trace
     found for its results (None for one that is no tensor): for sizes that arguments leave open (-1)
-    and for dtypes that depend on the device.
+    and for dtypes that depend on the device. ``has_products`` and ``attention`` as in ``import_graph``.
     """
 
-    def __init__(self, graph: Graph, has_products: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, has_products: bool = False, attention: AttentionKernel = "auto"
+    ) -> None:
         self.graph = graph
         self.has_products = has_products
+        self.attention: AttentionKernel = attention
         self.provenance: Provenance | None = None
         self.layouts: Callable[[], list[Layout]] = list
         self.results: Callable[[], list[TensorType | None]] = list

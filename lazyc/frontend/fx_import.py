@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.node import map_arg
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lazyc.config import AttentionKernel
 from lazyc.frontend.builder import Builder, Layout
 from lazyc.frontend.eager_calls import EagerCall, make_eager, operator_name
 from lazyc.frontend.fx_types import (
@@ -66,15 +67,16 @@ def import_graph(
     parameters: frozenset[int] = frozenset(),
     sparsity: Mapping[int, Sparsity] | None = None,
     has_products: bool = False,
+    attention: AttentionKernel = "auto",
 ) -> Graph:
     """The Graph of ``gm``; ``parameters`` are the placeholders that are weights, and ``sparsity`` what
     some placeholders are declared to be (see InputAttrs). ``has_products``: kernels of the target hold
-    matrix products, so that no library is wanted for one.
+    matrix products, so that no library is wanted for one. ``attention``: how torch's is to be computed.
 
     Raises Unsupported for what has no Graph (sizes that depend on data, control flow), and IRError
     when a lowering gives another type than the trace did, which is a bug.
     """
-    return _Importer(gm, parameters, sparsity or {}, has_products).run()
+    return _Importer(gm, parameters, sparsity or {}, has_products, attention).run()
 
 
 class _Importer:
@@ -84,12 +86,13 @@ class _Importer:
         parameters: frozenset[int],
         sparsity: Mapping[int, Sparsity],
         has_products: bool,
+        attention: AttentionKernel,
     ) -> None:
         self.gm = gm
         self.parameters = parameters
         self.sparsity = sparsity
         self.graph = Graph()
-        self.builder = Builder(self.graph, has_products)
+        self.builder = Builder(self.graph, has_products, attention)
         self.table = lowering_table()
         self.env: dict[torch.fx.Node, Any] = {}
         self.inputs: list[tuple[torch.fx.Node, Node]] = []

@@ -8,7 +8,7 @@ results; dropout that is trained is another operator's (``dropout_attention.py``
 ATen's flash kernel for the CPU never stores the scores. Here they are values of the Graph, which lets the
 mask, the scale and the softmax fuse; where they are many, a block of rows at a time is computed and used
 (``passes/row_tiles.py``). Long sequences keep the library's kernel, except where kernels of the target
-hold products (``passes/attention.py``). Scores and softmax compute in f32 (f64 for f64); probabilities
+hold products (``passes/attention.py``) or the option ``attention`` says otherwise. Scores and softmax compute in f32 (f64 for f64); probabilities
 are rounded to the inputs' type for the second product, as the library does.
 """
 
@@ -39,15 +39,16 @@ def _check(b: Builder, q: Node, k: Node, v: Node, dropout_p: float, is_causal: b
         raise NotLowered(f"attention of {q.type}, {k.type}, {v.type}")
     batch, heads, q_len, _ = q.shape
     k_len = k.shape[2]
-    known = isinstance(q_len, int) and isinstance(k_len, int)
-    if not known and not b.has_products:
-        raise NotLowered("symbolic sequence length: library flash attention")
     if k_len == 0 or q_len == 0:
         raise NotLowered("attention over an empty sequence")
     if not isinstance(heads, int) or not isinstance(k.shape[1], int):
         raise NotLowered("symbolic number of heads")
-    if b.has_products:
+    if b.has_products or b.attention in ("math", "memory-efficient"):
         return
+    if b.attention == "flash":
+        raise NotLowered("the option attention is flash: library flash attention")
+    if not isinstance(q_len, int) or not isinstance(k_len, int):
+        raise NotLowered("symbolic sequence length: library flash attention")
     known_batch = batch if isinstance(batch, int) else 1
     score_bytes = known_batch * heads * q_len * k_len * 4
     if score_bytes > MAX_SCORE_BYTES or (is_causal and q_len > MAX_CAUSAL_ROWS):

@@ -202,7 +202,8 @@ class RowTiles:
     time. Blocks are independent, except that a product along k adds those of one matrix up, in order, and
     steps with ``sums`` equal blocks of several matrices, in order too: of ``summed``, which are the
     batch as (outer, groups, inner), the first and the last dim are added up. It is empty where no step has sums.
-    ``is_attention``: a softmax lies between two products; that is for reports alone.
+    ``is_attention``: a softmax lies between two products. ``always``: it is asked for that they run by blocks,
+    whatever their sizes.
     """
 
     first: int
@@ -212,6 +213,7 @@ class RowTiles:
     private: tuple[tuple[int, Dim], ...]
     is_attention: bool = False
     summed: Shape = ()
+    always: bool = False
 
     @property
     def span(self) -> range:

@@ -80,7 +80,8 @@ def _steps(program: Program) -> list[str]:
             private = ", ".join(f"b{b}[{dim_text(width)}]" for b, width in tiles.private)
             rows = f"{dim_text(tiles.batch)} x [{dim_text(tiles.rows)}]"
             sums = f", sums of {' x '.join(map(dim_text, tiles.summed))}" if tiles.summed else ""
-            lines.append(f"by rows of {rows}{sums}, with {private}:")
+            always = "always " if tiles.always else ""
+            lines.append(f"{always}by rows of {rows}{sums}, with {private}:")
         lines.append(("" if tiles is None else "  ") + _step(step))
         sums = None if tiles is None else tiles.steps[position - tiles.first].sums
         if sums is not None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
+from lazyc.config import AttentionKernel
 from lazyc.ir import attrs as A
 from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node, depends_on
@@ -31,7 +32,6 @@ from lazyc.passes.products_as_loops import stored_factor
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.rewrite import Rewriter, rewrite, scalar_value
 
-Mode: TypeAlias = Literal["auto", "flash", "math"]
 Kernel: TypeAlias = Literal["flash", "math"]
 
 _HALVES = (DType.F16, DType.BF16)
@@ -39,9 +39,10 @@ _MAX_WIDTH = 256  # of a head: what a tile holds whole
 _TILE = 16  # rows and keys below which a tile is mostly empty
 
 
-def attention(graph: Graph, mode: Mode = "auto") -> Graph:
+def attention(graph: Graph, mode: AttentionKernel = "auto") -> Graph:
     """The Graph with each attention that is better not stored rewritten. ``mode`` other than "auto" says
-    what is better. The kernel of each is a decision: "flash", or "math" with stored scores."""
+    what is better. The kernel of each is a decision: "flash", or "math" with stored scores; here
+    "memory-efficient" is the same as "flash"."""
     found = _choose(graph, mode)
     if not found.products:
         return graph
@@ -51,6 +52,15 @@ def attention(graph: Graph, mode: Mode = "auto") -> Graph:
         "reduce_sum": [partial(_rewrite_statistic, found)],
     }
     return rewrite(graph, rules)
+
+
+def products_of_attention(graph: Graph) -> set[Node]:
+    """The matrix products of all attentions in a Graph: those that make scores or their gradients, and those
+    that take what is made of these."""
+    found: set[Node] = set()
+    for candidate in _candidates(graph, live_nodes(graph)):
+        found |= candidate.products | {candidate.node}
+    return {node for node in found if node.op == "matmul"}
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -259,7 +269,7 @@ def match_weights(node: Node) -> Weights | None:
 # --- which of them --------------------------------------------------------------------------------
 
 
-def _choose(graph: Graph, mode: Mode) -> _Found:
+def _choose(graph: Graph, mode: AttentionKernel) -> _Found:
     nodes = live_nodes(graph)
     live, outside = set(nodes), set(graph.roots())
     users = {k: [u for u in v if u in live] for k, v in graph.users().items()}
@@ -304,7 +314,7 @@ def _choose(graph: Graph, mode: Mode) -> _Found:
     return found
 
 
-def _why_stored(candidate: _Candidate, mode: Mode) -> str:
+def _why_stored(candidate: _Candidate, mode: AttentionKernel) -> str:
     """Why the scores of a candidate are better stored; "" if they are not."""
     if mode == "math":
         return "the option attention is math"

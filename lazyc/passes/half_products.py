@@ -10,8 +10,8 @@ MKL has them for f16 and bf16. They are native steps, which a product with resul
 ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
 lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
 sequence then, and a quarter longer than with ATen's products (oneDNN) and stored scores. Only products with a
-matrix that is known to be large are changed, therefore. Those without batch dims are of layers, which have no
-scores.
+matrix that is known to be large are changed, therefore, and those of attention where the option ``attention`` asks for
+it. Those without batch dims are of layers, which have no scores.
 
 A product whose factors were widened for it, as those of torch's attention are, is the same one. In bf16 it is
 multiplied as it was whatever its size, which is faster on CPUs with AMX;
@@ -21,9 +21,12 @@ MKL widens f16 itself, once for each block, which is slower than to do it once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+from lazyc.config import AttentionKernel
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.types import DType, numel
+from lazyc.passes.attention import products_of_attention
 from lazyc.passes.rewrite import Rewriter, rewrite
 
 _HALVES = (DType.F16, DType.BF16)
@@ -32,18 +35,20 @@ _HALVES = (DType.F16, DType.BF16)
 LEAST_BYTES = 256 << 20
 
 
-def half_products(graph: Graph) -> Graph:
-    """The Graph with ``wide_matmul`` where it serves."""
-    return rewrite(graph, {"matmul": [_widen]})
+def half_products(graph: Graph, attend: AttentionKernel = "auto") -> Graph:
+    """The Graph with ``wide_matmul`` where it serves; for "memory-efficient" in all attention."""
+    wanted = products_of_attention(graph) if attend == "memory-efficient" else set()
+    return rewrite(graph, {"matmul": [partial(_widen, wanted)]})
 
 
-def _widen(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+def _widen(wanted: set[Node], b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     factors = [_narrow(arg) for arg in x]
     kind = factors[0].dtype
     if len(node.shape) < 3 or kind not in _HALVES or factors[1].dtype is not kind:
         return None
     is_widened = node.dtype is not kind
-    if not (is_widened and kind is DType.BF16) and not any(map(_is_large, (node, *x))):
+    is_asked_for = node in wanted or (is_widened and kind is DType.BF16)
+    if not is_asked_for and not any(map(_is_large, (node, *x))):
         return None
     b.decide(
         f"product of {factors[0].type} and {factors[1].type} with a result in f32",

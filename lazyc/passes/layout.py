@@ -70,7 +70,7 @@ def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> La
             if not freely:
                 continue
             wanted = order_for_reader(node, users[node])
-            if _can_be_written(node, wanted):
+            if _can_be_written(node, wanted) and not _turns_for_products(node, users, realized):
                 found[node] = wanted
                 reasons[node] = "its only reader permutes it so"
             order = inherited_order(node, realized, found)
@@ -89,6 +89,20 @@ def choose_strides(graph: Graph, realized: set[Node], freely: bool = True) -> La
 
 def is_row_major(shape: Shape, strides: Shape) -> bool:
     return same_strides(shape, strides, contiguous_strides(shape))
+
+
+def _turns_for_products(node: Node, users: Mapping[Node, list[Node]], realized: set[Node]) -> bool:
+    """Whether only matrix products read the permutations of ``node``, and find matrices in them if it is row-major.
+    These read rows and columns alike, and rows that are whole can be made and used some at a time
+    (``row_tiles``)."""
+    permutations = users[node]
+    readers = [u for p in permutations for u in users[p]]
+    return (
+        bool(readers)
+        and not any(p in realized for p in permutations)
+        and all(map(is_library_product, readers))
+        and _products_can_read(node, users, realized, {node: contiguous_strides(node.shape)})
+    )
 
 
 def _can_be_written(node: Node, strides: Shape) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Container
 from functools import partial
 
 from lazyc.codegen.product_costs import ProductCosts
-from lazyc.passes.attention import Mode, attention
+from lazyc.config import AttentionKernel
+from lazyc.passes.attention import attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.convolutions_as_loops import convolutions_as_loops
@@ -27,13 +28,13 @@ def pipeline(
     has_products: bool = False,
     costs: ProductCosts | None = None,
     disabled: Container[str] = (),
-    attend: Mode = "auto",
+    attend: AttentionKernel = "auto",
 ) -> tuple[Pass, ...]:
     """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
 
     ``keeps``: what is made of weights alone is kept between calls. ``has_products``:
-    matrix products are kernels of the target, and no calls of a library; ``attend`` is then the mode of
-    ``attention``. ``costs`` are those of its products; without them none is padded.
+    matrix products are kernels of the target, and no calls of a library. ``attend``: how attention is to be
+    computed. ``costs`` are those of its products; without them none is padded.
     """
     attending = partial(attention, mode=attend)
     operands = partial(copy_matrix_operands, keeps=keeps)
@@ -56,7 +57,7 @@ def pipeline(
             ()
             if has_products
             else (
-                Pass("half_products", half_products),
+                Pass("half_products", partial(half_products, attend=attend)),
                 Pass("copy_matrix_operands", operands),
             )
         ),

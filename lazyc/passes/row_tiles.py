@@ -33,10 +33,12 @@ from typing import Literal
 
 import sympy
 
+from lazyc.config import AttentionKernel
 from lazyc.ir.decisions import Decision
 from lazyc.ir.index import Atom, Axis, Index, ValueRef, axis_index, bounds, linearize
 from lazyc.ir.loops import Compute, Instr, Load, LoopNest, Reduce, Stage, Store
 from lazyc.ir.nest_text import nest_key
+from lazyc.ir.nest_values import axes_of_values
 from lazyc.ir.program import (
     EagerStep,
     GemmStep,
@@ -50,32 +52,35 @@ from lazyc.ir.program import (
     references,
 )
 from lazyc.ir.types import Dim, DType, Shape, as_dim, contiguous_strides, is_nonneg, numel
-from lazyc.passes.attention import Mode
 from lazyc.passes.nest_finish import finish_nest
 
 
-def find_row_tiles(program: Program, mode: Mode = "auto") -> Program:
+def find_row_tiles(program: Program, mode: AttentionKernel = "auto") -> Program:
     """The Program with its chains of steps next to each other and named in ``tiles``; without those of
-    attention where ``mode`` is "math"."""
+    attention where ``mode`` is "math", with these to run by blocks at all sizes where it is "memory-efficient"."""
     uses = _Uses.of(program)
     start = free = 0  # the first step to look at, and the first one in no chain so far
+    stored: set[int] = set()  # buffers of attention that is not to run by blocks
     while start < len(program.steps):
         step = program.steps[start]
         found = _Chain(program, uses, start).grown() if isinstance(step, GemmStep) else None
         joined = None
         if found is not None and min(found.steps) >= free:
             joined = _moved_together(program, found)
-        if found is None or joined is None:
+        if found is None or joined is None or not stored.isdisjoint(found.private):
             start += 1
             continue
         tiles = found.tiles(joined.first)
         if tiles.is_attention and mode == "math":
+            stored |= found.private.keys()
             assert isinstance(step, GemmStep)
             line = step.comment.partition(" ")[2]
             told = Decision("math", "the option attention is math", line, by="attention")
             program = replace(program, decisions=(*program.decisions, told))
             start += 1
             continue
+        if tiles.is_attention and mode == "memory-efficient":
+            tiles = replace(tiles, always=True)
         steps = tuple(program.steps[position] for position in joined.order)
         nests = program.nests | found.nests
         program = replace(program, steps=steps, nests=nests, tiles=(*program.tiles, tiles))
@@ -213,12 +218,17 @@ class _Chain:
         )
 
     def _is_attention(self) -> bool:
-        """Whether a softmax lies between two products."""
-        steps = [self.program.steps[p] for p in sorted(self.steps)]
+        """Whether a softmax lies between two products, or its weights, made again for gradients."""
+        positions = sorted(self.steps)
+        steps = [self.program.steps[p] for p in positions]
         products = [k for k, s in enumerate(steps) if isinstance(s, GemmStep)]
-        between = steps[products[0] : products[-1]]
-        nests = [self.program.nests[s.nest] for s in between if isinstance(s, KernelStep)]
-        return any(map(_is_softmax, nests))
+        return any(
+            isinstance(step, KernelStep)
+            and _makes_weights(self.program.nests[step.nest], self.steps[position].axes)
+            for position, step in list(zip(positions, steps, strict=True))[
+                products[0] : products[-1]
+            ]
+        )
 
     def _members(self) -> list[int]:
         return sorted({p for buffer in self.private for p in self.uses.steps[buffer]})
@@ -414,10 +424,23 @@ class _SumOfMatrices:
         return nest, sizes
 
 
-def _is_softmax(nest: LoopNest) -> bool:
-    instrs = [i for stage in nest.stages for i in stage.body]
-    exponentials = any(isinstance(i, Compute) and i.op == "exp" for i in instrs)
-    return exponentials and any(isinstance(i, Reduce) and i.kind == "max" for i in instrs)
+def _makes_weights(nest: LoopNest, axes: int) -> bool:
+    """Whether a kernel whose first ``axes`` run over rows computes the exponential of something less a value of its
+    row, as no activation between two products does."""
+    rows = set(nest.axes[:axes])
+    instrs: dict[int, Instr] = {
+        i.id: i for stage in nest.stages for i in stage.body if not isinstance(i, Store)
+    }
+    varies = axes_of_values(nest.stages)
+    for instr in instrs.values():
+        if not isinstance(instr, Compute) or instr.op != "exp":
+            continue
+        shifted = instrs[instr.args[0]]
+        if isinstance(shifted, Compute) and shifted.op == "sub":
+            value, of_row = shifted.args
+            if varies[value] - rows and varies[of_row] and varies[of_row] <= rows:
+                return True
+    return False
 
 
 def _stays_in_row(index: Index, rows: Sequence[Axis], width: Dim) -> bool:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lazyc.config import AttentionKernel
 from lazyc.frontend.autograd import run_in_eager
 from lazyc.frontend.cut import depends_on_data
 from lazyc.frontend.decompositions import decomposition_table
@@ -67,9 +68,10 @@ def make_call(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     kinds: Sequence[Kind],
+    attention: AttentionKernel = "auto",
 ) -> Call:
     """The Call for ``func(*args, **kwargs)``, with Slots for what the fragment takes: tensors, and
-    floats that may change, of these kinds in order."""
+    floats that may change, of these kinds in order. ``attention`` as in ``import_graph``."""
     written = tuple(_written(func, args, kwargs))
     results: list[Any] = []
 
@@ -95,7 +97,9 @@ def make_call(
 
     try:
         graph, gm = _lower(
-            dispatch_functionalize(run, FunctionalTensorMode()) if written else run, kinds
+            dispatch_functionalize(run, FunctionalTensorMode()) if written else run,
+            kinds,
+            attention,
         )
     except Unsupported as error:
         return Call(None, str(error))
@@ -128,7 +132,9 @@ def _is_ours(error: Exception) -> bool:
     return innermost is not _traced.__code__ and Path(innermost.co_filename).is_relative_to(_LAZYC)
 
 
-def _lower(run: Callable[..., Any], kinds: Sequence[Kind]) -> tuple[Graph, torch.fx.GraphModule]:
+def _lower(
+    run: Callable[..., Any], kinds: Sequence[Kind], attention: AttentionKernel
+) -> tuple[Graph, torch.fx.GraphModule]:
     with FakeTensorMode() as mode:
         examples = [
             torch.empty_strided(k.base.shape, k.base.strides, dtype=k.base.dtype) for k in kinds
@@ -138,7 +144,7 @@ def _lower(run: Callable[..., Any], kinds: Sequence[Kind]) -> tuple[Graph, torch
     gm = read_storage_from_bases(gm)
     if depends_on_data(gm):
         raise Unsupported("its size depends on data")
-    return import_graph(gm), gm
+    return import_graph(gm, attention=attention), gm
 
 
 def _written(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lazyc.config import AttentionKernel
 from lazyc.recording import scalars
 from lazyc.recording.barriers import as_line, user_place
 from lazyc.recording.calls import Call, Slot, make_call
@@ -111,7 +113,8 @@ def _why_at_once(func: torch._ops.OpOverload) -> str:
 Failed: TypeAlias = Callable[[Exception], None]
 
 _OWN_FRAMES = 3  # user_place, LazyMode._record, LazyMode.__torch_dispatch__
-_CALLS: dict[tuple[Any, ...], Call] = {}
+# By how attention is to be computed: options of one thread are not those of another.
+_CALLS: defaultdict[AttentionKernel, dict[tuple[Any, ...], Call]] = defaultdict(dict)
 _MOST_CALLS = 50_000
 
 
@@ -123,9 +126,17 @@ class LazyMode(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # no wrapper around each call: never_traced_class says the same
 
-    def __init__(self, recorder: Recorder, writes: PendingWrites, failed: Failed) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        writes: PendingWrites,
+        failed: Failed,
+        attention: AttentionKernel = "auto",
+    ) -> None:
         super().__init__()
         self._recorder = recorder
+        self._attention: AttentionKernel = attention
+        self._calls = _CALLS[attention]
         self._writes = writes
         self._failed = failed
         self._told: set[int] = set()  # operators that run at once by their class, by id
@@ -178,11 +189,11 @@ class LazyMode(TorchDispatchMode):
             return self._run_now(func, args, kwargs)
         if not arguments.has_dims and not any(map(_waits, given)):
             return self._run_now(func, args, kwargs)  # known scalars: no gain from waiting
-        call = _CALLS.get(arguments.key)
+        call = self._calls.get(arguments.key)
         if call is None:
-            if len(_CALLS) >= _MOST_CALLS:
-                _CALLS.clear()
-            call = _CALLS[arguments.key] = self._make(func, arguments, args, kwargs)
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            call = self._calls[arguments.key] = self._make(func, arguments, args, kwargs)
         if call.fragment is None or (call.written and _overlap(call.written, given)):
             return self._run_now(func, args, kwargs)
         recorder = self._recorder
@@ -221,7 +232,7 @@ class LazyMode(TorchDispatchMode):
         templates = arguments.templates(args, kwargs)
         try:
             with self._recorder.spans.span("compile", str(func)), _disable_current_modes():
-                call = make_call(func, *templates, arguments.kinds)
+                call = make_call(func, *templates, arguments.kinds, self._attention)
         except Exception as error:  # noqa: BLE001 - any failure of ours must leave the model running
             self._failed(error)
             call = Call(None, f"lazyc failed: {error}")
@@ -516,16 +527,19 @@ _current = _Current()
 
 
 @contextmanager
-def recording(recorder: Recorder, failed: Failed) -> Iterator[None]:
+def recording(
+    recorder: Recorder, failed: Failed, attention: AttentionKernel = "auto"
+) -> Iterator[None]:
     """Within it, what this thread runs is recorded. At its end, what recorded code has written to plain
-    tensors is there; the rest goes on waiting. ``failed`` is told of bugs of lazyc's; it may raise."""
+    tensors is there; the rest goes on waiting. ``failed`` is told of bugs of lazyc's; it may raise.
+    ``attention`` as in ``import_graph``."""
     if _current.recorder is not None:  # inside another one, which records
         yield
         return
     _current.recorder = recorder
     writes = PendingWrites(recorder)
     try:
-        with ReadingMode(writes), LazyMode(recorder, writes, failed):
+        with ReadingMode(writes), LazyMode(recorder, writes, failed, attention):
             yield
     finally:
         _current.recorder = None

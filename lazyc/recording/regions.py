@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lazyc.config import AttentionKernel
 from lazyc.frontend.autograd import (
     AotBackend,
     Boxed,
@@ -47,6 +48,7 @@ def make_lazy_backend(
     events: E.EventStream,
     has_products: bool = False,
     recompute: Recompute | None = None,
+    attention: AttentionKernel = "auto",
     runs_at_once: str = "",
 ) -> Callable[..., Callable[..., Any]]:
     """A Dynamo backend like ``AotBackend``'s, whose regions wait in ``recorder`` where they can; ``runs_at_once``:
@@ -64,6 +66,7 @@ def make_lazy_backend(
             left_to_eager=left_to_eager,
             has_products=has_products,
             recompute=recompute,
+            attention=attention,
         )(gm, examples, **options)
         if region.reason:
             events.emit(E.NotLazy(_line(gm), region.reason))

@@ -158,13 +158,16 @@ def _plan_blocks(
     in_order = any(how.dim == "k" for how in tiles.steps)
     row_bytes = _row_bytes(tiles, program, sizes)
     total = sum(row_bytes.values())
-    if batch * rows * total < max(LEAST_BYTES, 1):
+    if batch * rows * total < 1:
+        raise _OneAfterAnother("there are none")
+    if batch * rows * total < LEAST_BYTES and not tiles.always:
         raise _OneAfterAnother("the caches hold them")
     fitting = int(CACHE_SHARE * cache_bytes) // total // LEAST_ROWS * LEAST_ROWS
     block = min(max(fitting, LEAST_ROWS), rows)
     count, summed = -(-rows // block), sizes.all(tiles.summed)
     run = _run(count, summed, threads) if summed else 1
-    if _independent(batch, -(-count // run), in_order, summed) < threads:
+    parts = _independent(batch, -(-count // run), in_order, summed)
+    if parts < threads and not tiles.always:
         raise _OneAfterAnother(f"there is not a block for each of {threads} threads")
     steps: list[BlockKernel | BlockProduct | BlockSum] = []
     for position, how in zip(tiles.span, tiles.steps, strict=True):
@@ -178,7 +181,9 @@ def _plan_blocks(
             steps.append(_kernel(step, how.axes, program, kernels, sizes, batch * rows))
         else:
             assert isinstance(step, GemmStep)
-            steps.append(_product(step, how.dim, frozenset(row_bytes), blas, sizes, block, total))
+            most_read = None if tiles.always else _MOST_READ * block * total
+            private_buffers = frozenset(row_bytes)
+            steps.append(_product(step, how.dim, private_buffers, blas, sizes, block, most_read))
     longest = max(
         (len(s.step.buffers) for s in steps if not isinstance(s, BlockProduct)), default=0
     )
@@ -240,9 +245,9 @@ def _product(
     blas: Blas,
     sizes: Sizes,
     block: int,
-    row_bytes: int,
+    most_read: int | None,
 ) -> BlockProduct:
-    """The product for one block, whose private rows have ``row_bytes`` each."""
+    """The product for one block, which may read ``most_read`` bytes of what is not its own."""
     m, n, k = (
         block if dim == d else sizes(s)
         for d, s in zip("mnk", (step.m, step.n, step.k), strict=True)
@@ -257,7 +262,7 @@ def _product(
     if call is None or min(m, n, k) < 1:
         raise _OneAfterAnother(f"no BLAS routine for a product of {step.dtype.value}")
     fixed = {"m": n * k, "n": m * k, "k": 0}[dim] * step.dtype.itemsize  # what every block reads
-    if fixed > _MOST_READ * block * row_bytes:
+    if most_read is not None and fixed > most_read:
         raise _OneAfterAnother(f"each block would read {_mib(fixed)}")
     row_strides = {
         "m": (0, step.a.row_stride, step.c.row_stride),

@@ -140,6 +140,7 @@ ROW_TILES = C.record(
     private=C.sequence(C.pair(C.INT, C.DIM)),
     is_attention=C.BOOL,
     summed=C.SHAPE,
+    always=C.BOOL,
 )
 SYMBOL = C.Codec(encode_dim, decode_symbol)
 SYMBOL_SOURCE = C.record(

@@ -133,7 +133,7 @@ PRODUCTS = Products("contraction", DType.BF16, 128, 128, 64, True)
     [
         ({}, PRODUCTS, ""),
         ({"spilled_bytes": 8}, PRODUCTS, "spilled"),
-        ({"spilled_bytes": 8}, None, ""),
+        ({"spilled_bytes": 8}, None, "spilled"),
         ({"shared_bytes": 1 << 20}, None, "shared memory"),
         ({"tensor_cores": ()}, PRODUCTS, "no wgmma instruction"),
         ({"tensor_cores": ("mma",)}, PRODUCTS, "no wgmma instruction"),

@@ -46,7 +46,7 @@ def compiled(nest: LoopNest, weight: int, arch: int, tiles: Tiles | None = None)
     target = gpu_target(f"cuda:sm_{arch}")
     code = generate(SparseContraction(nest, "", weight), "kernel", target, tiles)
     found = compile_cuda(code, target)
-    assert found.local_bytes == 0, "registers are spilled"
+    assert found.spilled_bytes == 0, "registers are spilled"
     assert 0 < found.registers <= target.thread_registers
     assert found.registers * 32 * code.ref.warps <= target.registers, "no block fits"
     assert code.shared_bytes <= target.shared_bytes

@@ -120,7 +120,7 @@ def test_machine_code(arch: int, dtype: DType) -> None:
     target = gpu_target(f"sm_{arch}")
     found = compile_kernel(code, target)
     assert isinstance(code.ref, LaunchRef) and code.ref.programs == 128 * 32
-    assert found.local_bytes == 0 and found.shared_bytes <= target.shared_bytes
+    assert found.spilled_bytes == 0 and found.shared_bytes <= target.shared_bytes
     assert bool(found.tensor_cores) is (dtype is BF16)
     # Both factors are copied ahead in whole vectors; 64 bits are the words that say where blocks are.
     assert found.copy_bits == {64, 128}

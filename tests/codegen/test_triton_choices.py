@@ -17,12 +17,14 @@ from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.cost_model import Work, seconds
 from lazyc.codegen.triton.cuda import CudaGenerator
 from lazyc.codegen.triton.kernel import alternatives, generate, kernel_for
+from lazyc.codegen.triton.live import words_at_once
 from lazyc.codegen.triton.tiles import EXACT_ROWS, Tiles
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.types import DType
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
 from tests.codegen.harness import gpu, launched, pointwise
+from tests.codegen.norms import gradients_of_norms
 from tests.codegen.test_reductions import reduce_nest, softmax_nest
 from tests.codegen.test_triton_compile import convolution
 from tests.codegen.test_triton_contraction import product
@@ -167,6 +169,34 @@ def test_the_model_counts_waves_and_what_a_wave_is_bound_by() -> None:
 @pytest.mark.parametrize("changes", [{"shared_bytes": 228 << 10}, {"registers": 256}], ids=str)
 def test_what_does_not_fit_has_no_time(changes: dict[str, int]) -> None:
     assert seconds(replace(WORK, **changes), TARGETS[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("nest", "iterations", "words"),
+    [
+        (softmax_nest(8, 700, "inner"), 1024, 1),  # exp(x - max), which the last stage reads again
+        (softmax_nest(8, 700, "inner"), 256, 1),  # a running result
+        (reduce_nest("sum", F32, 3, 700, True, "inner"), 1024, 0),
+        (reduce_nest("sum", F32, 3, 700, True, "inner"), 256, 1),
+        (reduce_nest("sum", F32, 3, 9000, True, "inner"), 128, 2),  # and what rounding took from it
+        (reduce_nest("sum", DType.F64, 3, 700, True, "inner"), 256, 2),
+        (reduce_nest("argmax", F32, 3, 700, True, "inner"), 256, 4),
+    ],
+)
+def test_words_that_a_block_holds_at_once(nest: LoopNest, iterations: int, words: int) -> None:
+    assert words_at_once(nest, [iterations if s.axes else 1 for s in nest.stages]) == words
+
+
+def test_blocks_that_would_spill_are_no_choice() -> None:
+    """Of seven sums by 32 elements of a thread and two values to store."""
+    nest, target = gradients_of_norms(256, 6272), gpu_target("sm_100")
+    _, work = C._ways(nest, C.rule_of(nest), target)
+    most = target.thread_registers
+    wide = Blocks(2, tuple(4096 if s.axes else 1 for s in nest.stages), 8)
+    assert work(wide).registers > most and seconds(work(wide), target) is None
+    found = C.choices(nest, target)
+    assert found[0] == C.rule_of(nest) and wide not in found
+    assert all(work(choice).registers <= most for choice in found)
 
 
 def test_code_that_spills_is_no_alternative(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import sympy
 import torch
+from triton.backends.nvidia.compiler import get_ptxas
 
 import lazyc
 from lazyc.backend import EVENTS
-from lazyc.codegen.base import LaunchRef
+from lazyc.codegen.base import KernelCode, LaunchRef
+from lazyc.codegen.cuda import nvrtc
 from lazyc.codegen.gpu_target import gpu_target
+from lazyc.codegen.triton import compile as compile_module
+from lazyc.codegen.triton.blocks import Blocks
 from lazyc.codegen.triton.compile import Compiled, compile_kernel
 from lazyc.codegen.triton.contraction import Contraction
-from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.kernel import generate, kernel_for
+from lazyc.codegen.triton.live import words_at_once
+from lazyc.codegen.triton.loop_kernel import loop_kernel
 from lazyc.errors import ConfigError
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.loops import LoopNest
@@ -26,6 +34,8 @@ from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
 from tests.codegen.attention_graphs import Sizes, attention_nests, causal
+from tests.codegen.harness import pointwise
+from tests.codegen.norms import gradients_of_norms
 from tests.codegen.test_reductions import softmax_nest
 from tests.codegen.test_triton_contraction import product
 from tests.frontend.trace import graph_of
@@ -38,7 +48,7 @@ ARCHITECTURES = (80, 90, 100)
 def compiled(nest: LoopNest, arch: int) -> Compiled:
     target = gpu_target(f"cuda:sm_{arch}")
     found = compile_kernel(generate(nest, "kernel"), target)
-    assert found.local_bytes == 0, "registers are spilled"
+    assert found.spilled_bytes == 0, "registers are spilled"
     assert 0 < found.registers <= target.thread_registers
     assert found.shared_bytes <= target.shared_bytes
     return found
@@ -48,6 +58,106 @@ def compiled(nest: LoopNest, arch: int) -> Compiled:
 def test_rows(arch: int) -> None:
     loads = compiled(softmax_nest(8192, 1024, "inner"), arch).loads
     assert loads == {"ld.global.v4.b32"}, "not all loads are of 128 bits"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("count", "norms"), [(6272, 2), (6272, 3), (25088, 3)])
+def test_reductions_with_many_results_fit_registers(arch: int, count: int, norms: int) -> None:
+    nest, target = gradients_of_norms(256, count, norms), gpu_target(f"sm_{arch}")
+    found = compile_kernel(kernel_for(nest, "kernel", target), target)
+    assert found.spilled_bytes == 0 < found.registers
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("points", "step", "warps"), [(2, 4096, 8), (1, 4096, 8), (1, 8192, 8), (1, 8192, 16)]
+)
+def test_registers_of_a_reduction_are_counted(
+    arch: int, points: int, step: int, warps: int
+) -> None:
+    """What is counted is about what spills beyond what a thread may have, and less than what it takes otherwise."""
+    nest, target = gradients_of_norms(256, 6272), gpu_target(f"sm_{arch}")
+    blocks = Blocks(points, tuple(step if s.axes else 1 for s in nest.stages), warps)
+    counted = words_at_once(nest, blocks.iterations) * points * step / (32 * warps)
+    found = compile_module._compile(loop_kernel(nest, "kernel", blocks), target, {})
+    taken = found.registers + found.spilled_bytes / 4
+    assert counted < taken < counted + 80
+    assert (found.spilled_bytes > 0) is (counted > target.thread_registers)
+
+
+def weighted(sin: bool) -> LoopNest:
+    """``softmax(f(x)) * y`` over rows of 8192."""
+    b = Make()
+    x, y = b.input(64, 8192), b.input(64, 8192)
+    z = b.emit("sin", x) if sin else b.emit("mul", x, y)
+    shown = b.emit("exp", b.sub(z, b.reduce("max", z, 1, keepdim=True)))
+    weights = b.div(shown, b.reduce("sum", shown, 1, keepdim=True))
+    graph = b.outputs(b.emit("mul", weights, y))
+    program = schedule(run_passes(graph, pipeline(True, True), verify=True)[-1].graph)
+    (step,) = kernels(program)
+    return program.nests[step.nest]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("sin", "registers", "spills"),
+    [(False, 255, False), (True, 255, False), (False, 96, True), (True, 96, True)],
+)
+def test_arrays_of_a_kernel_are_no_spills(
+    arch: int, sin: bool, registers: int, spills: bool, tmp_path: Path
+) -> None:
+    """sin keeps an array in local memory. What is a spill is what the assembler says of the same PTX."""
+    nest = weighted(sin)
+    blocks = Blocks(1, tuple(8192 if s.axes else 1 for s in nest.stages), 4)
+    code, target = loop_kernel(nest, "kernel", blocks), gpu_target(f"sm_{arch}")
+    found = compile_module._compile(code, target, {"maxnreg": registers})
+    assert (found.array_bytes > 0) is sin and found.local_bytes >= found.array_bytes
+    assert (found.spilled_bytes > 0) is spills
+    source = tmp_path / "kernel.ptx"
+    source.write_text(found.ptx)
+    name = re.search(r"\.target (\w+)", found.ptx)
+    assert name is not None
+    command = [
+        get_ptxas(arch).path,
+        "-v",
+        f"--gpu-name={name[1]}",
+        source,
+        "-o",
+        tmp_path / "cubin",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    (stored,) = re.findall(r"(\d+) bytes spill stores", told)
+    assert (int(stored) > 0) is spills, told
+
+
+@pytest.mark.parametrize("registers", [32, 255])
+@pytest.mark.skipif(nvrtc.version() is None, reason="NVRTC is not installed")
+def test_arrays_of_a_kernel_in_cuda_are_no_spills(registers: int) -> None:
+    text = f"""
+extern "C" __global__ __launch_bounds__(256, {65536 // 256 // registers}) void kernel(float* x) {{
+    float v[64];
+    #pragma unroll
+    for (int i = 0; i < 64; ++i) v[i] = x[i * 256 + threadIdx.x];
+    float sum = 0.0f;
+    for (int i = 0; i < 8; ++i) sum += sinf(v[i] * x[i]);
+    __syncthreads();
+    #pragma unroll
+    for (int i = 0; i < 64; ++i) x[i * 256 + threadIdx.x] = v[i] + v[63 - i] * sum;
+}}"""
+    code = KernelCode(LaunchRef("kernel", 1, 1, (), 8), text, ())
+    found = nvrtc._compile(code, gpu_target("sm_90"), ())
+    assert found.array_bytes > 0 and (found.spilled_bytes > 0) is (registers == 32)
+
+
+def test_a_kernel_without_spills_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Compiled] = []
+    real = compile_module._compile
+    monkeypatch.setattr(
+        compile_module, "_compile", lambda *args: made.append(real(*args)) or made[-1]
+    )
+    nest = pointwise("sin", [torch.float32], torch.float32, 4096)
+    found = compile_kernel(generate(nest, "kernel"), gpu_target("sm_90"))
+    assert made == [found] and found.local_bytes > found.spilled_bytes == 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -45,7 +45,7 @@ def as_before() -> Iterator[None]:
 def uses_tf32(code: KernelCode, target: GpuTarget) -> bool:
     """Whether the machine code multiplies by TF32; it must fit the registers and the shared memory."""
     found = compile_kernel(code, target)
-    assert found.local_bytes == 0 and found.shared_bytes <= target.shared_bytes
+    assert found.spilled_bytes == 0 and found.shared_bytes <= target.shared_bytes
     if not TF32.search(found.ptx):
         assert not found.tensor_cores
         return False

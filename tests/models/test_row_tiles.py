@@ -79,12 +79,13 @@ def check(
     *args: Tensor,
     train: bool = False,
     steps: tuple[int, ...],
+    options: dict[str, str] | None = None,
 ) -> None:
     """Results and gradients are as near to double precision as eager's, and nothing runs in eager. ``steps``:
     the products that run by blocks in each program, in order of their number."""
     lazyc.metrics.reset()
     before = set(map(id, executables()))
-    compiled = torch.compile(function, backend="lazyc")
+    compiled = torch.compile(function, backend="lazyc", options=options)
     grad = torch.randn(function(*args).shape) if train else None
     got = run(compiled, list(args), grad)
     eager = run(function, list(args), grad)
@@ -429,6 +430,7 @@ def test_without_the_pass_scores_are_stored() -> None:
         ("auto", 0, "memory-efficient", "16 of 37 rows at a time"),
         ("auto", 4 << 20, "math", "the caches hold them"),
         ("math", 0, "math", "the option attention is math"),
+        ("memory-efficient", 4 << 20, "memory-efficient", "16 of 37 rows at a time"),
     ],
 )
 def test_the_kernel_is_told(
@@ -446,6 +448,111 @@ def test_the_kernel_is_told(
     (told,) = [e for e in heard if isinstance(e, E.AttentionChosen | E.RowTilesChosen)]
     assert isinstance(told, E.AttentionChosen) and told.kernel == kernel and reason in told.reason
     assert "test_row_tiles.py" in told.line
+
+
+# --- the option attention, with the sizes that are compiled for outside of tests ---------------------------------
+
+
+@pytest.fixture
+def usual(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+
+
+BY_BLOCKS = {"attention": "memory-efficient"}
+
+
+@pytest.mark.usefixtures("usual", "threads")
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        *itertools.product((causal, nanogpt, bert), (torch.float32, torch.bfloat16, torch.float16)),
+        (nanogpt, torch.float64),
+        (repeated, torch.float32),
+        (in_single_precision, torch.bfloat16),
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_blocks_where_they_are_asked_for(model: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    """Of scores that are in the caches; of one matrix with two threads too."""
+    shared = 2 if model is repeated else 1
+    for sizes in ({}, {"heads": 1, "batch": 1}):
+        torch._dynamo.reset()
+        args = [x.to(dtype) for x in tensors(shared=shared, **sizes)]
+        check(model, *args, train=True, steps=(2, 5), options=BY_BLOCKS)
+
+
+def chosen(function: Callable[[], None]) -> list[E.AttentionChosen]:
+    heard: list[E.Event] = []
+    stop = EVENTS.subscribe(heard.append)
+    try:
+        function()
+    finally:
+        stop()
+    return [e for e in heard if isinstance(e, E.AttentionChosen)]
+
+
+@pytest.mark.usefixtures("usual")
+@pytest.mark.parametrize("length", [40, 600])
+def test_kernels_of_torchs_operator(length: int) -> None:
+    """Whatever is the fastest: the caches hold the shorter sequence, and the library is faster for the longer
+    one."""
+    args = tensors(q=length, k=length, batch=1)
+    want = run(causal, args, args[0])
+    for mode, kernels in (
+        ("flash", []), ("math", ["math"] * 2), ("memory-efficient", ["memory-efficient"] * 2),
+    ):  # fmt: skip
+        torch._dynamo.reset()
+        lazyc.metrics.reset()
+        before = set(map(id, executables()))
+        compiled = torch.compile(causal, backend="lazyc", options={"attention": mode})
+        got: list[Tensor] = []
+        told = chosen(lambda compiled=compiled, got=got: got.extend(run(compiled, args, args[0])))
+        for mine, other in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        assert [e.kernel for e in told] == kernels
+        reasons = [f["reason"] for f in lazyc.metrics.snapshot()["fallbacks"]]
+        assert reasons == ["the option attention is flash: library flash attention"] * (
+            2 if mode == "flash" else 0
+        )
+        arenas = [arena_bytes(x) for x in executables() if id(x) not in before]
+        scores = 3 * length * length * 4
+        assert (min(arenas) >= scores) if mode == "math" else (length < 600 or max(arenas) < scores)
+
+
+@pytest.mark.usefixtures("usual")
+def test_lengths_that_change_by_blocks() -> None:
+    """Of torch's operator, which is left to the library otherwise."""
+
+    def model(x: Tensor) -> Tensor:
+        return causal(x, x * 2, x + 1)
+
+    compiled = torch.compile(model, backend="lazyc", options=BY_BLOCKS)
+    before = set(map(id, executables()))
+    lazyc.metrics.reset()
+    for length in (20, 33, 57):
+        x = tensors(q=length)[0].contiguous()
+        torch._dynamo.mark_dynamic(x, 2)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    (made,) = [x for x in executables() if id(x) not in before]
+    assert [c.blocks is not None for c in choices(made)] == [True]
+    assert not lazyc.metrics.snapshot()["fallbacks"]
+
+
+@pytest.mark.usefixtures("usual")
+def test_recorded_code_has_its_own_option() -> None:
+    q, k, v = tensors()
+    want = causal(q, k, v)
+    for mode in ("math", "memory-efficient", "flash"):
+        told = []
+
+        def recorded(mode: str = mode, told: list[Tensor] = told) -> None:
+            with lazyc.lazy(attention=mode):
+                told.append(causal(q, k, v).clone())
+                lazyc.mark_step()
+
+        kernels = {e.kernel for e in chosen(recorded)}
+        torch.testing.assert_close(told[0] + 0, want, rtol=1e-4, atol=1e-5)
+        assert kernels == (set() if mode == "flash" else {mode})
 
 
 # --- memory ---------------------------------------------------------------------------------------

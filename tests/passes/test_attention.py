@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from lazyc.codegen.gpu_target import gpu_target
+from lazyc.config import AttentionKernel
 from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.interp import run_graph
 from lazyc.ir.loops import Dot
 from lazyc.ir.program import Program
 from lazyc.ir.types import DType
-from lazyc.passes.attention import Mode, attention
+from lazyc.passes.attention import attention
 from lazyc.passes.padding import pad_products
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.realize import live_nodes
@@ -44,7 +45,7 @@ def softmax(m: Make, s: Node) -> Node:
     return m.div(e, m.reduce("sum", e, last, keepdim=True))
 
 
-def rewritten(graph: Graph, mode: Mode = "flash") -> tuple[Graph, list[Decision]]:
+def rewritten(graph: Graph, mode: AttentionKernel = "flash") -> tuple[Graph, list[Decision]]:
     found = attention(graph, mode)
     return found, found.decisions
 
@@ -184,7 +185,7 @@ def test_equal_lengths_keep_queries_and_keys_apart() -> None:
 
 
 def stored(
-    build: Callable[[Make, Node, Node, Node], tuple[Node, ...]], reason: str, mode: Mode
+    build: Callable[[Make, Node, Node, Node], tuple[Node, ...]], reason: str, mode: AttentionKernel
 ) -> None:
     m = Make()
     q, k, v = inputs(m)

@@ -92,8 +92,8 @@ def test_orders_of_values() -> None:
     def graph() -> Graph:
         b = Make()
         x, y = b.input(4, 6), b.input(6, 8)
-        turned = b.permute(b.emit("matmul", x, y), (1, 0))
-        return b.outputs(b.emit("matmul", turned, b.input(4, 3)), b.emit("exp", x), strides=[None, (1, 4)])  # fmt: skip
+        turned = b.reshape(b.permute(b.emit("matmul", x, y), (1, 0)), (4, 8))
+        return b.outputs(b.emit("matmul", b.input(3, 4), turned), b.emit("exp", x), strides=[None, (1, 4)])  # fmt: skip
 
     stored = {what: why for _, what, why, *_ in decided(graph()) if "stored" in what}
     assert stored == {
@@ -102,6 +102,18 @@ def test_orders_of_values() -> None:
     }
     stored = {what: why for _, what, why, *_ in decided(graph(), layout=False) if "stored" in what}
     assert list(stored) == ["f32[4, 6] stored with strides (1, 4)"]
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_product_reads_rows_and_columns_alike(also: bool) -> None:
+    """So that what it reads the transpose of is stored in whole rows, unless something else wants it otherwise."""
+    b = Make()
+    turned = b.permute(b.emit("exp", b.input(2, 4, 6)), (0, 2, 1))
+    outs = [b.emit("matmul", turned, b.input(2, 4, 3))]
+    if also:
+        outs.append(b.emit("neg", turned))
+    told = [what for _, what, *_ in decided(b.outputs(*outs))]
+    assert ("f32[2, 4, 6] stored with strides (24, 1, 4)" in told) is also
 
 
 def test_a_program_from_the_cache_tells_its_decisions(tmp_path: Path) -> None:

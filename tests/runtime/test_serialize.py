@@ -128,7 +128,9 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
         packed=(P.KernelStep("cd" * 32, (0,), ()),),
         parameters=(0, 2),
         tiles=(
-            P.RowTiles(0, (P.RowStep(axes=1), P.RowStep("k")), 12 * s0, s0, ((2, s0 * 2),), True),
+            P.RowTiles(
+                0, (P.RowStep(axes=1), P.RowStep("k")), 12 * s0, s0, ((2, s0 * 2),), True, True
+            ),
         ),
         decisions=(
             Decision("n 33 -> 40", "wider", "model.py:3", 1, None, 2, 0.1, "padding"),

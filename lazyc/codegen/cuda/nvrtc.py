@@ -18,8 +18,7 @@ from lazyc.errors import MissingPackage
 
 @dataclass(frozen=True, slots=True)
 class CompiledCuda(PtxFacts):
-    """Machine code of a kernel. ``registers``: of a thread; ``local_bytes``: memory of a thread, which is
-    where registers spill to."""
+    """Machine code of a kernel. ``registers`` and ``local_bytes``, memory: of a thread."""
 
     cubin: bytes
     ptx: str
@@ -48,9 +47,9 @@ def compile_cuda(code: KernelCode, target: GpuTarget) -> CompiledCuda:
     if version() is None:
         raise MissingPackage("2:4 weights on GPUs", "NVRTC", "cuda")
     made = _compile(code, target, ())
-    if made.local_bytes:
+    if made.spilled_bytes:
         again = _compile(code, target, (b"--define-macro=LEAST_BLOCKS=1",))
-        if again.local_bytes < made.local_bytes:
+        if again.spilled_bytes < made.spilled_bytes:
             return again
     return made
 

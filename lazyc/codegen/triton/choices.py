@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 from lazyc.codegen.base import CodegenError
@@ -20,6 +21,7 @@ from lazyc.codegen.triton.blocks import Blocks, choose_blocks, power_of_two
 from lazyc.codegen.triton.code import VECTOR_BYTES
 from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.cost_model import Work, seconds
+from lazyc.codegen.triton.live import words_at_once
 from lazyc.codegen.triton.tile_rules import attention_tiles, contraction_tiles, tile_depth
 from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, Tiles, are_aligned, tile_size
 from lazyc.ir import loops as L
@@ -249,6 +251,7 @@ def _loop_work(nest: L.LoopNest, target: GpuTarget) -> Callable[[Blocks], Work]:
     size = max((i.dtype.itemsize for found in loads for i in found), default=4)
     live = 2 + max(map(len, loads), default=0)
     memory = _memory_bytes(nest)
+    at_once = cache(partial(words_at_once, nest))
 
     def work(b: Blocks) -> Work:
         programs = -(-outer // b.points)
@@ -258,6 +261,10 @@ def _loop_work(nest: L.LoopNest, target: GpuTarget) -> Callable[[Blocks], Work]:
             k * count * len(s.body)
             for k, count, s in zip(steps, b.iterations, nest.stages, strict=True)
         )
+        # The compiler takes registers for all that it loads, and does with fewer where threads have no more.
+        liked = _FIXED_REGISTERS // 2 + live * elements * size // 4
+        needed = _FIXED_REGISTERS + int(elements * at_once(b.iterations))
+        most = min(target.thread_registers, target.registers // (b.warps * target.warp))
         return Work(
             programs=programs,
             warps=b.warps,
@@ -267,7 +274,7 @@ def _loop_work(nest: L.LoopNest, target: GpuTarget) -> Callable[[Blocks], Work]:
             load_bytes=min(VECTOR_BYTES, power_of_two(elements) * size),
             waits=float(sum(steps)),
             shared_bytes=0,
-            registers=_FIXED_REGISTERS // 2 + live * elements * size // 4,
+            registers=max(needed, min(liked, most)),
             memory_bytes=memory,
         )
 

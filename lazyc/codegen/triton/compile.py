@@ -28,13 +28,29 @@ _NAMES = {
 }  # fmt: skip
 _one_at_a_time = threading.Lock()  # Triton's settings are the process's
 ALIGNMENT = 16  # bytes, of every pointer that a kernel is given
+_FRAME_STEP = (
+    8  # bytes: local memory is a multiple, and so is its part for the program's own arrays
+)
 
 
 class PtxFacts:
-    """What the ``ptx`` of a kernel shows."""
+    """What the ``ptx`` of a kernel shows, and ``local_bytes``, the local memory of a thread."""
 
     __slots__ = ()
     ptx: str
+    local_bytes: int
+
+    @property
+    def array_bytes(self) -> int:
+        """Local memory that the program itself asks for: arrays whose index only a run tells, such as the digits of
+        2/pi that sin and cos take of a large argument (Payne and Hanek)."""
+        sizes = re.findall(r"\.local\b[^;\[]*__local_depot\d+\[(\d+)\]", self.ptx)
+        return sum(-(-int(size) // _FRAME_STEP) * _FRAME_STEP for size in sizes)
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Local memory that registers are spilled to: what the program did not ask for."""
+        return max(0, self.local_bytes - self.array_bytes)
 
     @property
     def loads(self) -> set[str]:
@@ -62,8 +78,8 @@ class PtxFacts:
 @dataclass(frozen=True, slots=True)
 class Compiled(PtxFacts):
     """Machine code of a kernel. ``warps`` and ``shared_bytes``: of a block; ``registers``: of a thread;
-    ``local_bytes``: memory of a thread, which is where registers spill to; ``scratch_bytes``: global memory
-    that Triton wants for a kernel besides its arguments."""
+    ``local_bytes``: memory of a thread; ``scratch_bytes``: global memory that Triton wants for a kernel besides its
+    arguments."""
 
     cubin: bytes
     ptx: str
@@ -81,10 +97,10 @@ def compile_kernel(code: KernelCode, target: GpuTarget) -> Compiled:
     have, and keeps to what fits one block.
     """
     made = _compile(code, target, {})
-    if made.local_bytes:
+    if made.spilled_bytes:
         most = target.registers // (made.warps * target.warp) // 8 * 8
         again = _compile(code, target, {"maxnreg": min(most, target.thread_registers)})
-        if again.local_bytes < made.local_bytes:
+        if again.spilled_bytes < made.spilled_bytes:
             return again
     return made
 
@@ -118,7 +134,7 @@ _REGISTERS, _FRAME = 0x2F, 0x11  # attributes EIATTR_REGCOUNT and EIATTR_FRAME_S
 
 
 def resources(cubin: bytes, symbol: str) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its local memory (where registers are spilled to)."""
+    """Registers of a thread, and bytes of its local memory."""
     header = _ELF_HEADER.unpack_from(cubin)
     table, size, count, names = header[6], header[11], header[12], header[13]
     sections = [_ELF_SECTION.unpack_from(cubin, table + k * size) for k in range(count)]

@@ -75,7 +75,7 @@ class CudaGenerator:
     def compile_alternative(self, code: KernelCode) -> bytes | None:
         made = compile_kernel(code, self._target)
         fits = made.shared_bytes <= self._target.shared_bytes
-        if made.local_bytes or made.scratch_bytes or not fits:
+        if made.spilled_bytes or made.scratch_bytes or not fits:
             return None
         return self._dump(made)
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 from lazyc.codegen.base import KernelCode, LaunchRef
 from lazyc.codegen.triton.blocks import Blocks, keeps_order
 from lazyc.codegen.triton.code import Code, ceil_div
+from lazyc.codegen.triton.live import is_long, is_whole
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.reduction import ITERATIONS, POINTS, Accumulator, Running
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
 from lazyc.ir.nest_values import cone, inside_of_dots
 from lazyc.ir.types import Dim, DType, numel
-
-_LONG = 64  # blocks of a loop, from which on rounding is kept track of
 
 
 def loop_kernel(
@@ -57,7 +56,7 @@ class _Kernel:
             return
         w.dims[ITERATIONS] = 1, count
         outer, total = dict(code.values), numel(a.size for a in stage.axes)
-        whole = isinstance(total, int) and total <= count
+        whole = is_whole(total, count)
         loop = _Loop(code, stage, total, count)
         lanes = f"tl.arange(0, {count})[None, :]"
         if whole and total != 0:
@@ -141,8 +140,7 @@ class _Loop:
         self.stage = stage
         self.total = total
         self.count = count
-        whole = isinstance(total, int) and total <= count
-        long = not isinstance(total, int) or total > _LONG * count
+        whole, long = is_whole(total, count), is_long(total, count)
         types = {
             i.id: i.dtype for s in code.nest.stages for i in s.body if not isinstance(i, L.Store)
         }
