@@ -91,7 +91,6 @@ def lazyc(
     from lazyc.frontend.recompiles import recompile
     from lazyc.frontend.recompute import BY_ROWS, IN_TILES
     from lazyc.frontend.shapes import SizePolicy, size_policies, specialize
-    from lazyc.passes import half_products
     from lazyc.variants import for_new_shape
 
     leave_out_spans()
@@ -112,7 +111,7 @@ def lazyc(
     has_products = _has_gpu_code(config, device)
     recompute = IN_TILES
     if not has_products:
-        recompute = replace(BY_ROWS, least_half_bytes=half_products.LEAST_BYTES)
+        recompute = replace(BY_ROWS, least_half_bytes=_least_half_bytes())
     if config.attention == "math":
         recompute = None
     if config.lazy:
@@ -141,6 +140,18 @@ def lazyc(
         spent = time.time() - again.started
         EVENTS.emit(E.Recompiled(again.line, again.changed, again.fix, again.count, spent))
     return compiled
+
+
+def _least_half_bytes() -> dict[torch.dtype, int]:
+    """Of scores of half types that are computed again on the CPU."""
+    from lazyc.ir.types import DType
+    from lazyc.passes.half_products import least_bytes
+    from lazyc.runtime.half_tiles import find_half_kernels
+    from lazyc.runtime.threads import torch_library
+
+    packed = find_half_kernels(torch_library())
+    halves = {torch.float16: DType.F16, torch.bfloat16: DType.BF16}
+    return {dtype: least_bytes(ours, packed) for dtype, ours in halves.items()}
 
 
 class Session:

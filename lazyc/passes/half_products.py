@@ -20,8 +20,10 @@ MKL widens f16 itself, once for each block, which is slower than to do it once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from functools import partial
 
+from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.types import DType, numel
 from lazyc.passes.rewrite import Rewriter, rewrite
@@ -30,31 +32,58 @@ _HALVES = (DType.F16, DType.BF16)
 # Of one of the three matrices of a product, over all batch dims, in f32. Training computes scores again from the same
 # size on (frontend/recompute.py). ``python -m bench nanogpt-ladder --layers 0 --dtype bfloat16`` has what it costs.
 LEAST_BYTES = 256 << 20
+# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py).
+LEAST_PACKED_BYTES = 64 << 20
 
 
-def half_products(graph: Graph) -> Graph:
-    """The Graph with ``wide_matmul`` where it serves."""
-    return rewrite(graph, {"matmul": [_widen]})
+def half_products(graph: Graph, packed: Container[DType] = ()) -> Graph:
+    """The Graph with ``wide_matmul`` where it serves. ``packed``: the types whose blocks oneDNN's kernels multiply."""
+    return rewrite(graph, {"matmul": [partial(_widen, packed)]})
 
 
-def _widen(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+def least_bytes(dtype: DType, packed: Container[DType]) -> int:
+    """Of the scores of an attention that is better computed again than kept."""
+    return LEAST_PACKED_BYTES if dtype in packed else LEAST_BYTES
+
+
+def _widen(packed: Container[DType], b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     factors = [_narrow(arg) for arg in x]
     kind = factors[0].dtype
     if len(node.shape) < 3 or kind not in _HALVES or factors[1].dtype is not kind:
         return None
     is_widened = node.dtype is not kind
-    if not (is_widened and kind is DType.BF16) and not any(map(_is_large, (node, *x))):
+    least = least_bytes(kind, packed)
+    is_large = any(_is_large(n, least) for n in (node, *x))
+    if not (is_widened and kind is DType.BF16) and not is_large:
         return None
     b.decide(
         f"product of {factors[0].type} and {factors[1].type} with a result in f32",
         "with one of a half type it could not run by blocks of rows",
     )
+    if is_large and kind in packed and _is_turned(factors[0]) and _is_large(factors[0], least):
+        second, first = (_turned(b, n) for n in factors)
+        return _turned(b, b.cast(b.emit("wide_matmul", first, second), node.dtype))
     return b.cast(b.emit("wide_matmul", *factors), node.dtype)
 
 
-def _is_large(x: Node) -> bool:
+def _is_large(x: Node, least: int) -> bool:
     elements = numel(x.shape)
-    return isinstance(elements, int) and elements * DType.F32.itemsize >= LEAST_BYTES
+    return isinstance(elements, int) and elements * DType.F32.itemsize >= least
+
+
+def _is_turned(x: Node) -> bool:
+    return x.op == "permute" and x.attrs.dims == _last_two_swapped(x)
+
+
+def _turned(b: Rewriter, x: Node) -> Node:
+    if _is_turned(x):
+        return x.inputs[0]
+    return b.emit("permute", x, attrs=A.PermuteAttrs(_last_two_swapped(x)))
+
+
+def _last_two_swapped(x: Node) -> tuple[int, ...]:
+    rank = len(x.shape)
+    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _narrow(x: Node) -> Node:

@@ -6,6 +6,7 @@ from collections.abc import Container
 from functools import partial
 
 from lazyc.codegen.product_costs import ProductCosts
+from lazyc.ir.types import DType
 from lazyc.passes.attention import Mode, attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
@@ -27,12 +28,14 @@ def pipeline(
     costs: ProductCosts | None = None,
     disabled: Container[str] = (),
     attend: Mode = "auto",
+    packed: Container[DType] = (),
 ) -> tuple[Pass, ...]:
     """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
 
     ``keeps``: what is made of weights alone is kept between calls. ``has_products``:
     matrix products are kernels of the target, and no calls of a library; ``attend`` is then the mode of
-    ``attention``. ``costs`` are those of its products; without them none is padded.
+    ``attention``. ``costs`` are those of its products; without them none is padded. ``packed`` as in
+    ``half_products``.
     """
     attending = partial(attention, mode=attend)
     operands = partial(copy_matrix_operands, keeps=keeps)
@@ -54,7 +57,7 @@ def pipeline(
             ()
             if has_products
             else (
-                Pass("half_products", half_products),
+                Pass("half_products", partial(half_products, packed=packed)),
                 Pass("copy_matrix_operands", operands),
             )
         ),

@@ -35,6 +35,7 @@ from lazyc.runtime.blocks import (
 )
 from lazyc.runtime.driver import ENV_SLOTS, LITERAL, OWN_SLOT, BlockSlice, TableWriter
 from lazyc.runtime.eager import is_foreign, step_buffers
+from lazyc.runtime.half_tiles import build_copies
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.memory import Interval, plan_arena
 from lazyc.runtime.products import packed_product, plain_product, tiled_product
@@ -570,7 +571,21 @@ class _Writer:
             (0.0, 1.0 if part.sums else 0.0),
             call.dtype is DType.F64,
             list(zip(self.sizes.all(part.step.batch), *strides, strict=True)),
+            self._half_words(blocks, part),
         )
+
+    def _half_words(self, blocks: Blocks, part: BlockProduct) -> tuple[int, ...]:
+        """What the driver's HALVES record has more than a GEMM; empty where it is none."""
+        if part.copies is None:
+            return ()
+        kernel, code, call = part.copies.kernel, build_copies(), part.call
+        b, a = blocks.copies[part]
+        pack = code.by_columns if call.transpose_b else code.by_rows
+        turn = code.transposed if call.transpose_a else 0
+        return (
+            kernel.multiply, kernel.release, kernel.could_pack, kernel.scalar_type,
+            pack, b, int(not part.copies.lasts), turn, a,
+        )  # fmt: skip
 
     def _sparse(self, table: TableWriter, step: Step, slot: int) -> None:
         """The kernel of a product that reads b in compressed form from ``slot``."""

@@ -7,11 +7,12 @@ for example, is packed anew by the BLAS each time. That must stay small beside t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lazyc.codegen.base import Kernel, LoadedKernel
 from lazyc.ir.program import GemmStep, KernelStep, Operand, Program, RowTiles
+from lazyc.runtime.half_tiles import HalfKernel
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.sizes import Sizes
 
@@ -36,16 +37,29 @@ class BlockKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfCopies:
+    """What ``kernel`` reads in place of a and b of a product (``half_tiles``): a packed b of ``b_bytes``, made
+    for each block, or for the blocks of a matrix where ``lasts``, and a copy of an a stored by columns, of
+    ``a_bytes`` if not 0."""
+
+    kernel: HalfKernel
+    b_bytes: int
+    a_bytes: int
+    lasts: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockProduct:
     """A product for one block. ``call`` has no batch dims and the rows of a whole block; ``dim`` is
     the place of that size among (n, m, k), the sizes that Fortran's ?gemm takes. ``moves`` are for b, a
     and c: elements from one row to the next, then the stride of each batch dim; zeros for a
-    private buffer, of which there is one block only."""
+    private buffer, of which there is one block only. ``copies``: where kernels of half types may run."""
 
     step: GemmStep
     call: GemmCall
     dim: int
     moves: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    copies: HalfCopies | None
 
     @property
     def sums(self) -> bool:
@@ -58,7 +72,8 @@ class Blocks:
     """Steps that run ``block`` rows of one of ``batch`` matrices at a time, each thread with
     ``thread_bytes`` of memory of its own: at first room for ``longest`` addresses, then the private
     buffers, each at (byte offset, bytes of a row). ``in_order``: the blocks of a matrix depend on
-    each other, in order."""
+    each other, in order. ``copies``: where in that memory the factors of half types are that each step copies
+    (b, a)."""
 
     steps: tuple[BlockKernel | BlockProduct, ...]
     batch: int
@@ -66,6 +81,7 @@ class Blocks:
     block: int
     in_order: bool
     private: Mapping[int, tuple[int, int]]
+    copies: Mapping[BlockProduct, tuple[int, int]]
     longest: int
     thread_bytes: int
     threads: int
@@ -157,9 +173,39 @@ def _plan_blocks(
     for buffer, size in row_bytes.items():
         private[buffer] = offset, size
         offset += _aligned(block * size)
+    copies, offset = _place_copies(steps, offset)
     return Blocks(
-        tuple(steps), batch, rows, block, in_order, private, longest, offset, max(threads, 1)
+        tuple(steps),
+        batch,
+        rows,
+        block,
+        in_order,
+        private,
+        copies,
+        longest,
+        offset,
+        max(threads, 1),
     )
+
+
+def _place_copies(
+    steps: Sequence[BlockKernel | BlockProduct], offset: int
+) -> tuple[dict[BlockProduct, tuple[int, int]], int]:
+    """Offsets of what each product copies of its b and a, from ``offset`` on, and the offset behind them. What is
+    made for each block anew lies in one place."""
+    copying = [(s, s.copies) for s in steps if isinstance(s, BlockProduct) and s.copies is not None]
+    first = offset
+    for _, copies in copying:
+        if copies.lasts:
+            first += _aligned(copies.b_bytes)
+    second = first + max((_aligned(c.b_bytes) for _, c in copying if not c.lasts), default=0)
+    end = second + max((_aligned(c.a_bytes) for _, c in copying), default=0)
+    found: dict[BlockProduct, tuple[int, int]] = {}
+    for step, copies in copying:
+        found[step] = (offset if copies.lasts else first), second
+        if copies.lasts:
+            offset += _aligned(copies.b_bytes)
+    return found, end
 
 
 def _itemsize(program: Program, buffer: int) -> int:
@@ -230,4 +276,17 @@ def _product(
     places = {"n": 0, "m": 1, "k": 2}
     if call.swapped:  # the call computes the transposed product: a and b, m and n change places
         b, a, places = a, b, {"m": 0, "n": 1, "k": 2}
-    return BlockProduct(step, call, places[dim], (b, a, c))
+    return BlockProduct(step, call, places[dim], (b, a, c), _half_copies(call, places[dim], blas))
+
+
+def _half_copies(call: GemmCall, dim: int, blas: Blas) -> HalfCopies | None:
+    """What is copied of the factors of one block, if kernels of half types can multiply it: rows of the result, or
+    sums over rows."""
+    kernel = blas.half_kernels.get(call.dtype)
+    p, size = call.product, call.dtype.itemsize
+    if kernel is None or dim == 0 or p.k % 2 or call.result_dtype is call.dtype:
+        return None
+    if call.transpose_a and p.m > p.n:  # the larger factor is copied element by element
+        return None
+    a_bytes = p.m * p.k * size if call.transpose_a else 0
+    return HalfCopies(kernel, p.k * p.n * size, a_bytes, lasts=dim == 1)

@@ -303,8 +303,9 @@ define internal ptr @block_operand(ptr %rec, i64 %i, ptr %env, ptr %own, i64 %fi
   ret ptr %q
 }
 ; A product on rows %first and the %n - 1 that follow of matrix %matrix; %block: number of the block.
+; %dims: where its batch dims are. HALVES: %is_new says that the thread has done no block of the matrix before.
 define internal void @block_gemm(ptr %rec, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n,
-                                 i64 %block) {
+                                 i64 %block, i64 %dims_at, i1 %is_new) {
 entry:
   %size_of_block = alloca i64
   store i64 %n, ptr %size_of_block
@@ -332,7 +333,7 @@ entry:
   %is_first = icmp eq i64 %block, 0
   %which = select i1 %is_first, i64 23, i64 24
   %beta = getelementptr i64, ptr %rec, i64 %which
-  %dims = getelementptr i64, ptr %rec, i64 25
+  %dims = getelementptr i64, ptr %rec, i64 %dims_at
   br label %locate
 locate:
   %d = phi i64 [ %ndims, %entry ], [ %d.1, %within ]
@@ -357,6 +358,55 @@ one:
   %pa = getelementptr i8, ptr %a, i64 %oa
   %pb = getelementptr i8, ptr %b, i64 %ob
   %pc = getelementptr i8, ptr %c, i64 %oc
+  %has_tiles = icmp eq i64 %dims_at, 34
+  br i1 %has_tiles, label %ask, label %library
+ask:                                      ; pairs of rows need an even k, and oneDNN may be switched off
+  %kk = load i64, ptr %d2
+  %odd = trunc i64 %kk to i1
+  br i1 %odd, label %library, label %allowed
+allowed:
+  %could_pack = call ptr @wordptr(ptr %rec, i64 27)
+  %type32 = call i32 @word32(ptr %rec, i64 28)
+  %type = trunc i32 %type32 to i8
+  %can = call zeroext i1 %could_pack(i8 signext %type)
+  br i1 %can, label %tiles, label %library
+tiles:
+  %nn = load i64, ptr %d0
+  %mm = load i64, ptr %d1
+  %first_at = call i64 @word(ptr %rec, i64 30)
+  %packed = getelementptr i8, ptr %own, i64 %first_at
+  %varies = call i64 @word(ptr %rec, i64 31)
+  %changes = icmp ne i64 %varies, 0
+  %packs = or i1 %changes, %is_new
+  br i1 %packs, label %pack, label %packed_b
+pack:
+  %pack_b = call ptr @wordptr(ptr %rec, i64 29)
+  %lda1 = load i64, ptr %lda
+  call void %pack_b(ptr %pa, i64 %lda1, i64 %kk, i64 %nn, ptr %packed)
+  br label %packed_b
+packed_b:
+  %turn = call ptr @wordptr(ptr %rec, i64 32)
+  %is_turned = icmp ne ptr %turn, null
+  %ldb1 = load i64, ptr %ldb
+  br i1 %is_turned, label %turned, label %multiply
+turned:
+  %second_at = call i64 @word(ptr %rec, i64 33)
+  %rows_of_a = getelementptr i8, ptr %own, i64 %second_at
+  call void %turn(ptr %pb, i64 %ldb1, i64 %kk, i64 %mm, ptr %rows_of_a)
+  br label %multiply
+multiply:
+  %pm = phi ptr [ %pb, %packed_b ], [ %rows_of_a, %turned ]
+  %ldm = phi i64 [ %ldb1, %packed_b ], [ %kk, %turned ]
+  %ldc1 = load i64, ptr %ldc
+  %beta1 = load float, ptr %beta
+  %adds = fcmp une float %beta1, 0.0
+  %brgemm = call ptr @wordptr(ptr %rec, i64 25)
+  %release = call ptr @wordptr(ptr %rec, i64 26)
+  call void %brgemm(i64 %mm, i64 %nn, i64 %kk, i64 %ldm, i64 %nn, i64 %ldc1, i1 zeroext %adds, ptr %pm,
+                    ptr %packed, ptr %pc, i1 zeroext true)
+  call void %release(i1 zeroext true)
+  ret void
+library:
   call void %fn(ptr %ta, ptr %tb, ptr %d0, ptr %d1, ptr %d2, ptr %alpha, ptr %pa, ptr %lda,
                 ptr %pb, ptr %ldb, ptr %beta, ptr %pc, ptr %ldc)
   ret void
@@ -391,12 +441,21 @@ steps:
   %step = phi ptr [ %body, %open ], [ %after, %next ]
   %op = call i64 @word(ptr %step, i64 0)
   switch i64 %op, label %finished [ i64 1, label %kernel
-                                    i64 2, label %gemm ]
+                                    i64 2, label %gemm
+                                    i64 7, label %halves ]
 kernel:
   call void @block_kernel(ptr %step, ptr %env, ptr %own, i64 %row0, i64 %n, ptr %error)
   br label %next
 gemm:
-  call void @block_gemm(ptr %step, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n, i64 %block)
+  call void @block_gemm(ptr %step, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n, i64 %block,
+                        i64 25, i1 false)
+  br label %next
+halves:
+  %is_start = icmp eq i64 %at, %begin
+  %is_top = icmp eq i64 %block, 0
+  %is_new = or i1 %is_start, %is_top
+  call void @block_gemm(ptr %step, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n, i64 %block,
+                        i64 34, i1 %is_new)
   br label %next
 next:
   %length = call i64 @word(ptr %step, i64 1)

@@ -38,6 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
     monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(doubles=True))
     monkeypatch.setattr(half_products, "LEAST_BYTES", 0)
+    monkeypatch.setattr(half_products, "LEAST_PACKED_BYTES", 0)
 
 
 @pytest.fixture(params=[1, 2])
@@ -302,6 +303,7 @@ def test_small_scores_of_half_types_are_kept(
 ) -> None:
     """ATen's products, which are faster, have results of the type."""
     monkeypatch.setattr(half_products, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(half_products, "LEAST_PACKED_BYTES", 1 << 20)
     before = set(map(id, executables()))
     args = [x.to(dtype).requires_grad_() for x in tensors()]
     torch.compile(nanogpt, backend="lazyc")(*args).sum().backward()
@@ -366,6 +368,7 @@ def of_itself(x: Tensor) -> Tensor:
 def test_half_types_of_lengths_that_change_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the length is now: their products are ATen's, which no blocks call."""
     monkeypatch.setattr(half_products, "LEAST_BYTES", 1)
+    monkeypatch.setattr(half_products, "LEAST_PACKED_BYTES", 1)
     compiled = torch.compile(of_itself, backend="lazyc")
     before = set(map(id, executables()))
     x = tensors()[0].bfloat16().contiguous().requires_grad_()
