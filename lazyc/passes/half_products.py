@@ -9,9 +9,14 @@
 MKL has them for f16 and bf16. They are native steps, which a product with results of a half type, a call of
 ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
 lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
-sequence then, and a quarter longer than with ATen's products (oneDNN) and stored scores. Only products with a
-matrix that is known to be large are changed, therefore. Those without batch dims are of layers, which have no
-scores.
+sequence then. With MKL's routines it takes a quarter longer than with ATen's products (oneDNN) and stored scores; where
+the CPU has tiles for the type, blocks are multiplied by oneDNN's kernels (``runtime/half_tiles.py``), and it takes no
+longer. Only products with a matrix that is known to be large are changed, from a lower size on in the second case. Those
+without batch dims are of layers, which have no scores.
+
+Those kernels take the first factor by rows, so that a sum over the rows of a large matrix is turned:
+
+    before   matmul(permute(p) : [b, n, m], c : [b, m, k])     after    permute(wide_matmul(permute(c), p))
 
 A product whose factors were widened for it, as those of torch's attention are, is the same one. In bf16 it is
 multiplied as it was whatever its size, which is faster on CPUs with AMX;
@@ -32,8 +37,8 @@ _HALVES = (DType.F16, DType.BF16)
 # Of one of the three matrices of a product, over all batch dims, in f32. Training computes scores again from the same
 # size on (frontend/recompute.py). ``python -m bench nanogpt-ladder --layers 0 --dtype bfloat16`` has what it costs.
 LEAST_BYTES = 256 << 20
-# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py).
-LEAST_PACKED_BYTES = 64 << 20
+# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py): from here on that is not slower.
+LEAST_PACKED_BYTES = 16 << 20
 
 
 def half_products(graph: Graph, packed: Container[DType] = ()) -> Graph:
@@ -72,10 +77,16 @@ def _is_large(x: Node, least: int) -> bool:
 
 
 def _is_turned(x: Node) -> bool:
+    """Whether it is the transpose of something, perhaps with other batch dims."""
+    if x.op == "reshape" and x.shape[-2:] == x.inputs[0].shape[-2:]:
+        x = x.inputs[0]
     return x.op == "permute" and x.attrs.dims == _last_two_swapped(x)
 
 
 def _turned(b: Rewriter, x: Node) -> Node:
+    if _is_turned(x) and x.op == "reshape":
+        source = x.inputs[0].inputs[0]
+        return b.reshape(source, (*x.shape[:-2], x.shape[-1], x.shape[-2]))
     if _is_turned(x):
         return x.inputs[0]
     return b.emit("permute", x, attrs=A.PermuteAttrs(_last_two_swapped(x)))
