@@ -65,7 +65,7 @@ def _widen(packed: Container[DType], b: Rewriter, node: Node, x: Sequence[Node])
         f"product of {factors[0].type} and {factors[1].type} with a result in f32",
         "with one of a half type it could not run by blocks of rows",
     )
-    if is_large and kind in packed and _is_turned(factors[0]) and _is_large(factors[0], least):
+    if is_large and kind in packed and _is_turned(factors[0]) and _is_larger(*factors):
         second, first = (_turned(b, n) for n in factors)
         return _turned(b, b.cast(b.emit("wide_matmul", first, second), node.dtype))
     return b.cast(b.emit("wide_matmul", *factors), node.dtype)
@@ -74,6 +74,11 @@ def _widen(packed: Container[DType], b: Rewriter, node: Node, x: Sequence[Node])
 def _is_large(x: Node, least: int) -> bool:
     elements = numel(x.shape)
     return isinstance(elements, int) and elements * DType.F32.itemsize >= least
+
+
+def _is_larger(x: Node, than: Node) -> bool:
+    sizes = numel(x.shape), numel(than.shape)
+    return isinstance(sizes[0], int) and isinstance(sizes[1], int) and sizes[0] > sizes[1]
 
 
 def _is_turned(x: Node) -> bool:
