@@ -146,6 +146,18 @@ def lazyc(
     return compiled
 
 
+def _least_half_bytes() -> dict[torch.dtype, int]:
+    """Of scores of half types that are computed again on the CPU."""
+    from lazyc.ir.types import DType
+    from lazyc.passes.half_products import least_bytes
+    from lazyc.runtime.half_tiles import find_half_kernels
+    from lazyc.runtime.threads import torch_library
+
+    packed = find_half_kernels(torch_library())
+    halves = {torch.float16: DType.F16, torch.bfloat16: DType.BF16}
+    return {dtype: least_bytes(ours, packed) for dtype, ours in halves.items()}
+
+
 class Session:
     """The compilers of this process, one for each Config and device; they share events, spans and metrics."""
 
@@ -285,7 +297,6 @@ if hasattr(os, "register_at_fork"):
 def _recompute(attention: AttentionKernel, has_products: bool) -> Recompute | None:
     """Which hand-written attention is computed again in the backward pass."""
     from lazyc.frontend.recompute import BY_ROWS, IN_TILES, Recompute
-    from lazyc.passes import half_products
 
     if attention == "math":
         return None
@@ -293,7 +304,7 @@ def _recompute(attention: AttentionKernel, has_products: bool) -> Recompute | No
         return IN_TILES
     if attention == "memory-efficient":
         return Recompute(doubles=True)
-    return replace(BY_ROWS, least_half_bytes=half_products.LEAST_BYTES)
+    return replace(BY_ROWS, least_half_bytes=_least_half_bytes())
 
 
 def _is_gpu(target: str) -> bool:

@@ -329,6 +329,7 @@ class Compiler:
                 self._generator.product_costs,
                 self._config.disabled_passes,
                 cast(AttentionKernel, self._config.attention),
+                frozenset(self._host.blas.half_kernels),
             )
             results = run_passes(graph, passes, self._config.verify)
         except PassFailed as failure:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -49,13 +49,14 @@ _TRIANGLES = frozenset({_ATEN.tril.default, _ATEN.triu.default})
 class Recompute:
     """Which attentions are computed again: of ``least`` queries and keys, with heads of ``widest`` at most
     and scores of ``least_bytes`` in the type that they are computed in; ``doubles``: also in double precision.
-    Where half types are multiplied: of ``least_half_bytes``, and if these are not 0, of sizes that are known."""
+    Where half types are multiplied: of what ``least_half_bytes`` has for the type, and if these are not 0, of sizes
+    that are known."""
 
     doubles: bool = False
     least: int = 1
     widest: int | None = None
     least_bytes: int = 0
-    least_half_bytes: int = 0
+    least_half_bytes: Mapping[torch.dtype, int] = field(default_factory=dict)
 
 
 # Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
@@ -234,7 +235,7 @@ def _is_over_rows(softmax: Node, which: Recompute) -> bool:
     nbytes = _wide(scores.dtype).itemsize * math.prod(sizes)
     least_bytes = which.least_bytes
     if scores.dtype in (torch.float16, torch.bfloat16):
-        least_bytes = which.least_half_bytes
+        least_bytes = which.least_half_bytes.get(scores.dtype, 0)
         if least_bytes and not all(isinstance(n, int) for n in scores.shape):
             return False
     large = min(sizes[-2:]) >= which.least and nbytes >= least_bytes

@@ -7,6 +7,7 @@ from functools import partial
 
 from lazyc.codegen.product_costs import ProductCosts
 from lazyc.config import AttentionKernel
+from lazyc.ir.types import DType
 from lazyc.passes.attention import attention
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
@@ -29,12 +30,14 @@ def pipeline(
     costs: ProductCosts | None = None,
     disabled: Container[str] = (),
     attend: AttentionKernel = "auto",
+    packed: Container[DType] = (),
 ) -> tuple[Pass, ...]:
     """The passes, without those ``disabled`` (of ``config.OPTIONAL_PASSES``).
 
     ``keeps``: what is made of weights alone is kept between calls. ``has_products``:
     matrix products are kernels of the target, and no calls of a library. ``attend``: how attention is to be
-    computed. ``costs`` are those of its products; without them none is padded.
+    computed. ``costs`` are those of its products; without them none is padded. ``packed`` as in
+    ``half_products``.
     """
     attending = partial(attention, mode=attend)
     operands = partial(copy_matrix_operands, keeps=keeps)
@@ -57,7 +60,7 @@ def pipeline(
             ()
             if has_products
             else (
-                Pass("half_products", partial(half_products, attend=attend)),
+                Pass("half_products", partial(half_products, attend=attend, packed=packed)),
                 Pass("copy_matrix_operands", operands),
             )
         ),

@@ -7,11 +7,12 @@ for example, is packed anew by the BLAS each time. That must stay small beside t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lazyc.codegen.base import Kernel, LoadedKernel
 from lazyc.ir.program import GemmStep, KernelStep, Operand, Program, RowTiles
+from lazyc.runtime.half_tiles import HalfKernel
 from lazyc.runtime.library import Blas, GemmCall, plan_gemm
 from lazyc.runtime.sizes import Sizes
 
@@ -23,6 +24,9 @@ CACHE_SHARE = 0.5
 # A block has a multiple of these rows, and as many at least: BLAS is slow with fewer. It packs what it
 # reads for every block anew, which must not be more than so many times the block's own bytes.
 LEAST_ROWS = 32
+# The same where kernels of half types multiply (half_tiles.py): sums over so few rows would leave their tiles waiting
+# for results. Attention of 4 heads of 64 over 4096 positions takes 1.2 times as long with 32, and 1.1 times with 64.
+LEAST_PACKED_ROWS = 128
 _MOST_READ = 4
 # Where matrices are added up, threads share out so many runs of blocks at one time; more where there are more threads,
 # so that up to here results are the same for any number of them. The longer a run, the more often the caches hold
@@ -54,16 +58,29 @@ class BlockSum:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfCopies:
+    """What ``kernel`` reads in place of a and b of a product (``half_tiles``): a packed b of ``b_bytes``, made
+    for each block, or for the blocks of a matrix where ``lasts``, and a copy of an a stored by columns, of
+    ``a_bytes`` if not 0."""
+
+    kernel: HalfKernel
+    b_bytes: int
+    a_bytes: int
+    lasts: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockProduct:
     """A product for one block. ``call`` has no batch dims and the rows of a whole block; ``dim`` is
     the place of that size among (n, m, k), the sizes that Fortran's ?gemm takes. ``moves`` are for b, a
     and c: elements from one row to the next, then the stride of each batch dim; zeros for a
-    private buffer, of which there is one block only."""
+    private buffer, of which there is one block only. ``copies``: where kernels of half types may run."""
 
     step: GemmStep
     call: GemmCall
     dim: int
     moves: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    copies: HalfCopies | None
 
     @property
     def sums(self) -> bool:
@@ -77,7 +94,8 @@ class Blocks:
     ``thread_bytes`` of memory of its own: at first room for ``longest`` addresses, then the private
     buffers, each at (byte offset, bytes of a row). ``in_order``: the blocks of a matrix depend on
     each other, in order. ``summed``: as in RowTiles; if not empty, so do equal blocks of several matrices, and runs
-    of ``run`` blocks go in waves (``runtime/driver.py``)."""
+    of ``run`` blocks go in waves (``runtime/driver.py``). ``copies``: where in
+    that memory the factors of half types are that each step copies (b, a)."""
 
     steps: tuple[BlockKernel | BlockProduct | BlockSum, ...]
     batch: int
@@ -85,6 +103,7 @@ class Blocks:
     block: int
     in_order: bool
     private: Mapping[int, tuple[int, int]]
+    copies: Mapping[BlockProduct, tuple[int, int]]
     longest: int
     thread_bytes: int
     threads: int
@@ -162,8 +181,11 @@ def _plan_blocks(
         raise _OneAfterAnother("there are none")
     if batch * rows * total < LEAST_BYTES and not tiles.always:
         raise _OneAfterAnother("the caches hold them")
-    fitting = int(CACHE_SHARE * cache_bytes) // total // LEAST_ROWS * LEAST_ROWS
-    block = min(max(fitting, LEAST_ROWS), rows)
+    gemms = [s for s in program.steps[tiles.first : tiles.span.stop] if isinstance(s, GemmStep)]
+    is_packed = any(s.is_wide and s.dtype in blas.half_kernels for s in gemms)
+    least = LEAST_PACKED_ROWS if is_packed else LEAST_ROWS
+    fitting = int(CACHE_SHARE * cache_bytes) // total // least * least
+    block = min(max(fitting, least), rows)
     count, summed = -(-rows // block), sizes.all(tiles.summed)
     run = _run(count, summed, threads) if summed else 1
     parts = _independent(batch, -(-count // run), in_order, summed)
@@ -192,8 +214,9 @@ def _plan_blocks(
     for buffer, size in row_bytes.items():
         private[buffer] = offset, size
         offset += _aligned(block * size)
+    copies, offset = _place_copies(steps, offset)
     return Blocks(
-        tuple(steps), batch, rows, block, in_order, private, longest, offset, max(threads, 1), summed, run
+        tuple(steps), batch, rows, block, in_order, private, copies, longest, offset, max(threads, 1), summed, run
     )  # fmt: skip
 
 
@@ -210,6 +233,26 @@ def _independent(batch: int, runs: int, in_order: bool, summed: tuple[int, ...])
         outer, groups, inner = summed
         return groups * min(outer * inner, runs)
     return batch if in_order else batch * runs
+
+
+def _place_copies(
+    steps: Sequence[BlockKernel | BlockProduct | BlockSum], offset: int
+) -> tuple[dict[BlockProduct, tuple[int, int]], int]:
+    """Offsets of what each product copies of its b and a, from ``offset`` on, and the offset behind them. What is
+    made for each block anew lies in one place."""
+    copying = [(s, s.copies) for s in steps if isinstance(s, BlockProduct) and s.copies is not None]
+    first = offset
+    for _, copies in copying:
+        if copies.lasts:
+            first += _aligned(copies.b_bytes)
+    second = first + max((_aligned(c.b_bytes) for _, c in copying if not c.lasts), default=0)
+    end = second + max((_aligned(c.a_bytes) for _, c in copying), default=0)
+    found: dict[BlockProduct, tuple[int, int]] = {}
+    for step, copies in copying:
+        found[step] = (offset if copies.lasts else first), second
+        if copies.lasts:
+            offset += _aligned(copies.b_bytes)
+    return found, end
 
 
 def _itemsize(program: Program, buffer: int) -> int:
@@ -280,4 +323,17 @@ def _product(
     places = {"n": 0, "m": 1, "k": 2}
     if call.swapped:  # the call computes the transposed product: a and b, m and n change places
         b, a, places = a, b, {"m": 0, "n": 1, "k": 2}
-    return BlockProduct(step, call, places[dim], (b, a, c))
+    return BlockProduct(step, call, places[dim], (b, a, c), _half_copies(call, places[dim], blas))
+
+
+def _half_copies(call: GemmCall, dim: int, blas: Blas) -> HalfCopies | None:
+    """What is copied of the factors of one block, if kernels of half types can multiply it: rows of the result, or
+    sums over rows."""
+    kernel = blas.half_kernels.get(call.dtype)
+    p, size = call.product, call.dtype.itemsize
+    if kernel is None or dim == 0 or p.k % 2 or call.result_dtype is call.dtype:
+        return None
+    if call.transpose_a and p.m > p.n:  # the larger factor is copied element by element
+        return None
+    a_bytes = p.m * p.k * size if call.transpose_a else 0
+    return HalfCopies(kernel, p.k * p.n * size, a_bytes, lasts=dim == 1)

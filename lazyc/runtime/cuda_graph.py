@@ -25,8 +25,8 @@ import torch
 
 from lazyc.errors import LazycWarning
 from lazyc.ir.program import Program, SeedStep
-from lazyc.runtime.binding import Plan
 from lazyc.runtime.device import Device
+from lazyc.runtime.plan import Plan
 from lazyc.runtime.runner import Runner
 
 _WARM_UP = 3  # calls before one is captured

@@ -21,10 +21,14 @@ same for every Program; its code holds no address, and is compiled in a few mill
       GEMM    op, len, fn, ndims, dim, (slot, offset, bytes to the next row) * (a, b, c), ten words as
               above, beta of later blocks, batch dims as above
       SUM     op, len, fn of the first block, fn of later ones, the rest as in KERNEL
+      HALVES  op, len, words of GEMM up to the batch dims, brgemm, release, could_pack, its argument, function
+              that packs a, bytes from the thread's memory to the packed a, whether a varies with the block,
+              function that copies b or 0, bytes to that copy, batch dims as above
 
 Inside of BLOCKS, slot -1 is the thread's own memory, whose first bytes are room for a kernel's addresses.
 A kernel finds the rows of the block where those of the whole buffer would be. "dim" is which of m, n, k
-has the rows: it is smaller in the last block of a matrix. "in order": a thread takes whole matrices.
+has the rows: it is smaller in the last block of a matrix. "in order": a thread takes whole matrices. HALVES
+runs as ``half_tiles`` says, where it can, with Fortran's a and b in each other's place, else as GEMM does.
 
 SUM adds blocks of several matrices to equal rows of one result. The matrices are [outer, groups, inner], and those of
 one group, outer * inner members, are added up; groups is 0 where there is no SUM. Blocks that follow each other
@@ -57,7 +61,7 @@ import llvmlite.binding as llvm
 from lazyc.runtime.driver_ir import DRIVER_IR
 from lazyc.runtime.threads import OpenMP
 
-END, KERNEL, GEMM, PACKED, GUARD, BLOCKS, LAUNCH, SUM = range(8)
+END, KERNEL, GEMM, PACKED, GUARD, BLOCKS, LAUNCH, SUM, HALVES = range(9)
 ENV_THREADS, ENV_OPENMP, ENV_SCRATCH, ENV_SLOTS = range(4)
 ERROR_STALE = 1 << 62
 ERROR_LAUNCH = 1 << 61  # or-ed with the status of cuLaunchKernel
@@ -225,12 +229,16 @@ class TableWriter:
         betas: tuple[float, float],
         double: bool,
         batch: Sequence[tuple[int, int, int, int]],
+        halves: Sequence[int] = (),
     ) -> None:
-        """As ``gemm``, for one block. ``betas``: in the first block of a matrix, and in later ones."""
-        self.words += (GEMM, 25 + 4 * len(batch), function, len(batch), dim)
+        """As ``gemm``, for one block. ``betas``: in the first block of a matrix, and in later ones. ``halves``: the
+        nine words of HALVES, where that may run."""
+        op, length = HALVES if halves else GEMM, 25 + len(halves) + 4 * len(batch)
+        self.words += (op, length, function, len(batch), dim)
         self.words += (word for operand in operands for word in operand)
         self.words += (ord(transposes[0]), ord(transposes[1]), *dims, *leading)
         self.words += (float_word(value, double) for value in (1.0, *betas))
+        self.words += halves
         self.words += (word for size in batch for word in size)
 
     def guard(self, words: Sequence[tuple[int, int]]) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lazyc.ir.program import GemmStep
 from lazyc.ir.tiled_product import LEAST_REPACKED, Tile
 from lazyc.ir.types import DType
+from lazyc.runtime.half_tiles import HalfKernel, find_half_kernels
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.threads import symbol_address
 
@@ -33,6 +35,9 @@ class Blas:
     bf16_gemm: int = 0  # of half types, with results in f32
     f16_gemm: int = 0
     sgemm_compute: int = 0
+    half_kernels: Mapping[DType, HalfKernel] = field(
+        default_factory=dict
+    )  # what blocks of rows may call instead
     library: ctypes.CDLL | None = None
 
     @property
@@ -57,6 +62,7 @@ def find_blas(library: ctypes.CDLL | None) -> Blas:
         bf16_gemm=symbol_address(library, "gemm_bf16bf16f32_"),
         f16_gemm=symbol_address(library, "gemm_f16f16f32_"),
         sgemm_compute=addresses[0] if all(addresses) else 0,
+        half_kernels=find_half_kernels(library),
         library=library,
     )
 

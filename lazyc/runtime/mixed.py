@@ -23,12 +23,13 @@ from lazyc.ir.program import (
     Step,
 )
 from lazyc.ir.types import storage_extent
-from lazyc.runtime.binding import Layout, Plan, Segment, written
+from lazyc.runtime.binding import written
 from lazyc.runtime.device import ALIGNMENT
 from lazyc.runtime.eager import EagerCall, EagerLog, Fill, in_layout, step_buffers
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import concrete_product
 from lazyc.runtime.memory import Arena
+from lazyc.runtime.plan import Layout, Plan, Segment
 from lazyc.runtime.runner import (
     Env,
     KernelError,

@@ -13,11 +13,11 @@ import torch
 
 from lazyc.errors import LazycError
 from lazyc.ir.program import Program, ProgramOutput
-from lazyc.runtime.binding import Layout, Plan, Segment
 from lazyc.runtime.device import ALIGNMENT
 from lazyc.runtime.driver import ERROR_LAUNCH
 from lazyc.runtime.eager import has_strides, in_layout
 from lazyc.runtime.host import Host
+from lazyc.runtime.plan import Layout, Plan, Segment
 from lazyc.runtime.sizes import Sizes
 from lazyc.runtime.watched import step_by_step
 

@@ -29,11 +29,11 @@ from lazyc.errors import CacheCorrupt, CodeNotLoaded, LazycWarning
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.program import KernelStep
 from lazyc.report.events import EventStream, KernelTuned
-from lazyc.runtime.binding import ARENA_SLOT, Segment
 from lazyc.runtime.cache import DiskCache
 from lazyc.runtime.device import Device
 from lazyc.runtime.driver import LITERAL, TableWriter
 from lazyc.runtime.key import choice_key
+from lazyc.runtime.plan import ARENA_SLOT, Segment
 from lazyc.runtime.runner import Runner
 from lazyc.runtime.serialize import LAUNCHED_KERNEL
 from lazyc.runtime.sizes import Sizes

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from lazyc.ir.program import GemmStep, KernelStep, SeedStep, Step
 from lazyc.report.spans import Category, Span, Spans
-from lazyc.runtime.binding import NativeStep, Plan, Segment, traffic
 from lazyc.runtime.blocks import Blocks
 from lazyc.runtime.driver import END
+from lazyc.runtime.plan import NativeStep, Plan, Segment, traffic
 from lazyc.runtime.sizes import Sizes
 
 _State = TypeVar("_State")

@@ -50,12 +50,12 @@ from lazyc.ir.program import (
 from lazyc.ir.sparse import SparseProduct, Sparsity, compress_24
 from lazyc.ir.types import storage_extent
 from lazyc.report.events import WeightNotSparse, WeightsPacked
-from lazyc.runtime.binding import Plan, touched
 from lazyc.runtime.compressed import compress, compressed_buffers, compressed_key
 from lazyc.runtime.device import Shared
 from lazyc.runtime.driver import ERROR_STALE, TableWriter
 from lazyc.runtime.host import Host
 from lazyc.runtime.library import GemmCall, pack, packed_bytes
+from lazyc.runtime.plan import Plan, touched
 from lazyc.runtime.products import pack_for_tiles
 
 _SAMPLES = 16  # words looked at in each parameter, each call

@@ -24,7 +24,9 @@ from lazyc.ir.types import DType, numel
 from lazyc.passes import half_products
 from lazyc.report import events as E
 from lazyc.runtime import blocks
+from lazyc.runtime.half_tiles import find_half_kernels
 from lazyc.runtime.program import Executable
+from lazyc.runtime.threads import torch_library
 
 Tensor = torch.Tensor
 Q, K = 37, 41  # two whole blocks of 16 queries and one of 5
@@ -36,8 +38,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "LEAST_BYTES", 0)
     monkeypatch.setattr(blocks, "CACHE_SHARE", 0.0)
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
+    monkeypatch.setattr(blocks, "LEAST_PACKED_ROWS", 16)
     monkeypatch.setattr(recompute, "BY_ROWS", recompute.Recompute(doubles=True))
     monkeypatch.setattr(half_products, "LEAST_BYTES", 0)
+    monkeypatch.setattr(half_products, "LEAST_PACKED_BYTES", 0)
 
 
 @pytest.fixture(params=[1, 2])
@@ -268,6 +272,36 @@ def test_other_types_are_trained(model: Callable[..., Tensor], dtype: torch.dtyp
     check(model, *(x.to(dtype) for x in tensors()), train=True, steps=(2, 5))
 
 
+@pytest.mark.skipif(DType.BF16 not in find_half_kernels(torch_library()), reason="needs AMX")
+@pytest.mark.parametrize(("q", "k"), [(38, 42), (64, 64), (37, 42), (38, 41)])
+def test_blocks_of_bf16_are_multiplied_by_tiles(q: int, k: int) -> None:
+    """But for sums over an odd number; the same whatever the threads, and by MKL while oneDNN is switched off."""
+    args = [x.bfloat16() for x in tensors(q=q, k=k)]
+    width = args[2].size(-1)
+    args[2] = args[2][..., : width // 2 * 2].contiguous()
+    before = set(map(id, executables()))
+    check(nanogpt if q == k else of_three, *args, train=True, steps=(2, 5))
+    made = [x for x in executables() if id(x) not in before]
+    parts = [p for x in made for c in choices(x) if c.blocks for p in c.blocks.steps]
+    products = [p for p in parts if isinstance(p, blocks.BlockProduct)]
+    assert all((p.copies is not None) == (p.call.product.k % 2 == 0) for p in products)
+    assert sum(p.copies is not None for p in products) >= 4
+
+    compiled, grad = (
+        torch.compile(of_three, backend="lazyc"),
+        torch.randn(2, 3, q, args[2].size(-1)),
+    )
+    found, threads = [], torch.get_num_threads()
+    for count, enabled in ((1, True), (2, True), (1, False)):
+        torch.set_num_threads(count)
+        with torch.backends.mkldnn.flags(enabled=enabled):
+            found.append(run(compiled, args, grad))
+    torch.set_num_threads(threads)
+    for one, two, library in zip(*found, strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, library, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_masks_of_other_types(dtype: torch.dtype) -> None:
     for mask in (torch.randn(Q, K), torch.rand(2, 1, Q, K) < 0.7):
@@ -303,6 +337,7 @@ def test_small_scores_of_half_types_are_kept(
 ) -> None:
     """ATen's products, which are faster, have results of the type."""
     monkeypatch.setattr(half_products, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(half_products, "LEAST_PACKED_BYTES", 1 << 20)
     before = set(map(id, executables()))
     args = [x.to(dtype).requires_grad_() for x in tensors()]
     torch.compile(nanogpt, backend="lazyc")(*args).sum().backward()
@@ -359,6 +394,10 @@ def test_one_mask_whatever_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
+def of_three(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.softmax(q @ k.transpose(-1, -2) * 0.25, dim=-1) @ v
+
+
 def of_itself(x: Tensor) -> Tensor:
     """Attention of a sequence to itself."""
     return F.softmax(x @ (x * 0.5).transpose(-1, -2) * 0.25, dim=-1) @ (x + 1)
@@ -367,6 +406,7 @@ def of_itself(x: Tensor) -> Tensor:
 def test_half_types_of_lengths_that_change_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the length is now: their products are ATen's, which no blocks call."""
     monkeypatch.setattr(half_products, "LEAST_BYTES", 1)
+    monkeypatch.setattr(half_products, "LEAST_PACKED_BYTES", 1)
     compiled = torch.compile(of_itself, backend="lazyc")
     before = set(map(id, executables()))
     x = tensors()[0].bfloat16().contiguous().requires_grad_()
