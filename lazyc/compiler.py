@@ -90,6 +90,13 @@ class Compiler:
         on_disk = config if generator.keeps_code else replace(config, disk_cache=False)
         self._disk = DiskCache(on_disk, events, self._generator.key)
         self._kernels = KernelStore(generator, self._disk, events)
+        # Programs depend on what the library multiplies by blocks, too.
+        halves = (
+            ""
+            if generator.has_products
+            else " ".join(sorted(d.name for d in host.blas.half_kernels))
+        )
+        self._made_for = f"{generator.key} {halves}".rstrip()
         self._tuner = None
         if tunable is not None and host.device is not None and config.autotune:
             seconds = float(config.autotune_seconds)
@@ -178,7 +185,7 @@ class Compiler:
 
     def _key_parts(self, graph: Graph) -> dict[str, str] | None:
         try:
-            return key_parts(graph, self._generator.key, self._config)
+            return key_parts(graph, self._made_for, self._config)
         except NotCacheable:
             return None
 
@@ -231,7 +238,7 @@ class Compiler:
         return any(tuner.winner(kernels[nest]) is None for nest in run)
 
     def _capture_key(self, capture: str) -> str:
-        return combine(capture_parts(capture, self._generator.key, self._config))
+        return combine(capture_parts(capture, self._made_for, self._config))
 
     def _load_capture(self, key: str) -> tuple[str, bool] | None:
         found = self._captures.get(key)

@@ -62,7 +62,7 @@ class Recompute:
 # Where kernels compute scores: they have tiles of these sizes (passes/attention.py).
 IN_TILES = Recompute(least=16, widest=256)
 # Elsewhere: what would be kept is more than caches hold, and runs by blocks of rows then (runtime/blocks.py). In half
-# types that takes a quarter longer than to keep it, so that only what is large goes: ``least_half_bytes`` is to be that
+# types that may take a quarter longer than to keep it, so that only what is large goes: ``least_half_bytes`` is to be that
 # of products which can run by blocks (passes/half_products.py).
 BY_ROWS = Recompute(doubles=True, least_bytes=4 << 20)
 

@@ -263,6 +263,9 @@ class _Verifier:
 
     def _row_step(self, step: Step, how: RowStep, tiles: RowTiles) -> None:
         if isinstance(step, KernelStep) and how.sums is not None:
+            private = {number for number, _ in tiles.private}
+            if step.buffers[0] not in private or not private.isdisjoint(step.buffers[1:]):
+                raise IRError(f"{_name(step)} does not add up a private buffer to one that is not")
             for part in how.sums:
                 self._kernel(part)
                 if part.buffers != step.buffers:

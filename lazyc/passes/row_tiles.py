@@ -15,7 +15,7 @@ by row: a product has the rows in one of its dims, a kernel has them as its firs
 at each of them only that row of the temporaries. Steps between them that are not part of the chain move
 before or behind it.
 
-A kernel that adds up matrices reads rows of all of them, and is replaced in blocks by two that go by the rows of
+A kernel that adds up matrices, perhaps cast, reads rows of all of them, and is replaced in blocks by two that go by the rows of
 its result: one that writes the block of the first matrix to it, and one that adds that of another.
 
     before   out[h, i, j] = sum over b of x[b, h, i, j]
@@ -31,12 +31,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import sympy
-
 from lazyc.config import AttentionKernel
 from lazyc.ir.decisions import Decision
-from lazyc.ir.index import Atom, Axis, Index, ValueRef, axis_index, bounds, linearize
-from lazyc.ir.loops import Compute, Instr, Load, LoopNest, Reduce, Stage, Store
+from lazyc.ir.index import Axis, Index, axis_index, bounds, linearize
+from lazyc.ir.loops import Compute, Instr, Load, LoopNest, Store
 from lazyc.ir.nest_text import nest_key
 from lazyc.ir.nest_values import axes_of_values
 from lazyc.ir.program import (
@@ -51,8 +49,8 @@ from lazyc.ir.program import (
     Step,
     references,
 )
-from lazyc.ir.types import Dim, DType, Shape, as_dim, contiguous_strides, is_nonneg, numel
-from lazyc.passes.nest_finish import finish_nest
+from lazyc.ir.types import Dim, Shape, contiguous_strides, is_nonneg, numel
+from lazyc.passes.matrix_sums import Sized, SumOfMatrices, quotient
 
 
 def find_row_tiles(program: Program, mode: AttentionKernel = "auto") -> Program:
@@ -219,15 +217,13 @@ class _Chain:
 
     def _is_attention(self) -> bool:
         """Whether a softmax lies between two products, or its weights, made again for gradients."""
-        positions = sorted(self.steps)
-        steps = [self.program.steps[p] for p in positions]
-        products = [k for k, s in enumerate(steps) if isinstance(s, GemmStep)]
+        steps = {p: self.program.steps[p] for p in sorted(self.steps)}
+        products = [p for p, step in steps.items() if isinstance(step, GemmStep)]
         return any(
             isinstance(step, KernelStep)
-            and _makes_weights(self.program.nests[step.nest], self.steps[position].axes)
-            for position, step in list(zip(positions, steps, strict=True))[
-                products[0] : products[-1]
-            ]
+            and products[0] < p < products[-1]
+            and _makes_weights(self.program.nests[step.nest], self.steps[p].axes)
+            for p, step in steps.items()
         )
 
     def _members(self) -> list[int]:
@@ -239,7 +235,7 @@ class _Chain:
         is_free = found.kind == "temp" and buffer not in self.uses.outside
         if not is_free or found.strides != contiguous_strides(found.shape):
             return None
-        return _quotient(numel(found.shape), self.batch * self.rows)
+        return quotient(numel(found.shape), self.batch * self.rows)
 
     # --- whether a step goes by rows
 
@@ -288,7 +284,7 @@ class _Chain:
     def _kernel_axes(self, step: KernelStep) -> int:
         """How many outer axes of a kernel run over all rows; 0 if it does not go by rows."""
         nest = self.program.nests[step.nest]
-        sized = _Sized(dict(zip(nest.symbols, step.sizes, strict=True)))
+        sized = Sized(dict(zip(nest.symbols, step.sizes, strict=True)))
         rows: list[Axis] = []
         for axis in map(sized.axis, nest.axes):
             if rows and numel(a.size for a in rows) == self.batch * self.rows:
@@ -311,15 +307,18 @@ class _Chain:
         return len(rows)
 
     def _matrix_sum(self, step: KernelStep) -> RowStep | None:
-        """How a kernel goes by rows that does nothing but add up matrices of a private buffer; None where it does
-        more, where other matrices are added up than by another step, or where rows of the result are not those of
+        """How a kernel goes by rows that does nothing but cast and add up matrices of a private buffer; None where it
+        does more, where other matrices are added up than by another step, or where rows of the result are not those of
         a matrix."""
         nest = self.program.nests[step.nest]
-        if len(step.buffers) != 2 or step.buffers[0] not in self.private:
+        if len(step.buffers) != 2:
             return None
         source, result = step.buffers
+        # A result that a step of the chain reads is not whole before the last matrix.
+        if source not in self.private or result in self.private:
+            return None
         width = self.private[source]
-        found = _SumOfMatrices.find(nest, dict(zip(nest.symbols, step.sizes, strict=True)))
+        found = SumOfMatrices.find(nest, dict(zip(nest.symbols, step.sizes, strict=True)))
         summed = None if found is None else found.split(self.batch, self.rows * width)
         if found is None or summed is None or self.summed not in ((), summed):
             return None
@@ -331,97 +330,6 @@ class _Chain:
             self.nests[key] = made
             steps.append(KernelStep(key, (source, result), sizes, step.comment))
         return RowStep(axes=1, sums=(steps[0], steps[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class _SumOfMatrices:
-    """A nest that does nothing but add up elements of one buffer: at each point of its outer ``axes``, those
-    along ``loop``. ``load`` and ``store`` are their places, ``dtypes`` of the source and the result."""
-
-    axes: tuple[Axis, ...]
-    loop: tuple[Axis, ...]
-    load: Index
-    store: Index
-    dtypes: tuple[DType, DType]
-    comment: str
-
-    @staticmethod
-    def find(nest: LoopNest, sizes: dict[sympy.Symbol, Dim]) -> _SumOfMatrices | None:
-        """``sizes``: the nest's symbols in terms of the Program's."""
-        if [len(s.axes) > 0 for s in nest.stages] != [True, False] or len(nest.buffers) != 2:
-            return None
-        loop, after = nest.stages
-        load, *casts, total = loop.body
-        if not (isinstance(load, Load) and load.buffer == 0 and load.mask is None):
-            return None
-        if not (isinstance(total, Reduce) and total.kind == "sum" and len(after.body) == 1):
-            return None
-        value = load.id
-        for cast in casts:
-            if not (isinstance(cast, Compute) and cast.op == "cast" and cast.args == (value,)):
-                return None
-            value = cast.id
-        (store,) = after.body
-        if not (isinstance(store, Store) and store.mode == "set" and store.mask is None):
-            return None
-        if total.value != value or store.value != total.id or store.buffer != 1:
-            return None
-        sized = _Sized(sizes)
-        return _SumOfMatrices(
-            tuple(map(sized.axis, nest.axes)),
-            tuple(map(sized.axis, loop.axes)),
-            sized.index(load.index),
-            sized.index(store.index),
-            (load.dtype, total.dtype),
-            nest.comment,
-        )
-
-    def split(self, batch: Dim, matrix: Dim) -> Shape | None:
-        """The batch as (outer, groups, inner), if its matrices, of ``matrix`` elements each, are added up along the
-        first and the last of these dims, and lie in the result one after another."""
-        steps = {self.load.coef(a): a.size for a in self.loop}
-        inner = steps.pop(matrix, 1)
-        outer = next(iter(steps.values())) if len(steps) == 1 else 1
-        groups = _quotient(batch, outer * inner)
-        if len(self.loop) != len({self.load.coef(a) for a in self.loop}) or groups is None:
-            return None
-        if steps and steps != {groups * inner * matrix: outer}:
-            return None
-        source = self.load
-        for axis in self.loop:
-            source = source - axis_index(axis) * self.load.coef(axis)
-        if source.const != 0 or self.store.const != 0:
-            return None
-        reached: Dim = 1
-        by_place = {self.store.coef(a): a for a in self.axes if a.size != 1}
-        while reached in by_place:
-            axis = by_place.pop(reached)
-            is_within = inner == 1 or is_nonneg(matrix - reached * axis.size)
-            place = reached if is_within else reached * inner
-            if source.coef(axis) != place or (not is_within and _quotient(reached, matrix) is None):
-                return None
-            source = source - axis_index(axis) * place
-            reached = reached * axis.size
-        if by_place or source.terms or reached != groups * matrix:
-            return None
-        return outer, groups, inner
-
-    def by_rows(self, rows: Dim, width: Dim, later: bool) -> tuple[LoopNest, Shape]:
-        """The nest that writes ``rows`` of the source to those of the result, or adds them if ``later``; and the
-        values of its symbols."""
-        row, place = Axis("row", rows), Axis("place", width)
-        at = axis_index(row) * width + axis_index(place)
-        given, wide = self.dtypes
-        body: list[Instr] = [Load(0, given, 0, at)]
-        if given is not wide:
-            body.append(Compute(1, wide, "cast", (0,)))
-        if later:
-            body += [Load(2, wide, 1, at), Compute(3, wide, "add", (2, len(body) - 1))]
-        body.append(Store(1, at, 3 if later else len(body) - 1))
-        params = {0: (0, given, rows * width), 1: (1, wide, rows * width)}
-        stage = Stage((place,), tuple(body))
-        nest, _, sizes = finish_nest((row,), (stage,), params, "inner", self.comment)
-        return nest, sizes
 
 
 def _makes_weights(nest: LoopNest, axes: int) -> bool:
@@ -452,43 +360,6 @@ def _stays_in_row(index: Index, rows: Sequence[Axis], width: Dim) -> bool:
         return False
     low, high = bounds(place)
     return is_nonneg(low) and is_nonneg(width - 1 - high)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sized:
-    """Dims of a nest in terms of the Program's symbols."""
-
-    values: dict[sympy.Symbol, Dim]
-
-    def dim(self, dim: Dim) -> Dim:
-        if isinstance(dim, int) or not self.values:
-            return dim
-        return as_dim(dim.subs(list(self.values.items()), simultaneous=True))
-
-    def axis(self, axis: Axis) -> Axis:
-        return Axis(axis.name, self.dim(axis.size))
-
-    def index(self, index: Index) -> Index:
-        if not self.values:
-            return index
-        terms = tuple((self._atom(a), self.dim(c)) for a, c in index.terms)
-        return Index(self.dim(index.const), terms)
-
-    def _atom(self, atom: Atom) -> Atom:
-        if isinstance(atom, Axis):
-            return self.axis(atom)
-        if isinstance(atom, ValueRef):
-            return ValueRef(atom.value, self.dim(atom.size))
-        return type(atom)(self.index(atom.base), self.dim(atom.divisor))
-
-
-def _quotient(a: Dim, b: Dim) -> Dim | None:
-    if isinstance(a, int) and isinstance(b, int):
-        return a // b if b and a % b == 0 else None
-    ratio = sympy.cancel(sympy.sympify(a) / sympy.sympify(b))
-    if ratio.is_Integer:
-        return int(ratio)
-    return ratio if ratio.is_integer and ratio.as_numer_denom()[1] == 1 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def score_sums(graph: Graph) -> Graph:
 
 def _split(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     source, axes = x[0], node.attrs.axes
-    if axes == (len(source.shape) - 1,) or not _is_of_scores(source):
+    if not source.dtype.is_float or axes == (len(source.shape) - 1,) or not _is_of_scores(source):
         return None
     wide = b.cast(source, source.dtype.compute)  # half types are rounded to at the end alone
     return b.cast(_in_steps(b, wide, axes), node.dtype)

@@ -274,9 +274,8 @@ class Recorder:
             self._flush_and_tell(work, cause, what)
 
     def _flush_and_tell(self, work: _Work, cause: E.Cause, what: str) -> None:
-        spans_on = (
-            self.spans.recordings or torch_profiler._is_profiler_enabled
-        )  # Spans.on, in place
+        # Spans.on, in place.
+        spans_on = self.spans.recordings or torch_profiler._is_profiler_enabled
         if not spans_on and not self.events.reporting:
             self._compute(work, cause)
             return

@@ -28,6 +28,7 @@ from lazyc.report import events as E
 
 _raise_for_address = torch._C._set_throw_on_mutable_data_ptr  # type: ignore[attr-defined]
 _DATA: Any = torch.Tensor.data
+_CPU = torch.device("cpu")
 _make_wrapper: Any = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 # Of the code that takes tensor subclasses apart when a compiled function is called. Guards are C++: what they ask
 # for has the frame of whoever calls the function for its caller.
@@ -101,7 +102,7 @@ class LazyTensor(torch.Tensor):
 
     # Guards ask for this twice at each call of a region, as a method of the tensor and as a function of the class. A
     # function in C, which takes any argument or none, is one that they need no frame for.
-    __tensor_flatten__ = partial({"inner": (["_token"], None)}.get, "inner")
+    __tensor_flatten__ = staticmethod(partial({"inner": (["_token"], None)}.get, "inner"))
 
     @staticmethod
     def __tensor_unflatten__(
@@ -168,16 +169,13 @@ for _name in ("numpy", "tolist", "data_ptr", "storage", "__array__", "__dlpack__
 never_traced_class(LazyTensor)
 
 
-def lazy_tensor(memory: Memory, kind: Kind, device: torch.device | None = None) -> LazyTensor:
-    """The view ``kind`` of ``memory``; ``device``: the CPU if not given."""
-    # A function, since a call of the class goes through those of its metaclass. Arguments take time to parse, too.
+def lazy_tensor(memory: Memory, kind: Kind, device: torch.device = _CPU) -> LazyTensor:
+    """The view ``kind`` of ``memory``."""
+    # A function, since a call of the class goes through those of its metaclass.
     spec = kind.spec
-    if device is None and not kind.offset:
-        made = _make_wrapper(LazyTensor, spec.shape, spec.strides, dtype=spec.dtype)
-    else:
-        made = _make_wrapper(
-            LazyTensor, spec.shape, spec.strides, kind.offset, dtype=spec.dtype, device=device
-        )
+    made = _make_wrapper(
+        LazyTensor, spec.shape, spec.strides, kind.offset, dtype=spec.dtype, device=device
+    )
     _raise_for_address(made)  # in C++ code that asks for it; else it would get null
     made._memory = memory
     made._kind = kind

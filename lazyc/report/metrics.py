@@ -60,7 +60,7 @@ class _Grown:
         return _Grown(
             Counter(self.bytes_used) - Counter(before.bytes_used),
             Counter(self.flushes) - Counter(before.flushes),
-            self.flushed - before.flushed,
+            max(self.flushed - before.flushed, 0),
         )
 
 

@@ -120,14 +120,8 @@ one:
 ask:                                      ; pairs of rows need an even k, and oneDNN may be switched off
   %kk = load i64, ptr %d2
   %odd = trunc i64 %kk to i1
-  br i1 %odd, label %library, label %allowed
-allowed:
-  %could_pack = call ptr @wordptr(ptr %rec, i64 27)
-  %type32 = call i32 @word32(ptr %rec, i64 28)
-  %type = trunc i32 %type32 to i8
-  %can = call zeroext i1 %could_pack(i8 signext %type)
-  br i1 %can, label %tiles, label %library
-tiles:
+  br i1 %odd, label %library, label %tiles
+tiles:                     ; packs before it asks: what blocks share is there even if oneDNN is switched on between them
   %nn = load i64, ptr %d0
   %mm = load i64, ptr %d1
   %first_at = call i64 @word(ptr %rec, i64 30)
@@ -142,6 +136,12 @@ pack:
   call void %pack_b(ptr %pa, i64 %lda1, i64 %kk, i64 %nn, ptr %packed)
   br label %packed_b
 packed_b:
+  %could_pack = call ptr @wordptr(ptr %rec, i64 27)
+  %type32 = call i32 @word32(ptr %rec, i64 28)
+  %type = trunc i32 %type32 to i8
+  %can = call zeroext i1 %could_pack(i8 signext %type)
+  br i1 %can, label %allowed, label %library
+allowed:
   %turn = call ptr @wordptr(ptr %rec, i64 32)
   %is_turned = icmp ne ptr %turn, null
   %ldb1 = load i64, ptr %ldb
@@ -152,8 +152,8 @@ turned:
   call void %turn(ptr %pb, i64 %ldb1, i64 %kk, i64 %mm, ptr %rows_of_a)
   br label %multiply
 multiply:
-  %pm = phi ptr [ %pb, %packed_b ], [ %rows_of_a, %turned ]
-  %ldm = phi i64 [ %ldb1, %packed_b ], [ %kk, %turned ]
+  %pm = phi ptr [ %pb, %allowed ], [ %rows_of_a, %turned ]
+  %ldm = phi i64 [ %ldb1, %allowed ], [ %kk, %turned ]
   %ldc1 = load i64, ptr %ldc
   %beta1 = load float, ptr %beta
   %adds = fcmp une float %beta1, 0.0

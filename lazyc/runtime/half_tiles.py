@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import llvmlite.binding as llvm
+import torch
 
 from lazyc.ir.types import DType
 from lazyc.runtime.threads import symbol_address
@@ -38,22 +39,27 @@ class HalfKernel:
 
     @property
     def is_usable(self) -> bool:
-        """Whether this CPU has it and oneDNN is switched on, which the driver asks again at each call."""
+        """Whether this CPU has tiles for it and oneDNN is switched on, which the driver asks at each call."""
         function = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_int8)(self.could_pack)
         return bool(function(self.scalar_type))
 
 
 def find_half_kernels(library: ctypes.CDLL | None) -> dict[DType, HalfKernel]:
-    """The kernels that ``library`` (libtorch_cpu) exports; those of a type that this CPU has no tiles for are left out."""
+    """The kernels that ``library`` (libtorch_cpu) exports; those of a type that this CPU has no tiles for are left out.
+    The same at any time of a process, whether oneDNN is switched on or not."""
     release = symbol_address(library, f"{_SPACE}14brgemm_releaseEb")
     could_pack = symbol_address(library, f"{_SPACE}10could_packEN3c1010ScalarTypeE")
     found: dict[DType, HalfKernel] = {}
     for dtype, (number, name) in _TYPES.items():
         multiply = symbol_address(library, f"{_SPACE}6brgemmEllllllbPKN3c10{name}S5_Pfb")
-        kernel = HalfKernel(multiply, release, could_pack, number)
-        if multiply and release and could_pack and kernel.is_usable:
-            found[dtype] = kernel
-    return found
+        if multiply and release and could_pack:
+            found[dtype] = HalfKernel(multiply, release, could_pack, number)
+    before = torch._C._get_mkldnn_enabled()
+    try:
+        torch._C._set_mkldnn_enabled(True)
+        return {dtype: kernel for dtype, kernel in found.items() if kernel.is_usable}
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ class Copies:
     by_rows: int
     by_columns: int
     transposed: int
-    _keep: tuple[object, ...]
+
+
+# Never dropped: tables hold addresses of their code. Two threads may both make the first.
+_engines: list[object] = []
 
 
 @cache
@@ -85,7 +94,8 @@ def build_copies() -> Copies:
     engine.finalize_object()
     names = ("by_rows", "by_columns", "transposed")
     by_rows, by_columns, transposed = map(engine.get_function_address, names)
-    return Copies(by_rows, by_columns, transposed, (engine, machine))
+    _engines.append((engine, machine))
+    return Copies(by_rows, by_columns, transposed)
 
 
 _PAIRS = ", ".join(f"i32 {k // 2 + 32 * (k % 2)}" for k in range(64))

@@ -35,9 +35,8 @@ class Blas:
     bf16_gemm: int = 0  # of half types, with results in f32
     f16_gemm: int = 0
     sgemm_compute: int = 0
-    half_kernels: Mapping[DType, HalfKernel] = field(
-        default_factory=dict
-    )  # what blocks of rows may call instead
+    # What blocks of rows may call instead.
+    half_kernels: Mapping[DType, HalfKernel] = field(default_factory=dict)
     library: ctypes.CDLL | None = None
 
     @property

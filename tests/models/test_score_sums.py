@@ -245,3 +245,44 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[Executable] = [x for x in executables() if id(x) not in before]
         arenas.append(sorted(map(arena_bytes, made)))
     assert all(b < 2.2 * a for a, b in zip(*arenas, strict=True)), arenas
+
+
+def _divided(s: Tensor) -> Tensor:
+    return s / (1 + s.abs().sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda s: s.bool(),
+        lambda s: s.bool().float(),
+        lambda s: s.to(torch.int32).float(),
+        lambda s: s.bfloat16().float(),
+        lambda s: s,
+    ],
+    ids=["bool", "bool-float", "int-float", "bf16-float", "as-it-is"],
+)
+def test_sums_of_what_was_cast(between: Callable[[Tensor], Tensor]) -> None:
+    """Each cast rounds."""
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        s = q @ k.transpose(-2, -1)
+        return _divided(s) @ v, between(s).sum(0)
+
+    args = [torch.randn(3, 2, 128, 16).round() for _ in range(3)]  # products are exact
+    expected = f(*args)
+    found = torch.compile(f, backend="lazyc")(*args)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=0)
+
+
+def test_a_sum_that_a_step_of_the_chain_reads_is_whole_then() -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        s = q @ k.transpose(-2, -1)
+        u = s.sum(0).reshape(2, 4, 128, 64)
+        return _divided(s) @ v, (s[..., :64] * u).sum(-1)
+
+    args = [torch.randn(2, 4, 128, 16) for _ in range(3)]
+    torch.testing.assert_close(
+        torch.compile(f, backend="lazyc")(*args), f(*args), rtol=1e-4, atol=1e-3
+    )

@@ -129,7 +129,14 @@ def make_program() -> tuple[P.Program, dict[str, S.KernelRef]]:
         parameters=(0, 2),
         tiles=(
             P.RowTiles(
-                0, (P.RowStep(axes=1), P.RowStep("k")), 12 * s0, s0, ((2, s0 * 2),), True, True
+                0,
+                (P.RowStep(axes=1), P.RowStep("k")),
+                12 * s0,
+                s0,
+                ((2, s0 * 2),),
+                True,
+                (2, s0, 6),
+                True,
             ),
         ),
         decisions=(

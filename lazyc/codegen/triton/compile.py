@@ -28,9 +28,8 @@ _NAMES = {
 }  # fmt: skip
 _one_at_a_time = threading.Lock()  # Triton's settings are the process's
 ALIGNMENT = 16  # bytes, of every pointer that a kernel is given
-_FRAME_STEP = (
-    8  # bytes: local memory is a multiple, and so is its part for the program's own arrays
-)
+# Bytes: local memory is a multiple, and so is its part for the program's own arrays.
+_FRAME_STEP = 8
 
 
 class PtxFacts:
