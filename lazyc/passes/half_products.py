@@ -10,10 +10,10 @@ MKL has them for f16 and bf16. They are native steps, which a product with resul
 ATen, is not, so that they can run by blocks of rows (``row_tiles``); sums of blocks that were rounded each would
 lose digits. The cast is a part of what reads the result. Attention takes memory that grows with the length of the
 sequence then. With MKL's routines it takes a quarter longer than with ATen's products (oneDNN) and stored scores; where
-the CPU has tiles for the type, blocks are multiplied by oneDNN's kernels (``runtime/half_tiles.py``), and it takes no
-longer. Only products with a matrix that is known to be large are changed, from a lower size on in the second case, and
-those of attention where the option ``attention`` asks for it. Those without batch dims are of layers, which have no
-scores.
+the CPU has tiles for the type, blocks are multiplied by oneDNN's kernels (``runtime/half_tiles.py``), and it takes as
+long or up to a fifth longer. Only products with a matrix that is known to be large are changed, from a lower size on in
+the second case, and those of attention where the option ``attention`` asks for it. Those without batch dims are of
+layers, which have no scores.
 
 Those kernels take the first factor by rows, so that a sum over the rows of a large matrix is turned:
 
@@ -40,7 +40,7 @@ _HALVES = (DType.F16, DType.BF16)
 # Of one of the three matrices of a product, over all batch dims, in f32. Training computes scores again from the same
 # size on (frontend/recompute.py). ``python -m bench nanogpt-ladder --layers 0 --dtype bfloat16`` has what it costs.
 LEAST_BYTES = 256 << 20
-# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py): from here on that is not slower.
+# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py): from here on that is as fast, or up to a fifth slower.
 LEAST_PACKED_BYTES = 16 << 20
 
 
