@@ -86,7 +86,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
 def _run(backend: str, bias: str, length: int, dtype_name: str) -> Found:
     import torch
 
-    from bench.measure import MemoryMeter, interleave
+    from bench.measure import time_and_peak
 
     on_gpu = torch.cuda.is_available()
     device, usual = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
@@ -104,17 +104,7 @@ def _run(backend: str, bias: str, length: int, dtype_name: str) -> Found:
         if on_gpu:
             torch.cuda.synchronize()
 
-    meter = MemoryMeter()
-    step()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        peak: int | None = torch.cuda.max_memory_allocated() - before
-    else:
-        peak = meter.peak_of(step)
-    time = interleave({"": step}, 20, warmup=1, budget=SECONDS)[""].minimum
-    return Found(time, peak)
+    return Found(*time_and_peak(step, SECONDS, on_gpu))
 
 
 def main() -> None:

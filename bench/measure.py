@@ -120,6 +120,21 @@ class MemoryMeter:
         return None if peak is None or self.base is None else peak - self.base
 
 
+def time_and_peak(step: Callable[[], Any], budget: float, on_gpu: bool) -> tuple[float, int | None]:
+    """The least seconds of a call, of those within ``budget`` seconds, and the bytes that one adds at its peak: to a
+    GPU's memory, or as ``MemoryMeter`` counts. To be called before the first one. ``step`` waits for the GPU."""
+    meter = MemoryMeter()
+    step()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        peak: int | None = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = meter.peak_of(step)
+    return interleave({"": step}, ROUNDS, warmup=1, budget=budget)[""].minimum, peak
+
+
 def relative_error(found: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
     """Root mean square of the difference over that of the reference, worst of all tensors.
 

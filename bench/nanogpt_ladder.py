@@ -223,7 +223,7 @@ def _allowed(rung: Rung, backend: str) -> AbstractContextManager[Any]:
 def _run(rung: Rung, backend: str, length: int, layers: int, dtype_name: str) -> Found:
     import torch
 
-    from bench.measure import MemoryMeter, interleave
+    from bench.measure import time_and_peak
 
     on_gpu = torch.cuda.is_available()
     device, usual = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
@@ -261,18 +261,9 @@ def _run(rung: Rung, backend: str, length: int, layers: int, dtype_name: str) ->
         if on_gpu:
             torch.cuda.synchronize()
 
-    meter = MemoryMeter()
     try:
         with _allowed(rung, backend):
-            step()
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                step()
-                peak: int | None = torch.cuda.max_memory_allocated() - before
-            else:
-                peak = meter.peak_of(step)
-            time = interleave({"": step}, 20, warmup=1, budget=SECONDS)[""].minimum
+            time, peak = time_and_peak(step, SECONDS, on_gpu)
     except RuntimeError as error:
         if not any(text in str(error) for text in _NO_KERNEL):
             raise

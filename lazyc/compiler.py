@@ -91,12 +91,8 @@ class Compiler:
         self._disk = DiskCache(on_disk, events, self._generator.key)
         self._kernels = KernelStore(generator, self._disk, events)
         # Programs depend on what the library multiplies by blocks, too.
-        halves = (
-            ""
-            if generator.has_products
-            else " ".join(sorted(d.name for d in host.blas.half_kernels))
-        )
-        self._made_for = f"{generator.key} {halves}".rstrip()
+        halves = () if generator.has_products else sorted(d.name for d in host.blas.half_kernels)
+        self._made_for = " ".join((generator.key, *halves))
         self._tuner = None
         if tunable is not None and host.device is not None and config.autotune:
             seconds = float(config.autotune_seconds)

@@ -199,9 +199,9 @@ class RowTiles:
     The rows are those of ``batch`` matrices of ``rows`` rows each. ``private`` pairs temporaries that
     these steps alone touch with the elements of one of their rows; they lie row after row, a step
     touches at each row that row of them only, and so a block of rows is all that needs memory at one
-    time. Blocks are independent, except that a product along k adds those of one matrix up, and
-    steps with ``sums`` equal blocks of several matrices, each in an order that depends on sizes alone: of ``summed``, which are the
-    batch as (outer, groups, inner), the first and the last dim are added up. It is empty where no step has sums.
+    time. Blocks are independent, except that a product along k adds those of one matrix up, and steps with
+    ``sums`` equal blocks of several matrices, each in an order that depends on sizes alone. ``summed`` is the batch
+    as (outer, groups, inner), of which the first and the last dim are added up; empty where no step has sums.
     ``is_attention``: a softmax lies between two products. ``always``: it is asked for that they run by blocks,
     whatever their sizes.
     """

@@ -40,7 +40,8 @@ _HALVES = (DType.F16, DType.BF16)
 # Of one of the three matrices of a product, over all batch dims, in f32. Training computes scores again from the same
 # size on (frontend/recompute.py). ``python -m bench nanogpt-ladder --layers 0 --dtype bfloat16`` has what it costs.
 LEAST_BYTES = 256 << 20
-# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py): from here on that is as fast, or up to a fifth slower.
+# Of types whose blocks oneDNN's kernels multiply (runtime/half_tiles.py): from here on that is as fast, or up to a
+# fifth slower.
 LEAST_PACKED_BYTES = 16 << 20
 
 

@@ -15,8 +15,8 @@ by row: a product has the rows in one of its dims, a kernel has them as its firs
 at each of them only that row of the temporaries. Steps between them that are not part of the chain move
 before or behind it.
 
-A kernel that adds up matrices, perhaps cast, reads rows of all of them, and is replaced in blocks by two that go by the rows of
-its result: one that writes the block of the first matrix to it, and one that adds that of another.
+A kernel that adds up matrices, perhaps cast, reads rows of all of them, and is replaced in blocks by two that go by
+the rows of its result: one that writes the block of the first matrix to it, and one that adds that of another.
 
     before   out[h, i, j] = sum over b of x[b, h, i, j]
     after    out[h, i, j] = x[h, i, j], and for each later matrix of the batch out[h, i, j] += x[h, i, j]

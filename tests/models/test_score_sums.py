@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import lazyc
 from lazyc.backend import executables
 from lazyc.ir.types import numel
 from lazyc.passes import score_sums
@@ -270,8 +271,12 @@ def test_sums_of_what_was_cast(between: Callable[[Tensor], Tensor]) -> None:
         return _divided(s) @ v, between(s).sum(0)
 
     args = [torch.randn(3, 2, 128, 16).round() for _ in range(3)]  # products are exact
-    expected = f(*args)
+    expected, before = f(*args), set(map(id, executables()))
+    lazyc.metrics.reset()
     found = torch.compile(f, backend="lazyc")(*args)
+    assert not lazyc.metrics.snapshot()["fallbacks"]
+    (made,) = (x for x in executables() if id(x) not in before)
+    assert [c.blocks.summed for c in choices(made) if c.blocks is not None] == [(3, 2, 1)]
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=0)
 
@@ -283,6 +288,7 @@ def test_a_sum_that_a_step_of_the_chain_reads_is_whole_then() -> None:
         return _divided(s) @ v, (s[..., :64] * u).sum(-1)
 
     args = [torch.randn(2, 4, 128, 16) for _ in range(3)]
-    torch.testing.assert_close(
-        torch.compile(f, backend="lazyc")(*args), f(*args), rtol=1e-4, atol=1e-3
-    )
+    lazyc.metrics.reset()
+    found = torch.compile(f, backend="lazyc")(*args)
+    assert not lazyc.metrics.snapshot()["fallbacks"]
+    torch.testing.assert_close(found, f(*args), rtol=1e-4, atol=1e-3)
