@@ -61,7 +61,7 @@ define internal ptr @block_operand(ptr %rec, i64 %i, ptr %env, ptr %own, i64 %fi
   ret ptr %q
 }
 ; A product on rows %first and the %n - 1 that follow of matrix %matrix; %is_first: no block of it was before.
-; %dims: where its batch dims are. HALVES: %is_new says that the thread has not copied what blocks of it share.
+; %dims_at: where its batch dims are. HALVES: %is_new says that the thread has not copied what blocks of it share.
 define internal void @block_gemm(ptr %rec, ptr %env, ptr %own, i64 %matrix, i64 %first, i64 %n,
                                  i1 %is_first, i64 %dims_at, i1 %is_new) {
 entry:
@@ -91,27 +91,10 @@ entry:
   %which = select i1 %is_first, i64 23, i64 24
   %beta = getelementptr i64, ptr %rec, i64 %which
   %dims = getelementptr i64, ptr %rec, i64 %dims_at
-  br label %locate
-locate:
-  %d = phi i64 [ %ndims, %entry ], [ %d.1, %within ]
-  %rest = phi i64 [ %matrix, %entry ], [ %rest1, %within ]
-  %oa = phi i64 [ 0, %entry ], [ %oa1, %within ]
-  %ob = phi i64 [ 0, %entry ], [ %ob1, %within ]
-  %oc = phi i64 [ 0, %entry ], [ %oc1, %within ]
-  %located = icmp eq i64 %d, 0
-  br i1 %located, label %one, label %within
-within:
-  %d.1 = sub i64 %d, 1
-  %d4 = shl i64 %d.1, 2
-  %batch = getelementptr i64, ptr %dims, i64 %d4
-  %size = call i64 @word(ptr %batch, i64 0)
-  %i = urem i64 %rest, %size
-  %rest1 = udiv i64 %rest, %size
-  %oa1 = call i64 @step(ptr %batch, i64 1, i64 %i, i64 %oa)
-  %ob1 = call i64 @step(ptr %batch, i64 2, i64 %i, i64 %ob)
-  %oc1 = call i64 @step(ptr %batch, i64 3, i64 %i, i64 %oc)
-  br label %locate
-one:
+  %batch = call { i64, i64, i64 } @offsets(ptr %dims, i64 %ndims, i64 %matrix)
+  %oa = extractvalue { i64, i64, i64 } %batch, 0
+  %ob = extractvalue { i64, i64, i64 } %batch, 1
+  %oc = extractvalue { i64, i64, i64 } %batch, 2
   %pa = getelementptr i8, ptr %a, i64 %oa
   %pb = getelementptr i8, ptr %b, i64 %ob
   %pc = getelementptr i8, ptr %c, i64 %oc

@@ -141,6 +141,35 @@ define internal i64 @step(ptr %dim, i64 %word, i64 %i, i64 %offset) alwaysinline
   %to = add i64 %offset, %move
   ret i64 %to
 }
+; The bytes from a, b and c of a batch of products to those of product %product; %dims: its batch dims, last first.
+define internal { i64, i64, i64 } @offsets(ptr %dims, i64 %ndims, i64 %product) {
+entry:
+  br label %locate
+locate:
+  %d = phi i64 [ %ndims, %entry ], [ %d1, %within ]
+  %rest = phi i64 [ %product, %entry ], [ %rest1, %within ]
+  %oa = phi i64 [ 0, %entry ], [ %oa1, %within ]
+  %ob = phi i64 [ 0, %entry ], [ %ob1, %within ]
+  %oc = phi i64 [ 0, %entry ], [ %oc1, %within ]
+  %located = icmp eq i64 %d, 0
+  br i1 %located, label %done, label %within
+within:
+  %d1 = sub i64 %d, 1
+  %d4 = shl i64 %d1, 2
+  %dim = getelementptr i64, ptr %dims, i64 %d4
+  %size = call i64 @word(ptr %dim, i64 0)
+  %i = urem i64 %rest, %size
+  %rest1 = udiv i64 %rest, %size
+  %oa1 = call i64 @step(ptr %dim, i64 1, i64 %i, i64 %oa)
+  %ob1 = call i64 @step(ptr %dim, i64 2, i64 %i, i64 %ob)
+  %oc1 = call i64 @step(ptr %dim, i64 3, i64 %i, i64 %oc)
+  br label %locate
+done:
+  %r0 = insertvalue { i64, i64, i64 } undef, i64 %oa, 0
+  %r1 = insertvalue { i64, i64, i64 } %r0, i64 %ob, 1
+  %r2 = insertvalue { i64, i64, i64 } %r1, i64 %oc, 2
+  ret { i64, i64, i64 } %r2
+}
 define internal void @gemm_range(ptr %rec, ptr %env, i64 %lo, i64 %hi) {
 entry:
   %fn = call ptr @wordptr(ptr %rec, i64 2)
@@ -163,27 +192,12 @@ entry:
 loop:
   %product = phi i64 [ %lo, %entry ], [ %following, %one ]
   %more = icmp ult i64 %product, %hi
-  br i1 %more, label %locate, label %done
-locate:                                   ; the position in each batch dim, last dim first
-  %d = phi i64 [ %ndims, %loop ], [ %d1, %within ]
-  %rest = phi i64 [ %product, %loop ], [ %rest1, %within ]
-  %oa = phi i64 [ 0, %loop ], [ %oa1, %within ]
-  %ob = phi i64 [ 0, %loop ], [ %ob1, %within ]
-  %oc = phi i64 [ 0, %loop ], [ %oc1, %within ]
-  %located = icmp eq i64 %d, 0
-  br i1 %located, label %one, label %within
-within:
-  %d1 = sub i64 %d, 1
-  %d4 = shl i64 %d1, 2
-  %dim = getelementptr i64, ptr %dims, i64 %d4
-  %size = call i64 @word(ptr %dim, i64 0)
-  %i = urem i64 %rest, %size
-  %rest1 = udiv i64 %rest, %size
-  %oa1 = call i64 @step(ptr %dim, i64 1, i64 %i, i64 %oa)
-  %ob1 = call i64 @step(ptr %dim, i64 2, i64 %i, i64 %ob)
-  %oc1 = call i64 @step(ptr %dim, i64 3, i64 %i, i64 %oc)
-  br label %locate
+  br i1 %more, label %one, label %done
 one:
+  %at = call { i64, i64, i64 } @offsets(ptr %dims, i64 %ndims, i64 %product)
+  %oa = extractvalue { i64, i64, i64 } %at, 0
+  %ob = extractvalue { i64, i64, i64 } %at, 1
+  %oc = extractvalue { i64, i64, i64 } %at, 2
   %pa = getelementptr i8, ptr %a, i64 %oa
   %pb = getelementptr i8, ptr %b, i64 %ob
   %pc = getelementptr i8, ptr %c, i64 %oc
