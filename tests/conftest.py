@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Before torch is imported: xdist workers share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +22,7 @@ from tests import gpu
 
 _KEPT = ("LAZYC_TARGET", "LAZYC_DEBUG", "LAZYC_DEBUG_FILE")
 _FOLDER_KEY = pytest.StashKey[str]()
+_CRASHES = "crashes"  # a folder, and what an xdist worker is told it as
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,17 +36,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gpu.choose(config.getoption("--device"))
-    if hasattr(config, "workerinput"):
-        return  # an xdist worker has the environment of the process that started it
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:  # an xdist worker has the environment of the process that started it
+        # Never closed: written to when the process dies. After pytest's own, which would write to a log.
+        path = Path(worker[_CRASHES], worker["workerid"])
+        faulthandler.enable(path.open("w", encoding="utf-8"), all_threads=True)
+        return
     for name in [n for n in os.environ if n.startswith("LAZYC_") and n not in _KEPT]:
         del os.environ[name]
     config.stash[_FOLDER_KEY] = tempfile.mkdtemp(prefix="lazyc-tests-")
     os.environ["LAZYC_CACHE_DIR"] = config.stash[_FOLDER_KEY]
+    Path(config.stash[_FOLDER_KEY], _CRASHES).mkdir()
     os.environ["LAZYC_STRICT"] = "1"
     os.environ["LAZYC_VERIFY"] = "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells an xdist worker where to write its stack if it dies."""
+    node.workerinput[_CRASHES] = str(Path(node.config.stash[_FOLDER_KEY], _CRASHES))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The stacks of xdist workers that died."""
+    if _FOLDER_KEY not in config.stash:
+        return
+    for path in sorted(Path(config.stash[_FOLDER_KEY], _CRASHES).glob("*")):
+        stack = path.read_text(encoding="utf-8", errors="replace")
+        if stack:
+            terminalreporter.section(f"stack of worker {path.name}")
+            terminalreporter.write_line(stack)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -97,7 +97,8 @@ def build_driver(openmp: OpenMP) -> Driver:
     passes.add_always_inliner_pass()
     tuning = llvm.create_pipeline_tuning_options(speed_level=1)
     passes.run(module, llvm.create_pass_builder(machine, tuning))
-    engine = llvm.create_mcjit_compiler(module, machine)
+    # use_lmm: code and constants together, as in codegen.llvm.loader.
+    engine = llvm.create_mcjit_compiler(module, machine, use_lmm=True)
     engine.finalize_object()
     address = engine.get_function_address("lazyc_run")
     signature = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)

@@ -90,7 +90,8 @@ def build_copies() -> Copies:
     )
     module = llvm.parse_assembly(_COPIES_IR)
     module.verify()
-    engine = llvm.create_mcjit_compiler(module, machine)
+    # use_lmm: code and constants together, as in codegen.llvm.loader.
+    engine = llvm.create_mcjit_compiler(module, machine, use_lmm=True)
     engine.finalize_object()
     names = ("by_rows", "by_columns", "transposed")
     by_rows, by_columns, transposed = map(engine.get_function_address, names)

@@ -204,6 +204,56 @@ def test_loaders_stop_before_the_kernels_limit() -> None:
     assert done.stdout.startswith("refused")
 
 
+FAR_APART = """
+import ctypes
+from lazyc.codegen.llvm.compile import compile_text
+from lazyc.codegen.llvm.loader import Loader
+from lazyc.codegen.target import host_target
+
+target = host_target()
+code = compile_text('''
+define void @f(ptr %x, ptr %y) {
+  %v = load <4 x float>, ptr %x, align 4
+  %w = fmul <4 x float> %v, <float 2.0, float 3.0, float 5.0, float 7.0>
+  store <4 x float> %w, ptr %y, align 4
+  ret void
+}
+''', target)
+loader = Loader(target)
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+PRIVATE_ANONYMOUS_NORESERVE = 0x4022
+PAGE, FAR = 4096, 4 << 30
+
+def reserve(nbytes):
+    address = libc.mmap(None, nbytes, 0, PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
+    assert address != ctypes.c_void_p(-1).value
+    return address
+
+gap = reserve(FAR)
+while reserve(PAGE) > gap:  # no free page above it
+    pass
+libc.munmap(gap + FAR - PAGE, PAGE)  # one: the next lies below the gap
+loader.add([code])
+x, y = (ctypes.c_float * 4)(1, 1, 1, 1), (ctypes.c_float * 4)()
+ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(loader.address("f"))(
+    ctypes.addressof(x), ctypes.addressof(y)
+)
+print(list(y))
+"""
+
+
+def test_code_lies_near_its_constants() -> None:
+    """Where the next free page is gigabytes away: code reaches 2 GiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAR_APART], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[2.0, 3.0, 5.0, 7.0]\n"
+
+
 def test_objects_loaded_together_share_pages(target: Target) -> None:
     def maps_of(names: list[str], together: bool) -> int:
         loader = Loader(target)

@@ -27,6 +27,14 @@ def new_machine(target: Target) -> llvm.TargetMachine:
 _machine = cache(new_machine)
 
 
+# A word of writable data in each object file: llvmlite's memory manager has objects share pages only where each has
+# all three kinds of sections, and else takes three pages and three memory maps for each (see ``loader``).
+_WRITABLE = """
+@lazyc_writable = internal global i64 0
+@llvm.used = appending global [1 x ptr] [ptr @lazyc_writable], section "llvm.metadata"
+"""
+
+
 def _optimized(text: str, target: Target) -> llvm.ModuleRef:
     machine = _machine(target)
     context = llvm.create_context()
@@ -48,7 +56,7 @@ def _optimized(text: str, target: Target) -> llvm.ModuleRef:
 
 def compile_text(text: str, target: Target) -> bytes:
     """The object file of a module. Raises CodegenError when LLVM rejects the text."""
-    return _machine(target).emit_object(_optimized(text, target))
+    return _machine(target).emit_object(_optimized(text + _WRITABLE, target))
 
 
 def assembly(text: str, target: Target) -> str:

@@ -21,8 +21,8 @@ _ELF_SYMBOL = struct.Struct("<IBBHQQ")
 _SYMBOL_TABLE = 2  # section type SHT_SYMTAB
 
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
-_MAPS_PER_LOAD = 16  # more than any load takes
-_MOST_LOADS = 256  # without another look; it takes as long as there are maps
+_MAPS_PER_OBJECT = 4  # code, constants, writable data, and what was one map before
+_LEAST_LOOKED_FOR = 256  # objects, without another look; it takes as long as there are maps
 _SPARE_MAPS = 2048  # for the rest of the process
 
 
@@ -31,29 +31,30 @@ class _MemoryMaps:
     ends the process. One for all Loaders: the limit is that of the process."""
 
     def __init__(self) -> None:
-        self._left = 0  # loads that may come before the next look
+        self._left = 0  # objects that may be loaded before the next look
         self._lock = threading.Lock()
 
-    def take(self) -> None:
-        """Before each load. Raises CodeNotLoaded where there may be no room for it."""
+    def take(self, objects: int) -> None:
+        """Before so many objects are loaded. Raises CodeNotLoaded where there may be no room for them."""
         with self._lock:
-            if self._left == 0:
-                self._left = self._look()
-            self._left -= 1
+            if self._left < objects:
+                self._left = self._look(objects)
+            self._left -= objects
 
-    def _look(self) -> int:
+    def _look(self, objects: int) -> int:
+        wanted = max(objects, _LEAST_LOOKED_FOR)
         try:
             limit = int(_MAX_MAPS.read_text())
             used = _MAPS.read_bytes().count(b"\n")
         except (OSError, ValueError):
-            return _MOST_LOADS  # no such files on this system
-        room = (limit - used - _SPARE_MAPS) // _MAPS_PER_LOAD
-        if room < 1:
+            return wanted  # no such files on this system
+        room = (limit - used - _SPARE_MAPS) // _MAPS_PER_OBJECT
+        if room < objects:
             raise CodeNotLoaded(
                 f"this process has {used} of {limit} memory maps, too many to load more code; "
                 "the limit is the kernel setting vm.max_map_count"
             )
-        return min(room, _MOST_LOADS)
+        return min(room, wanted)
 
 
 _memory_maps = _MemoryMaps()
@@ -85,10 +86,12 @@ class Loader:
 
     def __init__(self, target: Target) -> None:
         machine = new_machine(target)  # the engine takes it over
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        # llvmlite's memory manager keeps the sections of an object together. LLVM's own puts each where the system
+        # likes, and writes only 32 bits of the distance from code to its constants, whatever that is.
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
 
     def add(self, objects: Sequence[bytes]) -> None:
-        """Loads object files of ``compile_text``, together: each call takes whole pages.
+        """Loads object files of ``compile_text``, together: those of a call share pages.
 
         Raises, and loads none of them, where LLVM itself would end the process: CodegenError for a
         function they call that no library of this process has, CodeNotLoaded where the process may
@@ -96,7 +99,7 @@ class Loader:
         """
         if not objects:
             return
-        _memory_maps.take()
+        _memory_maps.take(len(objects))
         for symbol in {s for data in objects for s in undefined_symbols(data)}:
             llvm.add_symbol(symbol, resolve(symbol))
         for data in objects:
