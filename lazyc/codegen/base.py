@@ -65,7 +65,7 @@ class Products:
     """The products of tiles in a kernel, for who judges its machine code (``lazyc check-kernels``).
 
     ``kind``: "contraction", "2:4 contraction" or "block-sparse contraction"
-    (of which one factor is compressed), or "attention". A tile is
+    (of which one factor is compressed), "attention", or "sum of scores". A tile is
     ``rows`` by ``columns`` by ``depth`` elements of ``dtype``. ``aligned``: factors can be loaded by the
     widest vectors that there are. ``others``: with them things are loaded that are no factors, such as
     masks, by whatever width. ``load_bits``: of the narrowest vectors that aligned factors may be loaded by.

@@ -118,7 +118,7 @@ def _is_elementwise(node: Node) -> bool:
 
 def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
     for node in nodes:
-        if node.op == "reduce_sum" and node.attrs.axes == (len(node.shape),):
+        if node.op == "reduce_sum" and _sums_scores(node):
             between, products = upstream(node.inputs[0])
             if products and any(map(is_weight, between)):
                 yield _Candidate(node, None, products, between)
@@ -135,6 +135,12 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
             if products and any(map(is_weight, between)):
                 yield _Candidate(node, None, products, between, bool(turned))
                 break
+
+
+def _sums_scores(node: Node) -> bool:
+    """Whether a sum is one over keys, rows or matrices, and no two of these (``score_sums``)."""
+    rank, axes = len(node.inputs[0].shape), node.attrs.axes
+    return axes in ((rank - 1,), (rank - 2,)) or max(axes) < rank - 2
 
 
 def is_weight(node: Node) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from lazyc.ir.graph import Node
+from lazyc.ir.graph import Node, depends_on
 from lazyc.ir.index import Axis, Index
 from lazyc.ir.ops import Trait
 from lazyc.ir.types import Dim, numel
@@ -186,9 +186,12 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
 
 def _share_dots(a: Kernel, b: Kernel) -> bool:
     """Whether the matrix products of both sum, over one loop, with weights that are made of one dot. (What
-    attends has loops of its own.)"""
+    attends has loops of its own, and a sum that is made of another one waits for its loop.)"""
     first, *rest = (r for k in (a, b) for r in k.roots if k.splits[r].inner)
     if any(r.node.spec.has(Trait.ATTENTION) for r in (first, *rest)):
+        return False
+    summed = {r.node for r in a.roots if a.splits[r].inner}
+    if any(depends_on(r.node, summed) for r in b.roots if b.splits[r].inner):
         return False
     return bool(first.dots) and all(
         r.dots & first.dots and r.domain == first.domain and r.fixed_split == first.fixed_split

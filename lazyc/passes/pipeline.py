@@ -46,7 +46,14 @@ def pipeline(
         *((Pass("fold_norm", fold_norm),) if keeps else ()),
         *_convolutions(keeps, has_products),
         Pass("split_batches", split_batches),
-        *((Pass("attention", attending),) if has_products else ()),
+        *(
+            (
+                Pass("score_sums", partial(score_sums, has_products=True)),
+                Pass("attention", attending),
+            )
+            if has_products
+            else ()
+        ),
         *(
             ()
             if costs is None

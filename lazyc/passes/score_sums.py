@@ -1,4 +1,4 @@
-"""Sums of what is as large as the scores of attention, in steps that can go along the rows of scores.
+"""Sums of what is as large as the scores of attention, in steps that need not have all scores at once.
 
     before   reduce_sum(ds : [b, h, m, n], axis 0) : [h, m, n]                 gradient of a bias of [1, h, m, n]
     after    the same, in a kernel of its own
@@ -14,11 +14,15 @@ are such sums. ``ds`` would have to be in memory as a whole for a sum that reads
 over matrices adds a block of rows at a time (``row_tiles``), which takes a kernel that does nothing else; that of what
 several layers add to the gradient of one bias is one for each layer, whose scores are all in memory at no time. One over
 rows is a product, and products along rows add up block after block already. One over keys is within a row.
+
+For targets whose kernels hold matrix products the same sums are steps of their own, each a kernel that computes the
+scores again (``attention``); that over rows stays a sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
@@ -30,35 +34,35 @@ from lazyc.passes.rewrite import Rewriter, rewrite
 LEAST_BYTES = 4 << 20
 
 
-def score_sums(graph: Graph) -> Graph:
-    """The Graph with sums of scores in such steps."""
-    return rewrite(graph, {"reduce_sum": [_split]})
+def score_sums(graph: Graph, has_products: bool = False) -> Graph:
+    """The Graph with sums of scores in such steps. ``has_products``: matrix products are kernels of the target."""
+    return rewrite(graph, {"reduce_sum": [partial(_split, has_products)]})
 
 
-def _split(b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
+def _split(has_products: bool, b: Rewriter, node: Node, x: Sequence[Node]) -> Node | None:
     source, axes = x[0], node.attrs.axes
-    if not source.dtype.is_float or axes == (len(source.shape) - 1,) or not _is_of_scores(source):
+    if not source.dtype.is_float or axes == (len(source.shape) - 1,):
+        return None
+    if not _is_of_scores(source, 0 if has_products else LEAST_BYTES):
         return None
     wide = b.cast(source, source.dtype.compute)  # half types are rounded to at the end alone
-    return b.cast(_in_steps(b, wide, axes), node.dtype)
+    steps = _in_kernels if has_products else _by_blocks
+    return b.cast(steps(b, wide, axes), node.dtype)
 
 
-def _in_steps(b: Rewriter, source: Node, axes: tuple[int, ...]) -> Node:
+def _by_blocks(b: Rewriter, source: Node, axes: tuple[int, ...]) -> Node:
     row, key = len(source.shape) - 2, len(source.shape) - 1
     if key in axes:
-        rows = b.emit("reduce_sum", source, attrs=A.ReduceAttrs((key,)))
-        return b.emit("reduce_sum", rows, attrs=A.ReduceAttrs(axes[:-1]))
+        return _sum(b, _sum(b, source, (key,)), axes[:-1])
     if row in axes:
         *batch, m, _ = source.shape
         ones = b.emit("constant", attrs=A.ConstantAttrs(1.0, source.dtype, source.tensor.device))
         total = b.emit("matmul", b.expand(ones, (*batch, 1, m)), source)
         if axes == (row,):
             return b.reshape(total, (*batch, source.shape[key]))
-        return b.emit("reduce_sum", total, attrs=A.ReduceAttrs(axes))
-    if source.op == "add" and all(
-        x.shape == source.shape and _is_of_scores(x) for x in source.inputs
-    ):
-        return b.emit("add", *(_in_steps(b, x, axes) for x in source.inputs))
+        return _sum(b, total, axes)
+    if _is_of_layers(source):
+        return b.emit("add", *(_by_blocks(b, x, axes) for x in source.inputs))
     b.decide(
         f"sum of {source.type} over matrices is a kernel of its own",
         "it adds up a block of rows at a time, so that the scores' gradients are not stored",
@@ -66,11 +70,29 @@ def _in_steps(b: Rewriter, source: Node, axes: tuple[int, ...]) -> Node:
     return b.emit("reduce_sum", source, attrs=A.ReduceAttrs(axes, is_alone=True))
 
 
-def _is_of_scores(x: Node) -> bool:
+def _in_kernels(b: Rewriter, source: Node, axes: tuple[int, ...]) -> Node:
+    if _is_of_layers(source):
+        return b.emit("add", *(_in_kernels(b, x, axes) for x in source.inputs))
+    *others, last = axes
+    if others and last >= len(source.shape) - 2:  # keys or rows first
+        return _sum(b, _sum(b, source, (last,)), tuple(others))
+    return _sum(b, source, axes)
+
+
+def _sum(b: Rewriter, x: Node, axes: tuple[int, ...]) -> Node:
+    return b.emit("reduce_sum", x, attrs=A.ReduceAttrs(axes))
+
+
+def _is_of_layers(x: Node) -> bool:
+    """Whether it is what two layers add to the gradient of the same."""
+    return x.op == "add" and all(y.shape == x.shape and _is_of_scores(y) for y in x.inputs)
+
+
+def _is_of_scores(x: Node, least_bytes: int = 0) -> bool:
     """Whether it is computed, element by element, from the scores of attention, and as large as they are."""
     elements = numel(x.shape)
     if len(x.shape) < 3 or (
-        isinstance(elements, int) and elements * x.dtype.itemsize < LEAST_BYTES
+        isinstance(elements, int) and elements * x.dtype.itemsize < least_bytes
     ):
         return False
     between, products = upstream(x)

@@ -51,7 +51,21 @@ def attention_nests(
 ) -> list[LoopNest]:
     """The nests of the forward pass (one, that stores the result and statistics of rows), or of the
     backward pass from the logsumexp and delta (two: queries; keys and values)."""
-    graph = (_backward if backward else _forward)(Make(), sizes, dtype, hide)
+    return _nests((_backward if backward else _forward)(Make(), sizes, dtype, hide))
+
+
+def score_sum_nest(
+    sizes: Sizes = Sizes(), dtype: DType = F32, hide: Hide | None = None
+) -> LoopNest:
+    """The nest of the gradient of a bias that all heads of keys have in common: [groups, queries, keys], from the
+    logsumexp and delta."""
+    m = Make()
+    *_, grad_s = _gradients(m, sizes, dtype, hide)
+    (nest,) = _nests(m.outputs(m.cast(m.reduce("sum", grad_s, 0), dtype)))
+    return nest
+
+
+def _nests(graph: Graph) -> list[LoopNest]:
     program = schedule(products_as_loops(attention(graph, "flash")))
     return list(program.nests.values())
 
@@ -101,7 +115,8 @@ def _forward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
     return m.outputs(out, m.squeeze(top, 3), m.squeeze(total, 3))
 
 
-def _backward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
+def _gradients(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> tuple[Node, ...]:
+    """Queries, keys, the gradient of the result, weights, and the gradient of the scores."""
     q, k, v = _inputs(m, s, dtype)
     grad = m.input(s.heads, s.groups * s.queries, s.width, dtype=dtype)
     lse, delta = (m.input(s.heads, s.groups, s.queries, 1) for _ in range(2))
@@ -109,7 +124,11 @@ def _backward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
     p = m.exp(m.sub(scores, m.expand(lse, scores.shape)))
     grad_p = m.emit("matmul", _wide(m, grad), m.transpose(_wide(m, v), -1, -2))
     grad_p = _drop(m, m.reshape(grad_p, scores.shape), s)
-    grad_s = m.mul(p, m.sub(grad_p, m.expand(delta, scores.shape)))
+    return q, k, grad, p, m.mul(p, m.sub(grad_p, m.expand(delta, scores.shape)))
+
+
+def _backward(m: Make, s: Sizes, dtype: DType, hide: Hide | None) -> Graph:
+    q, k, grad, p, grad_s = _gradients(m, s, dtype, hide)
     grad_s, p = (_rounded(m, x, s, dtype) for x in (grad_s, _drop(m, p, s)))
     return m.outputs(
         *(

@@ -10,7 +10,9 @@ import torch
 
 from lazyc.codegen.triton.attention import Attention
 from lazyc.codegen.triton.bounds import limits
+from lazyc.codegen.triton.choices import form_of
 from lazyc.codegen.triton.kernel import generate
+from lazyc.codegen.triton.score_sums import ScoreSums
 from lazyc.ir.index import Axis, Index, axis_index
 from lazyc.ir.loops import (
     BufferParam,
@@ -33,7 +35,14 @@ from lazyc.ir.types import DType
 from lazyc.passes.attention import attention
 from lazyc.passes.products_as_loops import products_as_loops
 from lazyc.passes.schedule import schedule
-from tests.codegen.attention_graphs import Hide, Sizes, attention_nests, causal, window
+from tests.codegen.attention_graphs import (
+    Hide,
+    Sizes,
+    attention_nests,
+    causal,
+    score_sum_nest,
+    window,
+)
 from tests.codegen.harness import run
 from tests.gpu import KERNELS
 from tests.passes.build import Make
@@ -46,7 +55,8 @@ F32, F16, BF16, I64, BOOL = DType.F32, DType.F16, DType.BF16, DType.I64, DType.B
 def check(nest: LoopNest, tolerance: float = 2e-5, *given: torch.Tensor) -> list[torch.Tensor]:
     """Both compute the same; the results. ``given``: buffers in place of random ones."""
     verify_nest(nest)
-    assert Attention.find(nest) is not None and "tl.dot" in generate(nest, "k").text
+    assert isinstance(form_of(nest), Attention | ScoreSums)
+    assert "tl.dot" in generate(nest, "k").text
     torch.manual_seed(0)
     memory = []
     for param in nest.buffers:
@@ -136,6 +146,28 @@ def test_sizes(sizes: Sizes, backward: bool) -> None:
             assert Attention.find(nest) is None
         else:
             check(nest, 5e-5)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("hide", [None, causal, window])
+def test_sums_of_scores(dtype: DType, hide: Hide | None) -> None:
+    nest = score_sum_nest(Sizes(70, 90, 24, heads=3), dtype, hide)
+    assert isinstance(form_of(nest), ScoreSums)
+    check(nest, near(dtype))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(40, 2), Sizes(2, 40), Sizes(20, 24, 16, groups=3), Sizes(5, 24, 40, groups=4),
+        Sizes(33, 17, 3), Sizes(40, 70, drop=0.4, counter=(1 << 33) - 50),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sizes_of_sums_of_scores(sizes: Sizes) -> None:
+    nest = score_sum_nest(sizes, F32, causal)
+    assert isinstance(form_of(nest), ScoreSums)
+    check(nest)
 
 
 def test_rows_without_keys_and_what_is_no_number() -> None:

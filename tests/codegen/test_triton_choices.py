@@ -18,11 +18,12 @@ from lazyc.codegen.triton.cost_model import Work, seconds
 from lazyc.codegen.triton.cuda import CudaGenerator
 from lazyc.codegen.triton.kernel import alternatives, generate, kernel_for
 from lazyc.codegen.triton.live import words_at_once
+from lazyc.codegen.triton.score_sums import ScoreSums
 from lazyc.codegen.triton.tiles import EXACT_ROWS, Tiles
 from lazyc.ir.loops import LoopNest
 from lazyc.ir.nest_interp import run_nest
 from lazyc.ir.types import DType
-from tests.codegen.attention_graphs import Sizes, attention_nests, causal
+from tests.codegen.attention_graphs import Sizes, attention_nests, causal, score_sum_nest
 from tests.codegen.harness import gpu, launched, pointwise
 from tests.codegen.norms import gradients_of_norms
 from tests.codegen.test_reductions import reduce_nest, softmax_nest
@@ -39,6 +40,7 @@ NESTS: dict[str, LoopNest] = {
     "product of any rows": product(ROWS, 40, 50, BF16),
     "attention": attention_nests(Sizes(140, 140), BF16, causal)[0],
     "gradient of keys": attention_nests(Sizes(70, 70), BF16, causal, backward=True)[1],
+    "sum of scores": score_sum_nest(Sizes(70, 140, heads=3), BF16, causal),
     "softmax": softmax_nest(6, 700, "inner"),
     "long rows": reduce_nest("sum", F32, 3, 9000, True, "inner"),
     "columns": reduce_nest("argmax", F32, 70, 90, False, "outer"),
@@ -128,6 +130,7 @@ def test_single_precision_keeps_to_tiles_that_are_exact() -> None:
 
 def test_forms() -> None:
     assert isinstance(C.form_of(NESTS["attention"]), Attention)
+    assert isinstance(C.form_of(NESTS["sum of scores"]), ScoreSums)
     assert isinstance(C.form_of(NESTS["product of bf16"]), Contraction)
     found = C.choices(C.form_of(NESTS["softmax"]), TARGETS[0])
     assert all(isinstance(b, Blocks) for b in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from lazyc.passes.manager import run_passes
 from lazyc.passes.pipeline import pipeline
 from lazyc.passes.schedule import schedule
 from lazyc.report import events as E
-from tests.codegen.attention_graphs import Sizes, attention_nests, causal
+from tests.codegen.attention_graphs import Sizes, attention_nests, causal, score_sum_nest
 from tests.codegen.harness import pointwise
 from tests.codegen.norms import gradients_of_norms
 from tests.codegen.test_reductions import softmax_nest
@@ -273,6 +274,32 @@ def test_attention_in_single_precision_fits_registers(width: int, backward: bool
     for nest in attention_nests(Sizes(2048, 2048, width), DType.F32, causal, backward):
         for arch in (90, 100):
             assert compiled(nest, arch).tensor_cores == set()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_sums_of_scores_fit_registers_and_shared_memory(arch: int, width: int, drop: float) -> None:
+    found = compiled(score_sum_nest(Sizes(1024, 1024, width, drop=drop), DType.BF16, causal), arch)
+    assert gpu_target(f"sm_{arch}").tensor_cores in found.tensor_cores
+    wide = "ld.global.v4.b32" if width == 256 else "cp.async.cg.shared.global"
+    assert wide in found.loads, "factors are not loaded in vectors"
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_sums_of_scores_by_tf32_fit_registers(arch: int, width: int) -> None:
+    nest, target = score_sum_nest(Sizes(1024, 1024, width), DType.F32, causal), f"cuda:sm_{arch}"
+    target = replace(gpu_target(target), float32="tf32")
+    found = compile_kernel(kernel_for(nest, "kernel", target), target)
+    assert found.spilled_bytes == 0 and target.tensor_cores in found.tensor_cores
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("arch", [90, 100])
+def test_sums_of_scores_in_single_precision_fit_registers(arch: int, width: int) -> None:
+    nest = score_sum_nest(Sizes(1024, 1024, width), DType.F32, causal)
+    assert compiled(nest, arch).tensor_cores == set()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

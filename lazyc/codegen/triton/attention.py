@@ -28,8 +28,8 @@ from lazyc.codegen.triton.code import Code, ceil_div
 from lazyc.codegen.triton.pointwise import expression
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
-    LEAST,
     ROWS,
+    WIDEST,
     Tiles,
     are_aligned,
     before_widening,
@@ -37,6 +37,7 @@ from lazyc.codegen.triton.tiles import (
     is_loaded,
     open_tile,
     tile_size,
+    tiled_axes,
     values_of,
 )
 from lazyc.codegen.triton.writer import Value, Writer
@@ -49,7 +50,6 @@ from lazyc.ir.types import Dim, DType, numel
 # What values vary along: the loop lies across a tile of scores, and down a tile of what is summed; dots
 # have their own axes across the factor of the rows and down that of the loop.
 ACROSS, DOWN, LEFT_DEPTH, RIGHT_DEPTH = 4, 8, 16, 32
-WIDEST = 256
 _PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
 
 
@@ -132,18 +132,9 @@ class Attention:
         rows = [a for a in nest.axes if a in scored and a not in fixed]
         if not rows or len(known) != len(factors):
             return None
-        tiled = _tiled(rows)
+        tiled = tiled_axes(rows)
         batch = tuple(a for a in nest.axes if a not in columns and a not in tiled)
         return Attention(nest, loop, online, sums, products, known, batch, tiled, columns)
-
-
-def _tiled(rows: Sequence[Axis]) -> tuple[Axis, ...]:
-    """The last axes of the rows, as many as fill a tile; those before them are apart in the grid."""
-    for k in reversed(range(len(rows))):
-        size = numel(a.size for a in rows[k:])
-        if not isinstance(size, int) or size >= LEAST:
-            return tuple(rows[k:])
-    return tuple(rows)
 
 
 def _products(

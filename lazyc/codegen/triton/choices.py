@@ -16,19 +16,27 @@ from typing import Any, TypeAlias
 
 from lazyc.codegen.base import CodegenError
 from lazyc.codegen.gpu_target import Float32Products, GpuTarget
-from lazyc.codegen.triton.attention import WIDEST, Attention
+from lazyc.codegen.triton.attention import Attention
 from lazyc.codegen.triton.blocks import Blocks, choose_blocks, power_of_two
 from lazyc.codegen.triton.code import VECTOR_BYTES
 from lazyc.codegen.triton.contraction import Contraction
 from lazyc.codegen.triton.cost_model import Work, seconds
 from lazyc.codegen.triton.live import words_at_once
-from lazyc.codegen.triton.tile_rules import attention_tiles, contraction_tiles, tile_depth
-from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, Tiles, are_aligned, tile_size
+from lazyc.codegen.triton.score_sums import ScoreSums
+from lazyc.codegen.triton.tile_rules import (
+    attention_tiles,
+    contraction_tiles,
+    score_sums_tiles,
+    tile_depth,
+)
+from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, WIDEST, Tiles, are_aligned, tile_size
 from lazyc.ir import loops as L
 from lazyc.ir.types import Dim, DType, numel
 
 Choice: TypeAlias = Tiles | Blocks
-Form: TypeAlias = Attention | Contraction | L.LoopNest  # what a nest is to the generators
+Form: TypeAlias = (
+    Attention | ScoreSums | Contraction | L.LoopNest
+)  # what a nest is to the generators
 
 _MOST = 6  # variants of a choice: each is compiled, which takes a second or more
 _OF_A_SHAPE = 2  # of them with as many rows and columns, or points
@@ -43,8 +51,8 @@ _SHAPES = (
 
 
 def form_of(nest: L.LoopNest) -> Form:
-    """What a nest is: an attention, a contraction, or any other."""
-    return Attention.find(nest) or Contraction.find(nest) or nest
+    """What a nest is: an attention, sums of scores, a contraction, or any other."""
+    return Attention.find(nest) or ScoreSums.find(nest) or Contraction.find(nest) or nest
 
 
 def rule_of(form: Form, float32: Float32Products = "ieee") -> Choice:
@@ -52,6 +60,8 @@ def rule_of(form: Form, float32: Float32Products = "ieee") -> Choice:
     match form:
         case Attention():
             return attention_tiles(form, float32)
+        case ScoreSums():
+            return score_sums_tiles(form, float32)
         case Contraction():
             return contraction_tiles(form, float32)
         case _:
@@ -107,6 +117,8 @@ def _ways(
             return _of_contraction(form, rule, target), _contraction_work(form, target)
         case Attention(), Tiles():
             return _of_attention(form, rule), _attention_work(form, target)
+        case ScoreSums(), Tiles():
+            return _of_score_sums(form, rule), _score_sums_work(form, target)
         case L.LoopNest(), Blocks():
             return _of_loops(form, rule), _loop_work(form, target)
     raise AssertionError(f"{type(rule).__name__} for {type(form).__name__}")
@@ -218,6 +230,48 @@ def _attention_work(a: Attention, target: GpuTarget) -> Callable[[Tiles], Work]:
             load_bytes=VECTOR_BYTES,
             waits=1 + steps / t.stages,
             shared_bytes=moving * t.stages + stay,
+            registers=_FIXED_REGISTERS + inside // (t.warps * target.warp),
+            memory_bytes=memory,
+        )
+
+    return work
+
+
+# --- sums of scores -------------------------------------------------------------------------------
+
+
+def _of_score_sums(s: ScoreSums, rule: Tiles) -> Iterator[Tiles]:
+    """Other tiles, warps and stages; in single precision none larger than the rules'."""
+    single = s.half is None
+    shapes = ((rule.rows, rule.columns), *_SHAPES, (32, 16), (16, 32), (16, 16))
+    sides = ((tile_size(s.rows, y), tile_size(s.columns, x)) for y, x in shapes)
+    for rows, columns in dict.fromkeys(sides):
+        if single and (rows > rule.rows or columns > rule.columns):
+            continue
+        for warps, stages in itertools.product((4, 8), (1,) if single else (2, 3, 1)):
+            yield Tiles(rows, columns, rule.depth, warps, stages)
+
+
+def _score_sums_work(s: ScoreSums, target: GpuTarget) -> Callable[[Tiles], Work]:
+    batch, rows, columns, steps = (
+        _known(numel(x.size for x in axes)) for axes in (s.batch, s.rows, s.columns, s.loop.axes)
+    )
+    dtype = s.half or DType.F32
+    widths = s.widths()
+    memory = _memory_bytes(s.nest)
+
+    def work(t: Tiles) -> Work:
+        moving = (t.rows + t.columns) * sum(widths) * dtype.itemsize
+        inside = t.rows * t.columns * (len(widths) + len(s.sums))
+        return Work(
+            programs=batch * -(-rows // t.rows) * -(-columns // t.columns),
+            warps=t.warps,
+            flops=2.0 * t.rows * t.columns * sum(widths) * steps,
+            flops_per_second=_flops(dtype, t, target),
+            nbytes=moving * steps + t.rows * t.columns * 4 * len(s.sums),
+            load_bytes=VECTOR_BYTES,
+            waits=1 + steps / t.stages,
+            shared_bytes=moving * t.stages,
             registers=_FIXED_REGISTERS + inside // (t.warps * target.warp),
             memory_bytes=memory,
         )

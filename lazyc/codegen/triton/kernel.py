@@ -11,6 +11,7 @@ from lazyc.codegen.triton.blocks import Blocks
 from lazyc.codegen.triton.choices import Choice, Form, choices, form_of, rule_of
 from lazyc.codegen.triton.contraction import Contraction, contraction_kernel
 from lazyc.codegen.triton.loop_kernel import loop_kernel
+from lazyc.codegen.triton.score_sums import ScoreSums, score_sums_kernel
 from lazyc.codegen.triton.tiles import Tiles
 from lazyc.ir.loops import LoopNest
 
@@ -63,6 +64,8 @@ def _kernel(
     match form, choice:
         case Attention(), Tiles():
             code = attention_kernel(form, symbol, choice, reports_division, float32)
+        case ScoreSums(), Tiles():
+            code = score_sums_kernel(form, symbol, choice, reports_division, float32)
         case Contraction(), Tiles():
             code = contraction_kernel(form, symbol, choice, reports_division, float32)
         case LoopNest(), Blocks():

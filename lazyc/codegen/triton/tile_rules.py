@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from lazyc.codegen.gpu_target import Float32Products
-from lazyc.codegen.triton.attention import WIDEST, Attention
+from lazyc.codegen.triton.attention import Attention
 from lazyc.codegen.triton.code import VECTOR_BYTES
 from lazyc.codegen.triton.contraction import Contraction
-from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, Tiles, are_aligned, tile_size, values_of
+from lazyc.codegen.triton.score_sums import ScoreSums
+from lazyc.codegen.triton.tiles import (
+    EXACT_ROWS,
+    LEAST,
+    WIDEST,
+    Tiles,
+    are_aligned,
+    tile_size,
+    values_of,
+)
 from lazyc.ir import loops as L
 from lazyc.ir.types import numel
 
@@ -103,3 +112,19 @@ def attention_tiles(attention: Attention, float32: Float32Products = "ieee") -> 
         for axes, most in ((attention.rows, rows), (attention.loop.axes, keys))
     )
     return Tiles(rows, columns, keys, warps, stages)
+
+
+def score_sums_tiles(sums: ScoreSums, float32: Float32Products = "ieee") -> Tiles:
+    """By the widths of heads, as those of attention without a softmax: registers hold a tile of scores for each dot, and
+    one of sums. The depth is that of the deepest dot."""
+    widest, is_half = max(sums.widths()), sums.half is not None
+    if is_half or float32 == "tf32":
+        draws = any(isinstance(i, L.Random) for i in sums.loop.body)
+        rows, columns = 64, 32 if draws or (widest > 128 and not is_half) else 64
+        warps = 4 if is_half and widest <= 64 else 8
+        stages = 2 if is_half and widest <= 128 else 1
+    else:
+        rows = columns = EXACT_ROWS // 2 if widest <= 64 else LEAST
+        warps, stages = 8, 1
+    rows, columns = tile_size(sums.rows, rows), tile_size(sums.columns, columns)
+    return Tiles(rows, columns, widest, warps, stages)

@@ -14,6 +14,7 @@ from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import Dim, DType, numel
 
 ROWS, COLUMNS = 1, 2  # what values vary along, in every kernel with tiles
+WIDEST = 256  # of the depth of a dot, and of results of attention: what a tile holds whole
 LEAST = 16  # rows, columns and depth (of half types) that a tile of the tensor cores has
 # Single precision is asked to be exact (``input_precision="ieee"``). For sm_100 Triton multiplies all the
 # same by TF32 where a factor was widened from a half type (triton-lang/triton, issue 10176), but only tiles of at
@@ -44,6 +45,15 @@ def tile_size(axes: Sequence[Axis], largest: int, unknown: int | None = None) ->
     if not isinstance(size, int):
         return largest if unknown is None else min(unknown, largest)
     return min(largest, max(LEAST, 1 << (size - 1).bit_length()))
+
+
+def tiled_axes(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The last axes, as many as fill a tile; those before them are apart in the grid."""
+    for k in reversed(range(len(axes))):
+        size = numel(a.size for a in axes[k:])
+        if not isinstance(size, int) or size >= LEAST:
+            return tuple(axes[k:])
+    return tuple(axes)
 
 
 def open_tile(

@@ -1,0 +1,229 @@
+"""Kernels that add up, over matrices, what is computed of the scores of attention.
+
+    nest [p0: batch, p1: rows, p2: columns]
+      loop [r0]   %2 = dot [e0] %0, %1     %3 = dot [e1] ...     %5 = reduce_sum %4     (%4 made of %2 and %3)
+      once        ... %5 ...
+
+The gradient of a bias that several matrices of scores have in common is such a sum. A program computes a tile of
+rows by columns of it, matrix after matrix in their order: dots on the tensor cores, around them whatever the body says,
+and one tile of sums. Scores live in registers, and what is added up does not depend on the number of programs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.gpu_target import Float32Products
+from lazyc.codegen.triton.code import Code, ceil_div
+from lazyc.codegen.triton.pointwise import TYPES
+from lazyc.codegen.triton.tiles import (
+    COLUMNS,
+    ROWS,
+    WIDEST,
+    Tiles,
+    are_aligned,
+    before_widening,
+    common_type,
+    is_loaded,
+    open_tile,
+    tile_size,
+    tiled_axes,
+    values_of,
+)
+from lazyc.codegen.triton.writer import Value, Writer
+from lazyc.ir import loops as L
+from lazyc.ir.index import Axis
+from lazyc.ir.nest_values import axes_of_values, cone
+from lazyc.ir.types import DType, numel
+
+LEFT_DEPTH, RIGHT_DEPTH = (
+    4,
+    8,
+)  # the depth of a dot, across the factor of the rows and down that of the columns
+_PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """A nest whose ``loop`` adds up values of ``dots``, for each row and column. ``dots``: the factors of each, that of
+    the rows first."""
+
+    nest: L.LoopNest
+    loop: L.Stage
+    sums: tuple[L.Reduce, ...]
+    dots: dict[int, tuple[int, int]]
+    batch: tuple[Axis, ...]
+    rows: tuple[Axis, ...]
+    columns: tuple[Axis, ...]
+
+    @staticmethod
+    def find(nest: L.LoopNest) -> ScoreSums | None:
+        """The sums that a nest is; None for any other nest."""
+        loops = [s for s in nest.stages if s.axes]
+        if len(loops) != 1 or any(b.role == "scratch" for b in nest.buffers):
+            return None
+        (loop,) = loops
+        if not all(isinstance(i, _PLAIN) for i in loop.body):
+            return None
+        dots = [i for i in loop.body if isinstance(i, L.Dot)]
+        sums = tuple(i for i in loop.body if isinstance(i, L.Reduce))
+        if not dots or not sums:
+            return None
+        if any(i.kind != "sum" or i.dtype is not DType.F32 for i in sums):
+            return None
+        varies = axes_of_values(nest.stages)
+        first = dots[0]
+        left, right = (varies[v] & set(nest.axes) for v in (first.left, first.right))
+        rows = [a for a in nest.axes if a in left - right]
+        columns = [a for a in nest.axes if a in right - left]
+        if not rows or not columns:
+            return None
+        if nest.axes.index(rows[-1]) > nest.axes.index(columns[-1]):
+            rows, columns = columns, rows
+        factors: dict[int, tuple[int, int]] = {}
+        for dot in dots:
+            for pair in ((dot.left, dot.right), (dot.right, dot.left)):
+                if not varies[pair[0]] & set(columns) and not varies[pair[1]] & set(rows):
+                    factors[dot.id] = pair
+        if len(factors) != len(dots):
+            return None
+        tiled = tiled_axes(rows), tiled_axes(columns)
+        batch = tuple(a for a in nest.axes if a not in (*tiled[0], *tiled[1]))
+        return ScoreSums(nest, loop, sums, factors, batch, *tiled)
+
+    @property
+    def narrow(self) -> dict[int, DType | None]:
+        """For each dot the type of both factors before they were widened; None where they have none in common."""
+        instrs = values_of(self.nest)
+        return {k: common_type(instrs, *pair) for k, pair in self.dots.items()}
+
+    @property
+    def half(self) -> DType | None:
+        """The half type of all factors; None where they have none in common."""
+        found = set(self.narrow.values())
+        return found.pop() if len(found) == 1 else None
+
+    def widths(self) -> list[int]:
+        """How deep a tile of the factors of each dot is."""
+        dots = [i for i in self.loop.body if isinstance(i, L.Dot)]
+        return [tile_size(d.axes, WIDEST) for d in dots]
+
+
+def score_sums_kernel(
+    sums: ScoreSums,
+    symbol: str,
+    tiles: Tiles,
+    reports_division: bool = True,
+    float32: Float32Products = "ieee",
+) -> KernelCode:
+    """The kernel of such sums. Raises CodegenError for what there is no code for."""
+    return _Kernel(sums, tiles, reports_division, float32).finish(symbol)
+
+
+class _Kernel:
+    """A kernel while it is written."""
+
+    def __init__(
+        self, sums: ScoreSums, tiles: Tiles, reports_division: bool, float32: Float32Products
+    ) -> None:
+        self.s = sums
+        self.float32 = float32
+        self.instrs = values_of(sums.nest)
+        self.narrow = sums.narrow
+        t = self.tiles = tiles
+        self.w = Writer({
+            ROWS: (0, t.rows), COLUMNS: (1, t.columns), LEFT_DEPTH: (1, 1), RIGHT_DEPTH: (0, 1),
+        })  # fmt: skip
+        self.code = Code(sums.nest, self.w, "", reports_division)
+
+    def finish(self, symbol: str) -> KernelCode:
+        code, s, t = self.code, self.s, self.tiles
+        rows, columns, batch = (
+            numel(a.size for a in axes) for axes in (s.rows, s.columns, s.batch)
+        )
+        down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
+        self.w.line(f"down = {code.dim(down)}")
+        self.w.line(f"across = {code.dim(across)}")
+        self.w.line("row = tl.program_id(0) % down")
+        self.w.line("column = tl.program_id(0) // down % across")
+        open_tile(code, s.batch, (s.rows, t.rows), (s.columns, t.columns))
+        for stage in s.nest.stages:
+            if stage is s.loop:
+                self._loop()
+            else:
+                for instr in stage.body:
+                    code.instr(instr)
+        text = code.text(symbol)
+        programs = batch * down * across
+        ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
+        return KernelCode(ref, text, tuple(b.dtype for b in s.nest.buffers), self._judged())
+
+    def _judged(self) -> Products:
+        s, t = self.s, self.tiles
+        dots = [i for i in s.loop.body if isinstance(i, L.Dot)]
+        factors = [f for pair in s.dots.values() for f in pair]
+        aligned = are_aligned(s.loop.body, factors, {a for d in dots for a in d.axes})
+        known = cone(s.loop.body, factors)
+        others = any(isinstance(i, L.Load) and i.id not in known for i in s.loop.body)
+        depth = min(s.widths())
+        return Products(
+            "sum of scores", s.half or DType.F32, t.rows, t.columns, depth, aligned, others
+        )
+
+    def _loop(self) -> None:
+        code, s, w = self.code, self.s, self.w
+        totals = {x.id: w.variable(w.full("0.0", DType.F32, ROWS | COLUMNS)) for x in s.sums}
+        outside = dict(code.values)
+        with w.loop(f"for r in range(0, {code.dim(numel(a.size for a in s.loop.axes))}):"):
+            kind = TYPES[code.index_type]
+            flat = w.value(f"r + tl.full([1, 1], 0, {kind})", code.index_type, 0)
+            code.unravel(0, flat.text, s.loop.axes)
+            needed = cone(s.loop.body, [x.value for x in s.sums], into_dots=False)
+            for instr in s.loop.body:
+                if isinstance(instr, L.Store | L.Reduce) or instr.id not in needed:
+                    continue
+                if isinstance(instr, L.Dot):
+                    code.values[instr.id] = self._dot(instr)
+                else:
+                    code.instr(instr)
+            for total in s.sums:
+                value = code.values[total.value]
+                text = w.broadcast(value.text, value.varies, ROWS | COLUMNS)
+                w.line(f"{totals[total.id]} = {totals[total.id]} + {text}")
+        code.values = outside
+        for number, name in totals.items():
+            code.values[number] = Value(name, DType.F32, ROWS | COLUMNS)
+
+    def _dot(self, dot: L.Dot) -> Value:
+        left, right = self.s.dots[dot.id]
+        texts = (
+            self._factor(dot, left, LEFT_DEPTH, ROWS),
+            self._factor(dot, right, RIGHT_DEPTH, COLUMNS),
+        )
+        precision = "" if self.narrow[dot.id] else f', input_precision="{self.float32}"'
+        return self.w.value(f"tl.dot({texts[0]}, {texts[1]}{precision})", DType.F32, ROWS | COLUMNS)
+
+    def _factor(self, dot: L.Dot, value: int, bit: int, other: int) -> str:
+        """A tile of a dot's factor, as deep as the dot; 0 beyond its end."""
+        code, w = self.code, self.w
+        size = tile_size(dot.axes, WIDEST)
+        w.dims[bit] = (w.dims[bit][0], size)
+        text = f"tl.arange(0, {size}){'[None, :]' if bit == LEFT_DEPTH else '[:, None]'}"
+        if code.index_type is not DType.I32:
+            text = f"{text}.to(tl.int64)"
+        known = dict(code.values)
+        flat = w.value(text, code.index_type, bit).text
+        code.open(bit, flat, dot.axes, numel(a.size for a in dot.axes), size)
+        needed = cone(self.s.loop.body, (value,))
+        for instr in self.s.loop.body:
+            if not isinstance(instr, L.Store) and instr.id in needed:
+                code.instr(instr)
+        narrow = self.narrow[dot.id] is not None
+        found = before_widening(code, self.instrs, value) if narrow else code.values[value]
+        text = w.broadcast(found.text, found.varies, bit | other)
+        if w.ends[bit] and not is_loaded(self.instrs, value):
+            text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, bit | other).text
+        code.values = known
+        w.ends.pop(bit)
+        return text

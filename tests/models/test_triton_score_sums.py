@@ -1,0 +1,175 @@
+"""Gradients of what is added to the scores of attention, or multiplied with them, without stored scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lazyc
+from lazyc.backend import executables
+from tests.gpu import DEVICE, OPTIONS, on_device
+from tests.models.test_triton_attention import K, Q, check, choices, tensors
+
+Tensor = torch.Tensor
+pytestmark = pytest.mark.gpu
+B, H = 3, 2
+
+
+def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return F.softmax(q @ k.transpose(-2, -1) * 0.3 + bias, dim=-1) @ v
+
+
+def scaled(q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> Tensor:
+    return F.softmax(q @ k.transpose(-2, -1) * factor, dim=-1) @ v
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.transpose(-2, -1) * 0.3 + bias).masked_fill(hidden, -math.inf)
+    return F.softmax(scores, dim=-1) @ v
+
+
+def of_torch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3)
+
+
+def given(dtype: torch.dtype = torch.float32, width: int = 16) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(B, H, n, width).to(DEVICE, dtype) for n in (Q, K, K)]
+
+
+SHAPES = {
+    "heads": (1, H, Q, K),
+    "all": (1, 1, Q, K),
+    "batch": (B, 1, Q, K),
+    "two dims": (Q, K),
+    "three dims": (H, Q, K),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("model", [biased, scaled, causal])
+def test_sums_over_matrices(model: Callable[..., Tensor], name: str) -> None:
+    shape = SHAPES[name]
+    results = {tuple(n for n in shape if n > 1), shape}
+    check(model, *given(), torch.randn(shape), train=True, kernels=(1, 4), stored=results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("model", [biased, causal])
+def test_half_types(model: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    bias = torch.randn(1, H, Q, K).to(dtype)
+    check(model, *given(dtype), bias, train=True, kernels=(1, 4), stored={(H, Q, K), (1, H, Q, K)})
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, H, 1, K), (B, 1, 1, K), (K,), (1, H, Q, 1), (1, 1, 1, 1), ()], ids=str
+)
+@pytest.mark.parametrize("model", [biased, scaled])
+def test_sums_over_rows_or_keys(model: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    """Over keys or rows first, in a kernel of attention; what is left is small."""
+    if model is biased and shape in ((), (1, 1, 1, 1)):
+        return  # the gradient is 0, and what is there is rounding
+    # How near one number of eager's is is luck.
+    check(model, *given(), torch.randn(shape), train=True, kernels=(1, 4), factor=8)
+
+
+def test_torchs_operator() -> None:
+    """Decomposed by torch for tensors of the CPU where a mask needs a gradient."""
+    bias = torch.randn(1, H, Q, K)
+    check(of_torch, *given(), bias, train=True, kernels=(1, 4), stored={(H, Q, K), (1, H, Q, K)})
+
+
+def test_shared_heads_of_keys() -> None:
+    def grouped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(3, 1) for x in (k, v))
+        return biased(q, k, v, bias)
+
+    args = tensors(shared=3)
+    bias = torch.randn(1, 6, Q, K)
+    results = {(6, Q, K), (1, 6, Q, K), (2, 3, Q, K)}
+    check(grouped, *args, bias, train=True, kernels=(1, 4), stored=results)
+
+
+def test_two_layers_share_a_bias() -> None:
+    """A kernel for each layer's part."""
+
+    def layers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return biased(biased(q, k, v, bias), v, k, bias)
+
+    bias = torch.randn(1, H, Q, K)
+    check(layers, *given(), bias, train=True, kernels=(2, 8), stored={(H, Q, K), (1, H, Q, K)})
+
+
+def test_dropout_is_drawn_again() -> None:
+    """By the kernel that adds up, as by the others: gradients are those of the same mask."""
+    torch.manual_seed(0)
+    q, k, _ = given()
+    v = torch.eye(K, device=DEVICE).expand(B, H, K, K).contiguous()
+    bias = on_device(torch.randn(1, H, Q, K))
+
+    def dropped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return F.dropout(F.softmax(q @ k.transpose(-2, -1) * 0.3 + bias, dim=-1), 0.4) @ v
+
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, bias)]
+    with choices() as made:
+        out = torch.compile(dropped, backend="lazyc", options=OPTIONS)(*leaves)
+        grad = torch.randn_like(out)
+        got = torch.autograd.grad(out, leaves, grad)
+    assert all(c.kernel == "flash" for c in made)
+    weights = F.softmax(q @ k.transpose(-2, -1) * 0.3 + bias, dim=-1)
+    kept = (out.detach() != 0).double()  # with values of the identity, the result is what is kept
+
+    def exact(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return F.softmax(q @ k.transpose(-2, -1) * 0.3 + bias, dim=-1) * kept / 0.6 @ v
+
+    assert 0.5 < kept.mean() < 0.7 and weights.min() > 0
+    doubles = [x.detach().double().requires_grad_() for x in leaves]
+    want = torch.autograd.grad(exact(*doubles), doubles, grad.double())
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_lengths_that_change() -> None:
+    torch._dynamo.reset()
+    lazyc.metrics.reset()
+    before = set(map(id, executables()))
+    compiled = torch.compile(biased, backend="lazyc", options=OPTIONS, dynamic=True)
+    for q, k in ((37, 41), (50, 33), (64, 64)):
+        args = [torch.randn(B, H, n, 16, device=DEVICE) for n in (q, k, k)]
+        args.append(torch.randn(1, H, q, k, device=DEVICE))
+        grads = []
+        for function, dtype in ((compiled, torch.float32), (biased, torch.float64)):
+            leaves = [x.to(dtype).requires_grad_() for x in args]
+            grads.append(torch.autograd.grad(function(*leaves).square().sum(), leaves))
+        for mine, right in zip(*grads, strict=True):
+            torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
+    assert not lazyc.metrics.snapshot()["fallbacks"]
+    programs = [x.program for x in executables() if id(x) not in before]
+    assert len(programs) == 2
+    for program in programs:
+        assert not [
+            b
+            for b in program.buffers
+            if b.kind != "input" and len(b.shape) == 4 and b.shape[0] == B and b.shape[-1] != 16
+        ]
+
+
+def test_one_sequence_stores_what_its_gradient_is() -> None:
+    """A sum over one matrix is that matrix: there is nothing to save."""
+    q, k, v = (x[:1] for x in given())
+    bias = torch.randn(1, H, Q, K, device=DEVICE)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, bias)]
+    with choices() as made:
+        got = torch.autograd.grad(
+            torch.compile(biased, backend="lazyc", options=OPTIONS)(*leaves).square().sum(), leaves
+        )
+    assert {c.kernel for c in made} == {"flash", "math"}
+    doubles = [x.detach().double().requires_grad_() for x in leaves]
+    want = torch.autograd.grad(biased(*doubles).square().sum(), doubles)
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
