@@ -292,3 +292,34 @@ def test_a_sum_that_a_step_of_the_chain_reads_is_whole_then() -> None:
     found = torch.compile(f, backend="lazyc")(*args)
     assert not lazyc.metrics.snapshot()["fallbacks"]
     torch.testing.assert_close(found, f(*args), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, Q, K), (1, 1, Q, K), (B, 1, Q, K), (1, 6, 1, K)], ids=str)
+def test_heads_that_share_keys(shape: tuple[int, ...]) -> None:
+    """Three heads of queries to one of keys, whose rows are those of one product."""
+
+    def grouped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(3, 1) for x in (k, v))
+        return biased(q, k, v, bias)
+
+    q, k, v = (torch.randn(B, n, s, 16) for n, s in ((6, Q), (2, K), (2, K)))
+    args = [q, k, v, torch.randn(shape)]
+    grad = torch.randn(B, 6, Q, 16)
+    got = run(torch.compile(grouped, backend="lazyc"), args, grad)
+    want = run(grouped, [x.double() for x in args], grad.double())
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_two_biases() -> None:
+    """Of which each is the same for other matrices."""
+
+    def twice(q: Tensor, k: Tensor, v: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return biased(q, k, v, first + second)
+
+    args = [*tensors(), torch.randn(1, H, Q, K), torch.randn(B, 1, Q, K)]
+    grad = torch.randn(B, H, Q, args[2].shape[-1])
+    got = run(torch.compile(twice, backend="lazyc"), args, grad)
+    want = run(twice, [x.double() for x in args], grad.double())
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
