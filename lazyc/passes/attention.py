@@ -27,7 +27,7 @@ from lazyc.ir import attrs as A
 from lazyc.ir.decisions import Decision
 from lazyc.ir.graph import Graph, Node, depends_on
 from lazyc.ir.ops import Trait
-from lazyc.ir.types import Dim, DType
+from lazyc.ir.types import Dim, DType, is_nonneg, numel
 from lazyc.passes.products_as_loops import stored_factor
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.rewrite import Rewriter, rewrite, scalar_value
@@ -140,7 +140,7 @@ def _candidates(graph: Graph, nodes: list[Node]) -> Iterator[_Candidate]:
 def _sums_scores(node: Node) -> bool:
     """Whether a sum is one over keys, rows or matrices, and no two of these (``score_sums``)."""
     rank, axes = len(node.inputs[0].shape), node.attrs.axes
-    return axes in ((rank - 1,), (rank - 2,)) or max(axes) < rank - 2
+    return axes in ((rank - 1,), (rank - 2,)) or all(a < rank - 2 for a in axes)
 
 
 def is_weight(node: Node) -> bool:
@@ -157,7 +157,7 @@ def is_weight(node: Node) -> bool:
 
 
 def upstream(node: Node) -> tuple[set[Node], set[Node]]:
-    """The values between a node (included) and the products that it is computed from, and these."""
+    """The values between a node (included) and the products of scores that it is computed from, and these."""
     order: list[Node] = []
     seen: set[Node] = set()
     todo = [node]
@@ -169,12 +169,19 @@ def upstream(node: Node) -> tuple[set[Node], set[Node]]:
         order.append(here)
         if _is_elementwise(here):
             todo += here.inputs
-    products = {n for n in order if n.op == "matmul"}
+    products = {n for n in order if n.op == "matmul" and _is_scored(n, node)}
     between = set(products)
     for here in sorted(order, key=lambda n: n.id):
         if _is_elementwise(here) and any(n in between for n in here.inputs):
             between.add(here)
     return between - products, products if node in between else set()
+
+
+def _is_scored(product: Node, node: Node) -> bool:
+    """Whether a product, which ``node`` is computed from, has a number for each of its rows and keys, whichever are the
+    rows; as one that makes a bias of something else has not. Matrices may be next to each other in the product."""
+    known = [side in node.shape[-2:] for side in product.shape[-2:]]
+    return all(known) or (any(known) and numel(product.shape) == numel(node.shape))
 
 
 # --- softmax --------------------------------------------------------------------------------------
@@ -307,7 +314,7 @@ def _choose(graph: Graph, mode: AttentionKernel) -> _Found:
         chosen = [c for c in chosen if not refused[c.node]]
     found = _Found()
     for candidate in chosen:
-        *_, rows, keys = next(iter(candidate.products)).shape
+        *_, rows, keys = _first(candidate.products).shape
         tell(candidate, "flash", f"{rows} x {keys} scores are not stored")
         found.products |= candidate.products
         if candidate.turned:
@@ -324,7 +331,7 @@ def _why_stored(candidate: _Candidate, mode: AttentionKernel) -> str:
     """Why the scores of a candidate are better stored; "" if they are not."""
     if mode == "math":
         return "the option attention is math"
-    *_, rows, keys = next(iter(candidate.products)).shape
+    *_, rows, keys = _first(candidate.products).shape
     if any(n.dtype.compute is not DType.F32 for n in (candidate.node, *candidate.products)):
         return "tensor cores take no double precision"
     widths = [n.inputs[0].shape[-1] for n in candidate.products]
@@ -334,11 +341,33 @@ def _why_stored(candidate: _Candidate, mode: AttentionKernel) -> str:
         return "the size of a head changes"
     if any(_at_most(_MAX_WIDTH, w) and w != _MAX_WIDTH for w in widths):
         return f"a head of {max(w for w in widths if isinstance(w, int))} does not fit a tile"
+    if candidate.node.op == "matmul" and any(
+        _adds_up(candidate.node, product) for product in candidate.products
+    ):
+        return "one product adds up what several matrices of scores give"
     if _at_most(keys, 1) or _at_most(rows, 1):
         return "there is one query, or one key"
     if mode == "auto" and (_at_most(rows, _TILE - 1) or _at_most(keys, _TILE - 1)):
         return f"{rows} x {keys} scores do not fill a tile"
     return ""
+
+
+def _adds_up(node: Node, product: Node) -> bool:
+    """Whether a product sums over matrices of another one whose factors are others for each of them: neither could stay
+    while a kernel goes through them."""
+    here, there = (numel(n.shape[:-2]) for n in (node, product))
+    more = here != there and is_nonneg(there - here)
+    return more and not any(map(_is_expanded, product.inputs))
+
+
+def _is_expanded(x: Node) -> bool:
+    while x.op in ("reshape", "permute", "cast"):
+        x = x.inputs[0]
+    return x.op == "expand"
+
+
+def _first(nodes: set[Node]) -> Node:
+    return min(nodes, key=lambda n: n.id)
 
 
 def _at_most(size: Dim, limit: Dim) -> bool:
@@ -353,6 +382,8 @@ def _why_read(
 ) -> str:
     """Why the values between its products must be in memory after all; "" if they need not."""
     inside: set[Node] = set()
+    if any(other.node in candidate.products for other in chosen):
+        return "the scores are made of others, by a product"
     for other in chosen:
         inside |= other.between | other.products
         inside.add(other.node)

@@ -165,9 +165,8 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
         return None
     if any(r.into is not None for r in roots) and not (a.is_flat and b.is_flat):
         return None
-    if any(is_loop_product(r.node) or r.dots for r in roots) and not (
-        a.is_flat or b.is_flat or _share_dots(a, b)
-    ):
+    has_product = any(is_loop_product(r.node) or r.dots for r in roots)
+    if has_product and not (a.is_flat or b.is_flat or _share_dots(a, b)):
         return None  # a matrix product takes in what is computed of each element of it alone
     splits = _joint_splits(a, b)
     if splits is None:
@@ -176,6 +175,8 @@ def _try(first: Unit, second: Unit, shared: Node | None = None) -> Kernel | None
         splits = _neighbour_splits(a, b, shared)
         if splits is None:
             return None
+    if has_product and b.is_flat and any(splits[r].inner for r in b.roots):
+        return None  # and not in what makes several elements of one, in a loop of its own
     merged = Kernel(roots, splits, a.statistics + b.statistics)
     if not _consistent(merged):
         return None

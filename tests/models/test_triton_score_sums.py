@@ -11,8 +11,13 @@ import torch.nn.functional as F
 
 import lazyc
 from lazyc.backend import executables
+from lazyc.codegen.triton.attention import Attention
+from lazyc.codegen.triton.choices import form_of
+from lazyc.codegen.triton.score_sums import ScoreSums
+from lazyc.ir.loops import Dot
+from lazyc.ir.program import KernelStep
 from tests.gpu import DEVICE, OPTIONS, on_device
-from tests.models.test_triton_attention import K, Q, check, choices, tensors
+from tests.models.test_triton_attention import K, Q, check, choices, run, tensors
 
 Tensor = torch.Tensor
 pytestmark = pytest.mark.gpu
@@ -42,6 +47,35 @@ def given(dtype: torch.dtype = torch.float32, width: int = 16) -> list[Tensor]:
     return [torch.randn(B, H, n, width).to(DEVICE, dtype) for n in (Q, K, K)]
 
 
+def near(
+    model: Callable[..., Tensor],
+    *args: Tensor,
+    kernels: tuple[int, ...] | None = None,
+    slow: bool = False,
+) -> None:
+    """Results and gradients are those of double precision; scores are computed by tiles wherever they are, unless
+    ``slow``. ``kernels`` as in ``check``."""
+    torch._dynamo.reset()
+    lazyc.metrics.reset()
+    args = tuple(map(on_device, args))
+    before = set(map(id, executables()))
+    compiled = torch.compile(model, backend="lazyc", options=OPTIONS)
+    torch.manual_seed(1)
+    grad = torch.randn_like(model(*args))
+    doubles = [x.double() for x in args]
+    wanted = run(model, doubles, grad)
+    for got, want in zip(run(compiled, list(args), grad), wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    assert not lazyc.metrics.snapshot()["fallbacks"]
+    counts = []
+    for program in (x.program for x in executables() if id(x) not in before):
+        nests = [program.nests[s.nest] for s in program.steps if isinstance(s, KernelStep)]
+        scored = [n for n in nests if any(isinstance(i, Dot) for s in n.stages for i in s.body)]
+        counts.append(len(scored))
+        assert slow or all(isinstance(form_of(n), Attention | ScoreSums) for n in scored)
+    assert kernels is None or tuple(sorted(counts)) == kernels
+
+
 SHAPES = {
     "heads": (1, H, Q, K),
     "all": (1, 1, Q, K),
@@ -66,16 +100,106 @@ def test_half_types(model: Callable[..., Tensor], dtype: torch.dtype) -> None:
     check(model, *given(dtype), bias, train=True, kernels=(1, 4), stored={(H, Q, K), (1, H, Q, K)})
 
 
+SMALL = [(1, H, 1, K), (B, 1, 1, K), (K,), (1, H, Q, 1)]
+ONE = [(1, 1, 1, 1), ()]  # of a bias the gradient is 0, and what is there is rounding
+
+
 @pytest.mark.parametrize(
-    "shape", [(1, H, 1, K), (B, 1, 1, K), (K,), (1, H, Q, 1), (1, 1, 1, 1), ()], ids=str
+    ("model", "shape"),
+    [
+        pytest.param(model, shape, id=f"{model.__name__}{shape}")
+        for model, shapes in ((biased, SMALL), (scaled, [*SMALL, *ONE]))
+        for shape in shapes
+    ],
 )
-@pytest.mark.parametrize("model", [biased, scaled])
 def test_sums_over_rows_or_keys(model: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
     """Over keys or rows first, in a kernel of attention; what is left is small."""
-    if model is biased and shape in ((), (1, 1, 1, 1)):
-        return  # the gradient is 0, and what is there is rounding
     # How near one number of eager's is is luck.
     check(model, *given(), torch.randn(shape), train=True, kernels=(1, 4), factor=8)
+
+
+def test_factors_that_are_the_same_along_their_depth() -> None:
+    """Nothing is added beyond the width of a head, which a tile is wider than."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return biased(q, k, v.expand(*v.shape[:-1], 5), bias).sum(-1)
+
+    q, k, v = given(width=5)
+    near(model, q, k, v[..., :1], torch.randn(1, H, Q, K), slow=True)
+
+
+def test_keys_that_are_the_same_along_their_depth() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return biased(q.expand(*q.shape[:-1], 5), k.expand(*k.shape[:-1], 5), v, bias)
+
+    q, k, v = given(width=5)
+    near(model, q[..., :1], k[..., :1], v, torch.randn(1, H, Q, K), slow=True)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean over rows"])
+def test_a_gradient_that_is_the_same_for_rows(name: str) -> None:
+    def model(*args: Tensor) -> Tensor:
+        out = biased(*args)
+        return out.sum() if name == "sum" else out.mean(-2)
+
+    bias = torch.randn(1, H, Q, K)
+    check(model, *given(), bias, train=True, kernels=(1, 4), stored={(H, Q, K)}, factor=8)
+
+
+@pytest.mark.parametrize("which", ["keys", "values"])
+def test_factors_that_are_the_same_for_all_keys(which: str) -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return biased(q, *(x.expand(B, H, K, 16) for x in (k, v)), bias)
+
+    q, k, v = given()
+    k, v = (x[:, :, :1] if name == which else x for name, x in (("keys", k), ("values", v)))
+    near(model, q, k, v, torch.randn(1, H, Q, K), kernels=(1, 4))
+
+
+MADE: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "mean": (lambda w: w.mean(0), [(5, H, Q, K)]),
+    "softplus": (lambda w: F.softplus(w).mean(0, keepdim=True), [(5, H, Q, K)]),
+    "matvec": (lambda w, c: w @ c, [(H, Q, K, 5), (5,)]),
+    "norm": (lambda w: w.norm(dim=-1), [(H, Q, K, 5)]),
+    "linear": (lambda x, w: (x @ w).permute(2, 0, 1)[None], [(Q, K, 7), (7, H)]),
+    "outer": (lambda x, y: x[:, :, None] * y[:, None], [(H, Q), (H, K)]),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_biases_that_are_made_of_more(name: str) -> None:
+    """What takes the bias's gradient to more elements than it has is a kernel of its own."""
+    make, shapes = MADE[name]
+
+    def model(q: Tensor, k: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
+        return biased(q, k, v, make(*weights))
+
+    near(model, *given(), *map(torch.randn, shapes), kernels=(1, 4))
+
+
+def test_scores_that_are_made_of_others() -> None:
+    """Those that a product makes of weights are in memory."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor, m: Tensor, bias: Tensor) -> Tensor:
+        inner = F.softmax(q @ k.transpose(-2, -1) + bias, dim=-1)
+        return F.softmax(inner @ m + bias, dim=-1) @ v
+
+    near(model, *given(), torch.randn(B, H, K, K), torch.randn(1, H, Q, K))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("which", ["keys", "queries"])
+def test_factors_shared_by_one_product_alone(which: str, bias: bool) -> None:
+    """Of the gradient of what heads share, or sequences, one product adds up all heads, or sequences."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor, added: Tensor) -> Tensor:
+        form = "bhqd,bkd->bhqk" if which == "keys" else "hqd,bhkd->bhqk"
+        scores = torch.einsum(form, q, k)
+        return F.softmax(scores + added if bias else scores, dim=-1) @ v + (0 * added.sum())
+
+    q, k, v = given()
+    args = (q, k[:, 0], v) if which == "keys" else (q[0], k, v)
+    near(model, *args, torch.randn(1, H, Q, K) if bias else torch.zeros(1))
 
 
 def test_torchs_operator() -> None:

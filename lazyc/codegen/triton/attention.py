@@ -34,11 +34,11 @@ from lazyc.codegen.triton.tiles import (
     are_aligned,
     before_widening,
     common_type,
-    is_loaded,
     open_tile,
     tile_size,
     tiled_axes,
     values_of,
+    whole_factor,
 )
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
@@ -125,12 +125,18 @@ class Attention:
         products = _products(loop, sums, varies, columns)
         if products is None:
             return None
-        factors = {d.id: _loop_last(d, varies, loop.axes) for d in dots}
-        known = {k: f for k, f in factors.items() if f is not None}
+        known = {d.id: f for d in dots if (f := _loop_last(d, varies, loop.axes)) is not None}
         right = (f.right for f in (*known.values(), *products.values()))
         fixed = set[Axis]().union(*(varies[v] for v in right))
         rows = [a for a in nest.axes if a in scored and a not in fixed]
-        if not rows or len(known) != len(factors):
+        for dot in dots:
+            if dot.id not in known:
+                found = _rows_first(dot, varies, loop.axes, rows)
+                if found is None:
+                    return None
+                known[dot.id] = found
+        inside = cone(loop.body, [v for f in known.values() for v in (f.left, f.right)])
+        if not rows or not inside.isdisjoint(known):
             return None
         tiled = tiled_axes(rows)
         batch = tuple(a for a in nest.axes if a not in columns and a not in tiled)
@@ -156,7 +162,7 @@ def _products(
         left, right = product.args
         if varies[left] & set(columns):
             left, right = right, left
-        if varies[left] & set(columns) or not set(loop.axes) <= varies[left] & varies[right]:
+        if varies[left] & set(columns):
             return None
         if cone(loop.body, (right,)) & dots:
             return None
@@ -168,6 +174,16 @@ def _loop_last(dot: L.Dot, varies: dict[int, set[Axis]], loop: Sequence[Axis]) -
     """The factors of a dot, that of the loop on the right; None unless just one varies along it."""
     for left, right in ((dot.left, dot.right), (dot.right, dot.left)):
         if varies[right] & set(loop) and not varies[left] & set(loop):
+            return Factors(left, right)
+    return None
+
+
+def _rows_first(
+    dot: L.Dot, varies: dict[int, set[Axis]], loop: Sequence[Axis], rows: Sequence[Axis]
+) -> Factors | None:
+    """The factors of a dot that is the same along the loop, that of the rows on the left; None for any other."""
+    for left, right in ((dot.left, dot.right), (dot.right, dot.left)):
+        if not (varies[left] | varies[right]) & set(loop) and not varies[right] & set(rows):
             return Factors(left, right)
     return None
 
@@ -507,16 +523,13 @@ class _Kernel:
 
     def _tile_of(self, value: int, varies: int, bit: int) -> str:
         """A factor, 0 beyond the end along ``bit`` (where the other factor may hold anything)."""
-        code, w = self.code, self.w
+        code = self.code
         needed = cone(self.a.loop.body, (value,)) - set(code.values)
         for instr in self.a.loop.body:
             if not isinstance(instr, L.Store) and instr.id in needed:
                 code.instr(instr)
         found = before_widening(code, self.instrs, value) if self.half else code.values[value]
-        text = w.broadcast(found.text, found.varies, varies)
-        if w.ends[bit] and not is_loaded(self.instrs, value):
-            text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, varies).text
-        return text
+        return whole_factor(code, self.instrs, value, found, bit, varies)
 
     # --- which tiles of the loop count ------------------------------------------------------------
 

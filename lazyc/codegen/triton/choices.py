@@ -51,8 +51,8 @@ _SHAPES = (
 
 
 def form_of(nest: L.LoopNest) -> Form:
-    """What a nest is: an attention, sums of scores, a contraction, or any other."""
-    return Attention.find(nest) or ScoreSums.find(nest) or Contraction.find(nest) or nest
+    """What a nest is: sums of scores, an attention, a contraction, or any other."""
+    return ScoreSums.find(nest) or Attention.find(nest) or Contraction.find(nest) or nest
 
 
 def rule_of(form: Form, float32: Float32Products = "ieee") -> Choice:

@@ -26,10 +26,10 @@ from lazyc.codegen.triton.tiles import (
     are_aligned,
     before_widening,
     common_type,
-    is_loaded,
     lie_along,
     open_tile,
     values_of,
+    whole_factor,
 )
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
@@ -239,12 +239,8 @@ class _Kernel:
             if not isinstance(instr, L.Store) and instr.id in needed:
                 code.instr(instr)
         found = before_widening(code, self.instrs, value) if self.narrow else code.values[value]
-        text = w.broadcast(found.text, found.varies, (ROWS if bit == ROW_DEPTH else COLUMNS) | bit)
-        # Beyond the depth factors must be 0, whatever the prologue makes of it.
-        if w.ends[bit] and not is_loaded(self.instrs, value):
-            zero = "0.0" if found.dtype.is_float else "0"
-            masked = f"tl.where({w.ends[bit]}, {text}, {zero})"
-            text = w.value(masked, found.dtype, found.varies).text
+        varies = (ROWS if bit == ROW_DEPTH else COLUMNS) | bit
+        text = whole_factor(code, self.instrs, value, found, bit, varies)
         code.values = outer
         del w.ends[bit]
         return text

@@ -11,6 +11,7 @@ and one tile of sums. Scores live in registers, and what is added up does not de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyc.codegen.base import KernelCode, LaunchRef, Products
@@ -25,11 +26,11 @@ from lazyc.codegen.triton.tiles import (
     are_aligned,
     before_widening,
     common_type,
-    is_loaded,
     open_tile,
     tile_size,
     tiled_axes,
     values_of,
+    whole_factor,
 )
 from lazyc.codegen.triton.writer import Value, Writer
 from lazyc.ir import loops as L
@@ -37,10 +38,8 @@ from lazyc.ir.index import Axis
 from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import DType, numel
 
-LEFT_DEPTH, RIGHT_DEPTH = (
-    4,
-    8,
-)  # the depth of a dot, across the factor of the rows and down that of the columns
+# The depth of a dot, across the factor of the rows and down that of the columns.
+LEFT_DEPTH, RIGHT_DEPTH = 4, 8
 _PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
 
 
@@ -73,10 +72,9 @@ class ScoreSums:
         if any(i.kind != "sum" or i.dtype is not DType.F32 for i in sums):
             return None
         varies = axes_of_values(nest.stages)
-        first = dots[0]
-        left, right = (varies[v] & set(nest.axes) for v in (first.left, first.right))
-        rows = [a for a in nest.axes if a in left - right]
-        columns = [a for a in nest.axes if a in right - left]
+        left, right = _sides([(varies[d.left], varies[d.right]) for d in dots])
+        rows = [a for a in nest.axes if a in left]
+        columns = [a for a in nest.axes if a in right]
         if not rows or not columns:
             return None
         if nest.axes.index(rows[-1]) > nest.axes.index(columns[-1]):
@@ -86,7 +84,8 @@ class ScoreSums:
             for pair in ((dot.left, dot.right), (dot.right, dot.left)):
                 if not varies[pair[0]] & set(columns) and not varies[pair[1]] & set(rows):
                     factors[dot.id] = pair
-        if len(factors) != len(dots):
+        inside = cone(loop.body, [f for d in dots for f in (d.left, d.right)])
+        if len(factors) != len(dots) or not inside.isdisjoint(factors):
             return None
         tiled = tiled_axes(rows), tiled_axes(columns)
         batch = tuple(a for a in nest.axes if a not in (*tiled[0], *tiled[1]))
@@ -108,6 +107,20 @@ class ScoreSums:
         """How deep a tile of the factors of each dot is."""
         dots = [i for i in self.loop.body if isinstance(i, L.Dot)]
         return [tile_size(d.axes, WIDEST) for d in dots]
+
+
+def _sides(pairs: Sequence[tuple[set[Axis], set[Axis]]]) -> tuple[set[Axis], set[Axis]]:
+    """What the factors of several dots vary along, on either side alone; the factors of a dot lie on either side."""
+    both: set[Axis] = set().union(*(a & b for a, b in pairs))
+    left: set[Axis] = set()
+    right: set[Axis] = set()
+    for first, second in pairs:
+        if first & right - both or second & left - both:
+            first, second = second, first
+        left |= first
+        right |= second
+    both |= left & right
+    return left - both, right - both
 
 
 def score_sums_kernel(
@@ -221,9 +234,7 @@ class _Kernel:
                 code.instr(instr)
         narrow = self.narrow[dot.id] is not None
         found = before_widening(code, self.instrs, value) if narrow else code.values[value]
-        text = w.broadcast(found.text, found.varies, bit | other)
-        if w.ends[bit] and not is_loaded(self.instrs, value):
-            text = w.value(f"tl.where({w.ends[bit]}, {text}, 0.0)", found.dtype, bit | other).text
+        text = whole_factor(code, self.instrs, value, found, bit, bit | other)
         code.values = known
         w.ends.pop(bit)
         return text

@@ -92,11 +92,25 @@ def stored_type(instrs: Mapping[int, L.Instr], value: int) -> DType | None:
 
 
 def is_loaded(instrs: Mapping[int, L.Instr], value: int) -> bool:
-    """Whether a value is what memory holds, which is 0 beyond every end."""
+    """Whether a value is what memory holds, which is 0 beyond every end that it is loaded along."""
     instr = instrs[value]
     while isinstance(instr, L.Compute) and instr.op == "cast":
         instr = instrs[instr.args[0]]
     return isinstance(instr, L.Load) and instr.other == 0
+
+
+def whole_factor(
+    code: Code, instrs: Mapping[int, L.Instr], value: int, found: Value, bit: int, varies: int
+) -> str:
+    """A factor (``found``, what ``value`` is) as a tile along ``varies``, 0 beyond its end along ``bit``, where the other
+    factor may hold anything."""
+    w = code.w
+    text = w.broadcast(found.text, found.varies, varies)
+    # What memory holds is 0 beyond the ends that it was loaded along.
+    if not w.ends[bit] or (found.varies & bit and is_loaded(instrs, value)):
+        return text
+    zero = "0.0" if found.dtype.is_float else "0"
+    return w.value(f"tl.where({w.ends[bit]}, {text}, {zero})", found.dtype, varies).text
 
 
 def before_widening(code: Code, instrs: Mapping[int, L.Instr], value: int) -> Value:
