@@ -30,6 +30,7 @@ from lazyc.ir.graph import Graph
 from lazyc.ir.specialize import specialize
 from lazyc.ir.types import TensorType
 from lazyc.recording.barriers import Place, as_line, barrier, user_place
+from lazyc.recording.guards import drop_inner_guards
 from lazyc.recording.join import Fragment
 from lazyc.recording.recorder import NotRecordable, Recorder
 from lazyc.recording.tensor import LazyTensor, compute, example, record
@@ -59,6 +60,7 @@ def make_lazy_backend(
     ) -> Callable[..., Any]:
         region = _Region(compile_graph, _line(gm), runs_at_once)
         placeholders = gm.graph.find_nodes(op="placeholder")
+        drop_inner_guards(placeholders, example_inputs)
         examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
         compiled = AotBackend(
             region.compile,

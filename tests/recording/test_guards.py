@@ -1,0 +1,74 @@
+"""Guards of regions that take LazyTensors: what is asked at each call, and what is compiled anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lazyc.recording.tensor import LazyTensor
+
+
+def cut(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2 + 1
+    print(end="")
+    return y.sin() + y
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts whoever asks for the inner tensor of a LazyTensor."""
+    count = [0]
+    token: Any = LazyTensor.__dict__["_token"]
+
+    def counting(self: LazyTensor) -> torch.Tensor:
+        count[0] += 1
+        return token.fget(self)
+
+    monkeypatch.setattr(LazyTensor, "_token", property(counting))
+    return count
+
+
+def test_inner_tensors_are_not_asked_for(asked: list[int]) -> None:
+    compiled = torch.compile(cut, backend="lazyc", options={"lazy": True})
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        for _ in range(2):
+            compiled(x)
+        before = asked[0]
+        for _ in range(5):
+            torch.testing.assert_close(compiled(x) + 0, cut(x))
+    assert before > 0, "Dynamo asks for them when it compiles"
+    assert asked[0] == before
+
+
+def test_what_is_compiled_anew() -> None:
+    """Whatever of a LazyTensor decides what code is right is guarded still."""
+    seen: list[int] = []
+
+    def backend(gm: Any, inputs: Any, **options: Any) -> Any:
+        seen.append(len(inputs))
+        return torch._dynamo.lookup_backend("lazyc")(gm, inputs, options={"lazy": True})
+
+    compiled = torch.compile(lambda a, b: (a * b).relu() - a, backend=backend, dynamic=False)
+    producer = torch.compile(lambda x: x + 1, backend="lazyc", options={"lazy": True})
+    with torch.no_grad():
+        a, b = (producer(torch.randn(4, 8)) for _ in range(2))
+        assert type(a) is type(b) is LazyTensor
+        cases: list[tuple[torch.Tensor, torch.Tensor, bool]] = [
+            (a, b, True),
+            (producer(torch.randn(4, 8)), producer(torch.randn(4, 8)), False),
+            (producer(torch.randn(8, 4)), producer(torch.randn(8, 4)), True),
+            (producer(torch.randn(8, 4).t()), b, True),
+            (producer(torch.randn(4, 8).double()), b, True),
+            (torch.randn(4, 8), b, True),
+            (a, a, True),
+            (a, b, False),
+        ]
+        for first, second, is_new in cases:
+            before = len(seen)
+            got = compiled(first, second)
+            plain = [torch.as_tensor(x + 0) for x in (first, second)]
+            torch.testing.assert_close(got + 0, (plain[0] * plain[1]).relu() - plain[0])
+            assert (len(seen) > before) == is_new, (first.shape, second.shape)
