@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -104,7 +105,7 @@ class Value:
 class Step:
     """A fragment to run with ``args``."""
 
-    __slots__ = ("__weakref__", "args", "fragment", "number", "place", "recorder", "results")
+    __slots__ = ("__weakref__", "args", "fragment", "number", "place", "results")
 
     def __init__(
         self,
@@ -112,18 +113,15 @@ class Step:
         fragment: Fragment,
         args: list[Value | Snapshot | float],
         place: Place | None,
-        recorder: Recorder,
     ) -> None:
         self.number = number
         self.fragment = fragment
         self.args = args
         self.place = place
-        self.recorder: Recorder | None = recorder
         self.results: list[weakref.ref[Value]] = []
 
-    def __del__(self) -> None:
-        if self.recorder is not None:  # never ran
-            self.recorder.never_ran(self)
+
+_Waiting: TypeAlias = tuple["weakref.ref[Step]", Fragment, "Place | None"]
 
 
 class Pending(NamedTuple):
@@ -153,7 +151,8 @@ class Recorder:
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
         renew_in_child(self)
-        self._waiting: dict[int, weakref.ref[Step]] = {}  # by number
+        # By number. A step that ran is in no weak reference any more, whose callback would take time.
+        self._waiting: dict[int, _Waiting] = {}
         self._programs: OrderedDict[Any, Boxed] = OrderedDict()
         # By the line of the flush, and the name of the first fragment.
         self._made_for: OrderedDict[tuple[Place | None, str], _MadeFor] = OrderedDict()
@@ -195,13 +194,17 @@ class Recorder:
                 if type(arg) is not Value and type(arg) is not float:
                     taken[k] = Snapshot(arg)
             self._count = number = self._count + 1
-            step = Step(number, fragment, taken, place, self)
+            step = Step(number, fragment, taken, place)
             values: list[Value] = []
             for spec in fragment.results:
                 value = Value(spec, step, len(values))
                 values.append(value)
                 step.results.append(weakref.ref(value))
-            self._waiting[number] = weakref.ref(step)
+            self._waiting[number] = (
+                weakref.ref(step, partial(self._never_ran, number)),
+                fragment,
+                place,
+            )
             self._operators += fragment.operators
             self._bytes += fragment.nbytes
             return values
@@ -214,18 +217,20 @@ class Recorder:
             limit = f"results of more than {self._max_bytes >> 20} MiB wait"
             self.flush_all("memory_cap", limit)
 
-    def never_ran(self, step: Step) -> None:
-        """``step`` no longer waits: nobody can ask for its results any more."""
+    def _never_ran(self, number: int, dead: weakref.ref[Step]) -> None:
+        """A step no longer waits: nobody can ask for its results any more."""
         with self._lock:
+            if number not in self._waiting:
+                return
+            _, fragment, place = self._waiting[number]
             self._note_peak()
-            self._leave(step)
-        self.events.emit(E.NeverComputed(as_line(step.place), step.fragment.operators))
+            self._leave(number, fragment)
+        self.events.emit(E.NeverComputed(as_line(place), fragment.operators))
 
-    def _leave(self, step: Step) -> None:
-        step.recorder = None
-        self._waiting.pop(step.number, None)
-        self._operators -= step.fragment.operators
-        self._bytes -= step.fragment.nbytes
+    def _leave(self, number: int, fragment: Fragment) -> None:
+        del self._waiting[number]
+        self._operators -= fragment.operators
+        self._bytes -= fragment.nbytes
 
     # Without the lock, which a flush holds while it compiles: a report does not wait for that.
 
@@ -247,7 +252,7 @@ class Recorder:
             self._peak_bytes = self._bytes
 
     def _live_steps(self) -> list[Step]:
-        return [step for ref in list(self._waiting.values()) if (step := ref()) is not None]
+        return [step for ref, _, _ in list(self._waiting.values()) if (step := ref()) is not None]
 
     def flush_all(self, cause: E.Cause, what: str = "") -> None:
         """Runs all that waits and that somebody can still ask for."""
@@ -306,7 +311,7 @@ class Recorder:
                 value.tensor = Snapshot(tensor)
         self._note_peak()
         for step in work.steps:
-            self._leave(step)
+            self._leave(step.number, step.fragment)
         self.flushes[cause] += 1
         self.flushed += work.operators
         if made.new is not None:
@@ -462,15 +467,26 @@ def _chosen(waiting: Sequence[Step], wanted: Collection[Value] | None) -> _Work:
     steps: list[Step] = []
     others: list[Step] = []
     needed: set[int] = set()
+    alive: list[list[Value]] = []  # results of each of ``steps``
     for step in reversed(waiting):
-        if step.number not in needed and not _is_wanted(step, wanted):
+        values: list[Value] = []
+        is_wanted = step.number in needed
+        for ref in step.results:
+            value = ref()
+            if value is not None:
+                values.append(value)
+                if not is_wanted:
+                    is_wanted = value.is_asked_for() if wanted is None else value in wanted
+        if not is_wanted:
             others.append(step)
             continue
         steps.append(step)
+        alive.append(values)
         for arg in step.args:
             if type(arg) is Value and arg.step is not None:
                 needed.add(arg.step.number)
     steps.reverse()
+    alive.reverse()
     others.reverse()
     later: Collection[Value] = ()
     if others:
@@ -480,19 +496,8 @@ def _chosen(waiting: Sequence[Step], wanted: Collection[Value] | None) -> _Work:
     operators = 0
     for k, step in enumerate(steps):
         operators += step.fragment.operators
-        for ref in step.results:
-            value = ref()
-            if value is not None and (
-                value.is_asked_for() or value in later or (wanted is not None and value in wanted)
-            ):
+        for value in alive[k]:
+            if value.is_asked_for() or value in later or (wanted is not None and value in wanted):
                 kept.append(value)
                 results.append((k, value.result))
     return _Work(steps, others, kept, results, later, operators)
-
-
-def _is_wanted(step: Step, wanted: Collection[Value] | None) -> bool:
-    for ref in step.results:
-        value = ref()
-        if value is not None and (value.is_asked_for() if wanted is None else value in wanted):
-            return True
-    return False
