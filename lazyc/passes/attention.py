@@ -356,7 +356,9 @@ def _adds_up(node: Node, product: Node) -> bool:
     """Whether a product sums over matrices of another one whose factors are others for each of them: neither could stay
     while a kernel goes through them."""
     here, there = (numel(n.shape[:-2]) for n in (node, product))
-    more = here != there and is_nonneg(there - here)
+    summed = node.inputs[0].shape[-1]
+    # Else matrices are rows of the product, and nothing of several is added.
+    more = here != there and is_nonneg(there - here) and summed not in product.shape[-2:]
     return more and not any(map(_is_expanded, product.inputs))
 
 

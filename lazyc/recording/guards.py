@@ -1,8 +1,8 @@
-"""Guards that Dynamo need not evaluate at each call of a region that waits.
+"""Guards that Dynamo need not evaluate at each call of a region under the option ``lazy``.
 
 Dynamo guards a tensor subclass and the tensors that it is made of. A LazyTensor's inner tensor has the layout that the
-LazyTensor has, which is guarded too, and no region that waits reads it: what it takes are LazyTensors. These guards take
-longer than all others of such a call, since they ask Python.
+LazyTensor has, which is guarded too, and no such region reads it: it waits for LazyTensors, or takes their values. These
+guards take longer than all others of such a call, since they ask Python. Where sizes change, those of sizes stay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OF_METADATA = "TENSOR_SUBCLASS_METADATA_MATCH"
 def drop_inner_guards(nodes: Sequence[torch.fx.Node], inputs: Sequence[Any]) -> None:
     """Drops the guards of what LazyTensors among a graph's ``inputs`` are made of; ``nodes``: the graph's placeholders.
 
-    To be called while Dynamo compiles the graph. Where this version of torch keeps its guards in another way, it keeps all.
+    To be called while Dynamo compiles the graph. A version of torch that keeps its guards in another way keeps them all.
     """
     sources = [
         n.meta["grapharg"].source
@@ -31,11 +31,14 @@ def drop_inner_guards(nodes: Sequence[torch.fx.Node], inputs: Sequence[Any]) -> 
     context = TracingContext.try_get()
     if context is None or not sources:
         return
+    guards = context.guards_context.dynamo_guards
+    known = hasattr(guards, "inner") and hasattr(guards, "source_to_guards")
     try:
         from torch._dynamo.source import AttrSource, SubclassAttrListSource, is_from_source
     except ImportError:
         return
-    guards = context.guards_context.dynamo_guards
+    if not known:
+        return
     inner = [made for s in sources for made in (AttrSource(s, "_token"), SubclassAttrListSource(s))]
     dropped = [
         guard

@@ -228,7 +228,8 @@ class Recorder:
         self.events.emit(E.NeverComputed(as_line(place), fragment.operators))
 
     def _leave(self, number: int, fragment: Fragment) -> None:
-        del self._waiting[number]
+        if self._waiting.pop(number, None) is None:
+            return  # whoever reads a value while that is computed (a finalizer, a signal's handler) computes it, too
         self._operators -= fragment.operators
         self._bytes -= fragment.nbytes
 

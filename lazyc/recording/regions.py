@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,18 +59,23 @@ def make_lazy_backend(
     def backend(
         gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **options: Any
     ) -> Callable[..., Any]:
-        region = _Region(compile_graph, _line(gm), runs_at_once)
-        placeholders = gm.graph.find_nodes(op="placeholder")
-        drop_inner_guards(placeholders, example_inputs)
-        examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
-        compiled = AotBackend(
-            region.compile,
-            import_failed,
+        through_autograd = partial(
+            AotBackend,
+            import_failed=import_failed,
             left_to_eager=left_to_eager,
             has_products=has_products,
             recompute=recompute,
             attention=attention,
-        )(gm, examples, **options)
+        )
+        if any(isinstance(x, LazyTensor) and x.requires_grad for x in example_inputs):
+            # Autograd sees these, and not what they stand for.
+            events.emit(E.NotLazy(_line(gm), "it needs gradients"))
+            return through_autograd(compile_graph)(gm, example_inputs, **options)
+        region = _Region(compile_graph, _line(gm), runs_at_once)
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        drop_inner_guards(placeholders, example_inputs)
+        examples = [example(x, n) for x, n in zip(example_inputs, placeholders, strict=True)]
+        compiled = through_autograd(region.compile)(gm, examples, **options)
         if region.reason:
             events.emit(E.NotLazy(_line(gm), region.reason))
         why = f"a region that runs at once: {region.reason}"

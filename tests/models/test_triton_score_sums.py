@@ -202,6 +202,17 @@ def test_factors_shared_by_one_product_alone(which: str, bias: bool) -> None:
     near(model, *args, torch.randn(1, H, Q, K) if bias else torch.zeros(1))
 
 
+@pytest.mark.parametrize("form", ["bhqk,bkd->bhqd", "bhqk,kd->bhqd"])
+def test_shared_values_are_attended_to_without_stored_scores(form: str) -> None:
+    """Rows of all heads are those of one product; the backward pass adds up heads."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.einsum(form, F.softmax(q @ k.transpose(-2, -1), dim=-1), v)
+
+    q, k, v = given()
+    near(model, q, k, v[:, 0] if form == "bhqk,bkd->bhqd" else v[0, 0], kernels=(0, 1))
+
+
 def test_torchs_operator() -> None:
     """Decomposed by torch for tensors of the CPU where a mask needs a gradient."""
     bias = torch.randn(1, H, Q, K)

@@ -749,3 +749,59 @@ def test_a_region_inside_of_torch_is_named_by_the_line_of_each_call():
         unsubscribe()
     lines = [event.line for event in seen if isinstance(event, E.NeverComputed)]
     assert len(lines) == len(set(lines)) == 2, lines
+
+
+def test_a_waiting_tensor_that_needs_a_gradient() -> None:
+    """It is a leaf like any other: what takes it runs at once, with gradients."""
+    produce = torch.compile(lambda x: x + 1, backend="lazyc", options={"lazy": True})
+    with torch.no_grad():
+        leaf = produce(torch.arange(4.0))
+    leaf.requires_grad_()
+    square = torch.compile(lambda a: (a * a).sum(), backend="lazyc", options={"lazy": True})
+    for _ in range(2):
+        leaf.grad = None
+        result = square(leaf)
+        assert result.requires_grad
+        result.backward()
+        torch.testing.assert_close(leaf.grad, torch.tensor([2.0, 4.0, 6.0, 8.0]))
+    with torch.no_grad():
+        waits = produce(torch.arange(4.0))
+        assert square(waits).item() == 30
+
+
+def test_a_value_is_read_while_it_is_computed() -> None:
+    """By the finalizer of a cycle that the collector finds during the flush."""
+    seen: list[float] = []
+
+    class Log:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor, self.me = tensor, self
+
+        def __del__(self) -> None:
+            seen.append(self.tensor.sum().item())
+
+    produce = torch.compile(lambda x: x + 1, backend="lazyc", options={"lazy": True})
+    consume = torch.compile(
+        lambda x: (x.cos() * x).softmax(-1).cumsum(0), backend="lazyc", options={"lazy": True}
+    )
+    x = torch.randn(38, 91)
+    expected = ((x + 1).cos() * (x + 1)).softmax(-1).cumsum(0).sum().item()
+    before = gc.get_threshold()
+    try:
+        with torch.no_grad():
+            y = consume(produce(x))
+            gc.collect()
+            gc.disable()
+            log = Log(y)
+            del log
+            gc.set_threshold(50)
+            gc.enable()
+            assert y.sum().item() == pytest.approx(expected, rel=1e-4)
+            gc.collect()
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
+    assert seen == pytest.approx([expected], rel=1e-4)
+    recorder = y._memory.recorder
+    recorder.restart_peak()
+    assert recorder.peak == (0, 0), "what waits is counted once"
