@@ -21,10 +21,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.base import KernelCode, Products
 from lazyc.codegen.gpu_target import Float32Products
 from lazyc.codegen.triton.bounds import Limit, limits
-from lazyc.codegen.triton.code import Code, ceil_div
+from lazyc.codegen.triton.dots import LEFT_DEPTH, PLAIN, RIGHT_DEPTH, DotKernel, Factors
 from lazyc.codegen.triton.pointwise import expression
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
@@ -34,31 +34,19 @@ from lazyc.codegen.triton.tiles import (
     are_aligned,
     before_widening,
     common_type,
-    open_tile,
     tile_size,
     tiled_axes,
     values_of,
-    whole_factor,
 )
-from lazyc.codegen.triton.writer import Value, Writer
+from lazyc.codegen.triton.writer import Value
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis
 from lazyc.ir.nest_text import print_instr
 from lazyc.ir.nest_values import axes_of_values, cone, operands
-from lazyc.ir.types import Dim, DType, numel
+from lazyc.ir.types import DType, numel
 
-# What values vary along: the loop lies across a tile of scores, and down a tile of what is summed; dots
-# have their own axes across the factor of the rows and down that of the loop.
-ACROSS, DOWN, LEFT_DEPTH, RIGHT_DEPTH = 4, 8, 16, 32
-_PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """The factors of a product: one that varies along rows, one along columns or the loop."""
-
-    left: int
-    right: int
+# What values vary along: the loop lies across a tile of scores, and down a tile of what is summed.
+ACROSS, DOWN = 4, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +94,7 @@ class Attention:
         loop = loops[-1]
         dots = [i for i in loop.body if isinstance(i, L.Dot)]
         sums = tuple(i for i in loop.body if isinstance(i, L.Reduce))
-        plain = all(isinstance(i, _PLAIN) for s in loops for i in s.body)
+        plain = all(isinstance(i, PLAIN) for s in loops for i in s.body)
         if (
             not dots
             or not sums
@@ -281,7 +269,7 @@ def attention_kernel(
     return _Kernel(attention, tiles, reports_division, float32).finish(symbol)
 
 
-class _Kernel:
+class _Kernel(DotKernel):
     """A kernel while it is written."""
 
     def __init__(
@@ -291,30 +279,23 @@ class _Kernel:
         reports_division: bool,
         float32: Float32Products,
     ) -> None:
+        t = tiles
+        loop = {ACROSS: (1, t.depth), DOWN: (0, t.depth)}
+        super().__init__(attention.nest, attention.loop, t, ACROSS, loop, reports_division, float32)
         self.a = attention
-        self.float32 = float32
-        self.instrs = values_of(attention.nest)
         self.half = attention.half
-        t = self.tiles = tiles
-        self.w = Writer({
-            ROWS: (0, t.rows), COLUMNS: (1, t.columns), ACROSS: (1, t.depth), DOWN: (0, t.depth),
-            LEFT_DEPTH: (1, 1), RIGHT_DEPTH: (0, 1),
-        })  # fmt: skip
-        self.code = Code(attention.nest, self.w, "", reports_division)
+        self.is_half = self.half is not None
         self.total = numel(a.size for a in attention.loop.axes)
-        self.left: dict[int, Value] = {}  # factors of dots that stay the same in the loop
+        self.left: dict[int, str] = {}  # factors of dots that stay the same in the loop
         self.sums: dict[int, str] = {}
 
     def finish(self, symbol: str) -> KernelCode:
-        code, a, t = self.code, self.a, self.tiles
-        rows, columns, batch = (
-            numel(x.size for x in axes) for axes in (a.rows, a.columns, a.batch)
-        )
-        self._place(rows, columns)
+        code, a = self.code, self.a
+        programs = self.place(a.batch, a.rows, a.columns)
         stages = list(a.nest.stages)
         loops = [k for k, s in enumerate(stages) if s.axes]
         for stage in stages[: loops[0]]:
-            self._run(stage)
+            self.run(stage)
         if a.online is None:
             self._loop()
         else:
@@ -322,16 +303,13 @@ class _Kernel:
             self._invariant(between, a.online)
             code.values[a.online.top.id] = self._loop()
             for stage in between:
-                self._run(stage)
+                self.run(stage)
         for total in a.sums:
             varies = ROWS | COLUMNS if total.id in a.products else ROWS
             code.values[total.id] = self._sum(total, varies)
         for stage in stages[loops[-1] + 1 :]:
-            self._run(stage)
-        programs = batch * ceil_div(rows, t.rows) * ceil_div(columns, t.columns)
-        text = code.text(symbol)
-        ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
-        return KernelCode(ref, text, tuple(b.dtype for b in a.nest.buffers), self._judged())
+            self.run(stage)
+        return self.written(symbol, programs, self._judged())
 
     def _judged(self) -> Products:
         """What is to be seen in the machine code: products of tiles of rows by keys, as deep as the
@@ -343,8 +321,7 @@ class _Kernel:
         factors = [f.right for f in pairs] + [f.left for f in a.dots.values()]
         depth = min(tile_size(d.axes, WIDEST) for d in dots)
         aligned = are_aligned(a.loop.body, factors, axes)
-        known = cone(a.loop.body, factors)
-        others = any(isinstance(i, L.Load) and i.id not in known for i in a.loop.body)
+        others = self.loads_others(factors)
         return Products(
             "attention", self.half or DType.F32, t.rows, t.depth, depth, aligned, others
         )
@@ -369,27 +346,15 @@ class _Kernel:
                 else:
                     self.code.instr(instr)
 
-    def _place(self, rows: Dim, columns: Dim) -> None:
-        """Where the program's tile is."""
-        code, a, t, line = self.code, self.a, self.tiles, self.w.line
-        down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
-        line(f"down = {code.dim(down)}")
-        line(f"across = {code.dim(across)}")
-        line("row = tl.program_id(0) % down")
-        line("column = tl.program_id(0) // down % across")
-        open_tile(code, a.batch, (a.rows, t.rows), (a.columns, t.columns))
-
-    def _run(self, stage: L.Stage) -> None:
-        for instr in stage.body:
-            self.code.instr(instr)
-
     # --- the loop ---------------------------------------------------------------------------------
 
     def _loop(self) -> Value:
         """The sums, and the largest score if that is wanted."""
         code, a, w, t = self.code, self.a, self.w, self.tiles
         for number, factors in a.dots.items():
-            self.left[number] = self._factor(factors.left, LEFT_DEPTH, ROWS, self._axes_of(number))
+            dot = self.instrs[number]
+            assert isinstance(dot, L.Dot)
+            self.left[number] = self.factor(factors.left, LEFT_DEPTH, dot.axes, self.is_half)
         for total in a.sums:
             varies = ROWS | COLUMNS if total.id in a.products else ROWS
             self.sums[total.id] = w.variable(w.full("0.0", DType.F32, varies))
@@ -409,9 +374,9 @@ class _Kernel:
         wanted = [f.left for f in a.products.values()]
         wanted += [s.value for s in a.sums if s.id not in a.products]
         if a.online is not None:
-            self._compute([a.online.scores])
+            self.compute([a.online.scores])
             self._rescale(a.online, top)
-        self._compute(wanted)
+        self.compute(wanted)
         for total in a.sums:
             name = self.sums[total.id]
             if total.id in a.products:
@@ -424,18 +389,6 @@ class _Kernel:
                 w.line(
                     f"{name} = {name} + tl.reduce({text}, 1, tl.standard._sum_combine, keep_dims=True)"
                 )
-
-    def _compute(self, values: Sequence[int]) -> None:
-        """Values of the loop's body, as tiles of rows by iterations."""
-        code, body = self.code, self.a.loop.body
-        needed = cone(body, values, into_dots=False) - set(code.values)
-        for instr in body:
-            if isinstance(instr, L.Store | L.Reduce) or instr.id not in needed:
-                continue
-            if isinstance(instr, L.Dot):
-                code.values[instr.id] = self._dot(instr)
-            else:
-                code.instr(instr)
 
     def _rescale(self, online: Online, top: str) -> None:
         """Takes the scores of a tile into the largest one so far, and the sums with it."""
@@ -470,12 +423,12 @@ class _Kernel:
         text = w.broadcast(text, left.varies, ROWS | ACROSS)
         flat = w.value(f"r + tl.arange(0, {t.depth})[:, None]", code.index_type, DOWN).text
         positions = dict(code.positions)
-        outside, code.values = code.values, self._outer_values()
+        outside, code.values = code.values, self.outer_values()
         code.open(DOWN, flat, self.a.loop.axes, self.total, t.depth)
-        right = self._tile_of(factors.right, DOWN | COLUMNS, DOWN)
+        right = self.tile_of(factors.right, DOWN | COLUMNS, DOWN, self.is_half)
         code.values, code.positions = outside, positions
         w.ends.pop(DOWN)
-        w.line(f"{name} = {self._multiply(text, right, name)}")
+        w.line(f"{name} = {self.multiply(text, right, self.is_half, name)}")
 
     def _is_weight(self, value: int, online: Online) -> bool:
         """Whether a value is exp(scores - shift): 0 beyond the end, where the scores are -inf."""
@@ -484,52 +437,9 @@ class _Kernel:
             instr = self.instrs[instr.args[0]]
         return isinstance(instr, L.Compute) and instr.id == online.weight
 
-    def _outer_values(self) -> dict[int, Value]:
-        """What is known of the values outside of the loop."""
-        inside = {i.id for i in self.a.loop.body if not isinstance(i, L.Store)}
-        return {k: v for k, v in self.code.values.items() if k not in inside}
-
-    def _dot(self, dot: L.Dot) -> Value:
-        factors = self.a.dots[dot.id]
-        right = self._factor(factors.right, RIGHT_DEPTH, ACROSS, dot.axes)
-        text = self._multiply(self.left[dot.id].text, right.text, "")
-        return self.w.value(text, DType.F32, ROWS | ACROSS)
-
-    def _multiply(self, left: str, right: str, total: str) -> str:
-        precision = "" if self.half else f', input_precision="{self.float32}"'
-        return f"tl.dot({left}, {right}{', ' + total if total else ''}{precision})"
-
-    def _axes_of(self, dot: int) -> tuple[Axis, ...]:
-        instr = self.instrs[dot]
-        assert isinstance(instr, L.Dot)
-        return instr.axes
-
-    def _factor(self, value: int, bit: int, other: int, axes: tuple[Axis, ...]) -> Value:
-        """A tile of a dot's factor, as deep as the dot."""
-        code, w = self.code, self.w
-        depth = numel(a.size for a in axes)
-        size = tile_size(axes, WIDEST)
-        w.dims[bit] = (w.dims[bit][0], size)
-        lanes = "[None, :]" if bit == LEFT_DEPTH else "[:, None]"
-        outside, code.values = code.values, self._outer_values()
-        text = f"tl.arange(0, {size}){lanes}"
-        if code.index_type is not DType.I32:
-            text = f"{text}.to(tl.int64)"
-        code.open(bit, w.value(text, code.index_type, bit).text, axes, depth, size)
-        found = self._tile_of(value, bit | other, bit)
-        code.values = outside
-        w.ends.pop(bit)
-        return Value(found, DType.F32, bit | other)
-
-    def _tile_of(self, value: int, varies: int, bit: int) -> str:
-        """A factor, 0 beyond the end along ``bit`` (where the other factor may hold anything)."""
-        code = self.code
-        needed = cone(self.a.loop.body, (value,)) - set(code.values)
-        for instr in self.a.loop.body:
-            if not isinstance(instr, L.Store) and instr.id in needed:
-                code.instr(instr)
-        found = before_widening(code, self.instrs, value) if self.half else code.values[value]
-        return whole_factor(code, self.instrs, value, found, bit, varies)
+    def dot(self, dot: L.Dot) -> str:
+        right = self.factor(self.a.dots[dot.id].right, RIGHT_DEPTH, dot.axes, self.is_half)
+        return self.multiply(self.left[dot.id], right, self.is_half)
 
     # --- which tiles of the loop count ------------------------------------------------------------
 

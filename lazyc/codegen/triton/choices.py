@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -31,12 +31,11 @@ from lazyc.codegen.triton.tile_rules import (
 )
 from lazyc.codegen.triton.tiles import EXACT_ROWS, LEAST, WIDEST, Tiles, are_aligned, tile_size
 from lazyc.ir import loops as L
+from lazyc.ir.index import Axis
 from lazyc.ir.types import Dim, DType, numel
 
 Choice: TypeAlias = Tiles | Blocks
-Form: TypeAlias = (
-    Attention | ScoreSums | Contraction | L.LoopNest
-)  # what a nest is to the generators
+Form: TypeAlias = Attention | ScoreSums | Contraction | L.LoopNest  # what a nest is to generators
 
 _MOST = 6  # variants of a choice: each is compiled, which takes a second or more
 _OF_A_SHAPE = 2  # of them with as many rows and columns, or points
@@ -193,16 +192,25 @@ def _flops(dtype: DType, t: Tiles, target: GpuTarget) -> float:
 
 
 def _of_attention(a: Attention, rule: Tiles) -> Iterator[Tiles]:
-    """Other tiles of rows by keys, warps and stages; in single precision none larger than the rules', which
-    were made for its registers."""
-    single = a.half is None
-    shapes = ((rule.rows, rule.depth), *_SHAPES, (32, 16), (16, 32), (16, 16))
-    sides = ((tile_size(a.rows, y), tile_size(a.loop.axes, x)) for y, x in shapes)
-    for rows, keys in dict.fromkeys(sides):
-        if single and (rows > rule.rows or keys > rule.depth):
+    """Other tiles of rows by keys, warps and stages."""
+    ways = _of_dots(a.half is None, (a.rows, rule.rows), (a.loop.axes, rule.depth))
+    for rows, keys, warps, stages in ways:
+        yield Tiles(rows, rule.columns, keys, warps, stages)
+
+
+def _of_dots(
+    is_single: bool, down: tuple[Sequence[Axis], int], across: tuple[Sequence[Axis], int]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Other sides of tiles of dots than those of the rules, which are given with their axes, warps and stages; in
+    single precision none larger than the rules', which were made for its registers."""
+    (rows, most_rows), (columns, most_columns) = down, across
+    shapes = ((most_rows, most_columns), *_SHAPES, (32, 16), (16, 32), (16, 16))
+    sides = ((tile_size(rows, y), tile_size(columns, x)) for y, x in shapes)
+    for height, width in dict.fromkeys(sides):
+        if is_single and (height > most_rows or width > most_columns):
             continue
-        for warps, stages in itertools.product((4, 8), (1,) if single else (2, 3, 1)):
-            yield Tiles(rows, rule.columns, keys, warps, stages)
+        for warps, stages in itertools.product((4, 8), (1,) if is_single else (2, 3, 1)):
+            yield height, width, warps, stages
 
 
 def _attention_work(a: Attention, target: GpuTarget) -> Callable[[Tiles], Work]:
@@ -241,15 +249,10 @@ def _attention_work(a: Attention, target: GpuTarget) -> Callable[[Tiles], Work]:
 
 
 def _of_score_sums(s: ScoreSums, rule: Tiles) -> Iterator[Tiles]:
-    """Other tiles, warps and stages; in single precision none larger than the rules'."""
-    single = s.half is None
-    shapes = ((rule.rows, rule.columns), *_SHAPES, (32, 16), (16, 32), (16, 16))
-    sides = ((tile_size(s.rows, y), tile_size(s.columns, x)) for y, x in shapes)
-    for rows, columns in dict.fromkeys(sides):
-        if single and (rows > rule.rows or columns > rule.columns):
-            continue
-        for warps, stages in itertools.product((4, 8), (1,) if single else (2, 3, 1)):
-            yield Tiles(rows, columns, rule.depth, warps, stages)
+    """Other tiles, warps and stages."""
+    ways = _of_dots(s.half is None, (s.rows, rule.rows), (s.columns, rule.columns))
+    for rows, columns, warps, stages in ways:
+        yield Tiles(rows, columns, rule.depth, warps, stages)
 
 
 def _score_sums_work(s: ScoreSums, target: GpuTarget) -> Callable[[Tiles], Work]:

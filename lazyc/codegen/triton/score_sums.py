@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lazyc.codegen.base import KernelCode, LaunchRef, Products
+from lazyc.codegen.base import KernelCode, Products
 from lazyc.codegen.gpu_target import Float32Products
-from lazyc.codegen.triton.code import Code, ceil_div
+from lazyc.codegen.triton.dots import LEFT_DEPTH, PLAIN, RIGHT_DEPTH, DotKernel, Factors
 from lazyc.codegen.triton.pointwise import TYPES
 from lazyc.codegen.triton.tiles import (
     COLUMNS,
@@ -24,34 +24,27 @@ from lazyc.codegen.triton.tiles import (
     WIDEST,
     Tiles,
     are_aligned,
-    before_widening,
     common_type,
-    open_tile,
     tile_size,
     tiled_axes,
     values_of,
-    whole_factor,
 )
-from lazyc.codegen.triton.writer import Value, Writer
+from lazyc.codegen.triton.writer import Value
 from lazyc.ir import loops as L
 from lazyc.ir.index import Axis
 from lazyc.ir.nest_values import axes_of_values, cone
 from lazyc.ir.types import DType, numel
 
-# The depth of a dot, across the factor of the rows and down that of the columns.
-LEFT_DEPTH, RIGHT_DEPTH = 4, 8
-_PLAIN = (L.Load, L.Compute, L.Const, L.IndexValue, L.Random, L.CheckIndex, L.Dot, L.Reduce)
-
 
 @dataclass(frozen=True)
 class ScoreSums:
     """A nest whose ``loop`` adds up values of ``dots``, for each row and column. ``dots``: the factors of each, that of
-    the rows first."""
+    the rows on the left."""
 
     nest: L.LoopNest
     loop: L.Stage
     sums: tuple[L.Reduce, ...]
-    dots: dict[int, tuple[int, int]]
+    dots: dict[int, Factors]
     batch: tuple[Axis, ...]
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
@@ -63,7 +56,7 @@ class ScoreSums:
         if len(loops) != 1 or any(b.role == "scratch" for b in nest.buffers):
             return None
         (loop,) = loops
-        if not all(isinstance(i, _PLAIN) for i in loop.body):
+        if not all(isinstance(i, PLAIN) for i in loop.body):
             return None
         dots = [i for i in loop.body if isinstance(i, L.Dot)]
         sums = tuple(i for i in loop.body if isinstance(i, L.Reduce))
@@ -79,11 +72,11 @@ class ScoreSums:
             return None
         if nest.axes.index(rows[-1]) > nest.axes.index(columns[-1]):
             rows, columns = columns, rows
-        factors: dict[int, tuple[int, int]] = {}
+        factors: dict[int, Factors] = {}
         for dot in dots:
-            for pair in ((dot.left, dot.right), (dot.right, dot.left)):
-                if not varies[pair[0]] & set(columns) and not varies[pair[1]] & set(rows):
-                    factors[dot.id] = pair
+            for x, y in ((dot.left, dot.right), (dot.right, dot.left)):
+                if not varies[x] & set(columns) and not varies[y] & set(rows):
+                    factors[dot.id] = Factors(x, y)
         inside = cone(loop.body, [f for d in dots for f in (d.left, d.right)])
         if len(factors) != len(dots) or not inside.isdisjoint(factors):
             return None
@@ -95,7 +88,7 @@ class ScoreSums:
     def narrow(self) -> dict[int, DType | None]:
         """For each dot the type of both factors before they were widened; None where they have none in common."""
         instrs = values_of(self.nest)
-        return {k: common_type(instrs, *pair) for k, pair in self.dots.items()}
+        return {k: common_type(instrs, f.left, f.right) for k, f in self.dots.items()}
 
     @property
     def half(self) -> DType | None:
@@ -134,55 +127,35 @@ def score_sums_kernel(
     return _Kernel(sums, tiles, reports_division, float32).finish(symbol)
 
 
-class _Kernel:
+class _Kernel(DotKernel):
     """A kernel while it is written."""
 
     def __init__(
         self, sums: ScoreSums, tiles: Tiles, reports_division: bool, float32: Float32Products
     ) -> None:
+        super().__init__(sums.nest, sums.loop, tiles, COLUMNS, {}, reports_division, float32)
         self.s = sums
-        self.float32 = float32
-        self.instrs = values_of(sums.nest)
         self.narrow = sums.narrow
-        t = self.tiles = tiles
-        self.w = Writer({
-            ROWS: (0, t.rows), COLUMNS: (1, t.columns), LEFT_DEPTH: (1, 1), RIGHT_DEPTH: (0, 1),
-        })  # fmt: skip
-        self.code = Code(sums.nest, self.w, "", reports_division)
 
     def finish(self, symbol: str) -> KernelCode:
-        code, s, t = self.code, self.s, self.tiles
-        rows, columns, batch = (
-            numel(a.size for a in axes) for axes in (s.rows, s.columns, s.batch)
-        )
-        down, across = ceil_div(rows, t.rows), ceil_div(columns, t.columns)
-        self.w.line(f"down = {code.dim(down)}")
-        self.w.line(f"across = {code.dim(across)}")
-        self.w.line("row = tl.program_id(0) % down")
-        self.w.line("column = tl.program_id(0) // down % across")
-        open_tile(code, s.batch, (s.rows, t.rows), (s.columns, t.columns))
+        s = self.s
+        programs = self.place(s.batch, s.rows, s.columns)
         for stage in s.nest.stages:
             if stage is s.loop:
                 self._loop()
             else:
-                for instr in stage.body:
-                    code.instr(instr)
-        text = code.text(symbol)
-        programs = batch * down * across
-        ref = LaunchRef(symbol, programs, 1, tuple(code.sizes), t.warps, t.stages)
-        return KernelCode(ref, text, tuple(b.dtype for b in s.nest.buffers), self._judged())
+                self.run(stage)
+        return self.written(symbol, programs, self._judged())
 
     def _judged(self) -> Products:
         s, t = self.s, self.tiles
         dots = [i for i in s.loop.body if isinstance(i, L.Dot)]
-        factors = [f for pair in s.dots.values() for f in pair]
+        factors = [v for f in s.dots.values() for v in (f.left, f.right)]
         aligned = are_aligned(s.loop.body, factors, {a for d in dots for a in d.axes})
-        known = cone(s.loop.body, factors)
-        others = any(isinstance(i, L.Load) and i.id not in known for i in s.loop.body)
-        depth = min(s.widths())
         return Products(
-            "sum of scores", s.half or DType.F32, t.rows, t.columns, depth, aligned, others
-        )
+            "sum of scores", s.half or DType.F32, t.rows, t.columns, min(s.widths()), aligned,
+            self.loads_others(factors),
+        )  # fmt: skip
 
     def _loop(self) -> None:
         code, s, w = self.code, self.s, self.w
@@ -192,14 +165,7 @@ class _Kernel:
             kind = TYPES[code.index_type]
             flat = w.value(f"r + tl.full([1, 1], 0, {kind})", code.index_type, 0)
             code.unravel(0, flat.text, s.loop.axes)
-            needed = cone(s.loop.body, [x.value for x in s.sums], into_dots=False)
-            for instr in s.loop.body:
-                if isinstance(instr, L.Store | L.Reduce) or instr.id not in needed:
-                    continue
-                if isinstance(instr, L.Dot):
-                    code.values[instr.id] = self._dot(instr)
-                else:
-                    code.instr(instr)
+            self.compute([x.value for x in s.sums])
             for total in s.sums:
                 value = code.values[total.value]
                 text = w.broadcast(value.text, value.varies, ROWS | COLUMNS)
@@ -208,33 +174,8 @@ class _Kernel:
         for number, name in totals.items():
             code.values[number] = Value(name, DType.F32, ROWS | COLUMNS)
 
-    def _dot(self, dot: L.Dot) -> Value:
-        left, right = self.s.dots[dot.id]
-        texts = (
-            self._factor(dot, left, LEFT_DEPTH, ROWS),
-            self._factor(dot, right, RIGHT_DEPTH, COLUMNS),
-        )
-        precision = "" if self.narrow[dot.id] else f', input_precision="{self.float32}"'
-        return self.w.value(f"tl.dot({texts[0]}, {texts[1]}{precision})", DType.F32, ROWS | COLUMNS)
-
-    def _factor(self, dot: L.Dot, value: int, bit: int, other: int) -> str:
-        """A tile of a dot's factor, as deep as the dot; 0 beyond its end."""
-        code, w = self.code, self.w
-        size = tile_size(dot.axes, WIDEST)
-        w.dims[bit] = (w.dims[bit][0], size)
-        text = f"tl.arange(0, {size}){'[None, :]' if bit == LEFT_DEPTH else '[:, None]'}"
-        if code.index_type is not DType.I32:
-            text = f"{text}.to(tl.int64)"
-        known = dict(code.values)
-        flat = w.value(text, code.index_type, bit).text
-        code.open(bit, flat, dot.axes, numel(a.size for a in dot.axes), size)
-        needed = cone(self.s.loop.body, (value,))
-        for instr in self.s.loop.body:
-            if not isinstance(instr, L.Store) and instr.id in needed:
-                code.instr(instr)
-        narrow = self.narrow[dot.id] is not None
-        found = before_widening(code, self.instrs, value) if narrow else code.values[value]
-        text = whole_factor(code, self.instrs, value, found, bit, bit | other)
-        code.values = known
-        w.ends.pop(bit)
-        return text
+    def dot(self, dot: L.Dot) -> str:
+        factors, narrow = self.s.dots[dot.id], self.narrow[dot.id] is not None
+        left = self.factor(factors.left, LEFT_DEPTH, dot.axes, narrow)
+        right = self.factor(factors.right, RIGHT_DEPTH, dot.axes, narrow)
+        return self.multiply(left, right, narrow)
