@@ -297,6 +297,7 @@ def test_a_sum_that_a_step_of_the_chain_reads_is_whole_then() -> None:
 @pytest.mark.parametrize("shape", [(1, 6, Q, K), (1, 1, Q, K), (B, 1, Q, K), (1, 6, 1, K)], ids=str)
 def test_heads_that_share_keys(shape: tuple[int, ...]) -> None:
     """Three heads of queries to one of keys, whose rows are those of one product."""
+    lazyc.metrics.reset()
 
     def grouped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(3, 1) for x in (k, v))
@@ -309,10 +310,12 @@ def test_heads_that_share_keys(shape: tuple[int, ...]) -> None:
     want = run(grouped, [x.double() for x in args], grad.double())
     for mine, right in zip(got, want, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
+    assert lazyc.metrics.snapshot()["fallbacks"] == []
 
 
 def test_two_biases() -> None:
     """Of which each is the same for other matrices."""
+    lazyc.metrics.reset()
 
     def twice(q: Tensor, k: Tensor, v: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return biased(q, k, v, first + second)
@@ -323,3 +326,4 @@ def test_two_biases() -> None:
     want = run(twice, [x.double() for x in args], grad.double())
     for mine, right in zip(got, want, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
+    assert lazyc.metrics.snapshot()["fallbacks"] == []

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import lazyc
 from lazyc.recording.tensor import LazyTensor
 
 
@@ -19,6 +20,7 @@ def cut(x: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts whoever asks for the inner tensor of a LazyTensor."""
+    lazyc.metrics.reset()
     count = [0]
     token: Any = LazyTensor.__dict__["_token"]
 
@@ -39,12 +41,14 @@ def test_inner_tensors_are_not_asked_for(asked: list[int]) -> None:
         before = asked[0]
         for _ in range(5):
             torch.testing.assert_close(compiled(x) + 0, cut(x))
+    assert lazyc.metrics.snapshot()["fallbacks"] == []
     assert before > 0, "Dynamo asks for them when it compiles"
     assert asked[0] == before
 
 
 def test_what_is_compiled_anew() -> None:
     """Whatever of a LazyTensor decides what code is right is guarded still."""
+    lazyc.metrics.reset()
     seen: list[int] = []
 
     def backend(gm: Any, inputs: Any, **options: Any) -> Any:
@@ -72,3 +76,4 @@ def test_what_is_compiled_anew() -> None:
             plain = [torch.as_tensor(x + 0) for x in (first, second)]
             torch.testing.assert_close(got + 0, (plain[0] * plain[1]).relu() - plain[0])
             assert (len(seen) > before) == is_new, (first.shape, second.shape)
+    assert lazyc.metrics.snapshot()["fallbacks"] == []

@@ -753,6 +753,7 @@ def test_a_region_inside_of_torch_is_named_by_the_line_of_each_call():
 
 def test_a_waiting_tensor_that_needs_a_gradient() -> None:
     """It is a leaf like any other: what takes it runs at once, with gradients."""
+    lazyc.metrics.reset()
     produce = torch.compile(lambda x: x + 1, backend="lazyc", options={"lazy": True})
     with torch.no_grad():
         leaf = produce(torch.arange(4.0))
@@ -767,10 +768,13 @@ def test_a_waiting_tensor_that_needs_a_gradient() -> None:
     with torch.no_grad():
         waits = produce(torch.arange(4.0))
         assert square(waits).item() == 30
+    counts = lazyc.metrics.snapshot()
+    assert counts["fallbacks"] == [] and counts["kernel_calls"] >= 2
 
 
 def test_a_value_is_read_while_it_is_computed() -> None:
     """By the finalizer of a cycle that the collector finds during the flush."""
+    lazyc.metrics.reset()
     seen: list[float] = []
 
     class Log:
@@ -802,6 +806,7 @@ def test_a_value_is_read_while_it_is_computed() -> None:
         gc.set_threshold(*before)
         gc.enable()
     assert seen == pytest.approx([expected], rel=1e-4)
+    assert lazyc.metrics.snapshot()["fallbacks"] == []
     recorder = y._memory.recorder
     recorder.restart_peak()
     assert recorder.peak == (0, 0), "what waits is counted once"

@@ -87,7 +87,7 @@ class Loader:
     def __init__(self, target: Target) -> None:
         machine = new_machine(target)  # the engine takes it over
         # llvmlite's memory manager keeps the sections of an object together. LLVM's own puts each where the system
-        # likes, and writes only 32 bits of the distance from code to its constants, whatever that is.
+        # likes; the distance from code to its constants has 32 bits, and LLVM ends the process where it has more.
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
 
     def add(self, objects: Sequence[bytes]) -> None:
