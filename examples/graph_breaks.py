@@ -32,7 +32,7 @@ from rich.table import Table
 import lazyc
 
 # Of each comparison. Times of one kernel of 10 ms differ by more than what a break takes.
-LEAST_ROUNDS, SECONDS = 30, 10.0
+LEAST_ROUNDS, SECONDS = 30, 15.0
 SLOW_ROUNDS = 10  # of eager, and of what is compiled in pieces: their figures are many times larger
 BREAKS = 3
 Say = Callable[[str], None]

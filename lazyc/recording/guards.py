@@ -1,21 +1,24 @@
 """Guards that Dynamo need not evaluate at each call of a region under the option ``lazy``.
 
 Dynamo guards a tensor subclass and the tensors that it is made of. A LazyTensor's inner tensor has the layout that the
-LazyTensor has, which is guarded too, and no such region reads it: it waits for LazyTensors, or takes their values. These
-guards take longer than all others of such a call, since they ask Python. Where sizes change, those of sizes stay.
+LazyTensor has, which is guarded too, and no such region reads it: it waits for LazyTensors, or takes their values. Where
+sizes change, the guards of sizes stay. Dynamo also guards the hooks for tensors that autograd saves, of which a region
+without gradients has none. These guards take longer than all others of such a call, since they ask Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._guards import TracingContext
+from torch._guards import Guard, TracingContext
 
 from lazyc.recording.tensor import LazyTensor
 
 _OF_METADATA = "TENSOR_SUBCLASS_METADATA_MATCH"
+_OF_HOOKS = "AUTOGRAD_SAVED_TENSORS_HOOKS"
+_default_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # type: ignore[attr-defined]
 
 
 def drop_inner_guards(nodes: Sequence[torch.fx.Node], inputs: Sequence[Any]) -> None:
@@ -28,24 +31,35 @@ def drop_inner_guards(nodes: Sequence[torch.fx.Node], inputs: Sequence[Any]) -> 
         for n, x in zip(nodes, inputs, strict=True)
         if isinstance(x, LazyTensor) and "grapharg" in n.meta
     ]
-    context = TracingContext.try_get()
-    if context is None or not sources:
+    if not sources:
         return
-    guards = context.guards_context.dynamo_guards
-    known = hasattr(guards, "inner") and hasattr(guards, "source_to_guards")
     try:
         from torch._dynamo.source import AttrSource, SubclassAttrListSource, is_from_source
     except ImportError:
         return
-    if not known:
-        return
     inner = [made for s in sources for made in (AttrSource(s, "_token"), SubclassAttrListSource(s))]
-    dropped = [
-        guard
-        for guard in guards
-        if any(is_from_source(guard.originating_source, source) for source in inner)
-        or (guard.originating_source in sources and guard.create_fn_name() == _OF_METADATA)
-    ]
-    for guard in dropped:
+    _drop(
+        lambda guard: (
+            any(is_from_source(guard.originating_source, source) for source in inner)
+            or (guard.originating_source in sources and guard.create_fn_name() == _OF_METADATA)
+        )
+    )
+
+
+def drop_hook_guards() -> None:
+    """Drops the guard of autograd's hooks for saved tensors (``torch.autograd.graph.saved_tensors_hooks``), if none are
+    set: Dynamo traces those that are. Of a graph without gradients, while Dynamo compiles it."""
+    if not _default_hooks(True):
+        _drop(lambda guard: guard.create_fn_name() == _OF_HOOKS)
+
+
+def _drop(is_needless: Callable[[Guard], bool]) -> None:
+    context = TracingContext.try_get()
+    if context is None:
+        return
+    guards = context.guards_context.dynamo_guards
+    if not (hasattr(guards, "inner") and hasattr(guards, "source_to_guards")):
+        return
+    for guard in list(filter(is_needless, guards)):
         guards.inner.discard(guard)
         guards.source_to_guards[guard.originating_source].remove(guard)

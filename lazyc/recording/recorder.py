@@ -288,10 +288,10 @@ class Recorder:
         start = time.perf_counter()
         line = as_line(user_place())
         with self.spans.span("flush", cause) as span:
-            made = self._compute(work, cause)
+            new = self._compute(work, cause)
             done = E.Flushed(
                 cause, what, line, len(work.steps), work.operators, len(work.kept),
-                made.new is not None, time.perf_counter() - start,
+                new is not None, time.perf_counter() - start,
             )  # fmt: skip
             span.note(
                 what=what, line=line, regions=done.regions, operators=done.operators,
@@ -299,10 +299,10 @@ class Recorder:
             )  # fmt: skip
             self.events.emit(done)
 
-    def _compute(self, work: _Work, cause: E.Cause) -> _Made:
+    def _compute(self, work: _Work, cause: E.Cause) -> _New | None:
         start = time.perf_counter()
-        made = self._run(work)
-        for value, tensor in zip(work.kept, made.tensors, strict=True):
+        tensors, new = self._run(work)
+        for value, tensor in zip(work.kept, tensors, strict=True):
             value.step = None
             for ref in value.handles:
                 handle = ref()
@@ -315,11 +315,36 @@ class Recorder:
             self._leave(step.number, step.fragment)
         self.flushes[cause] += 1
         self.flushed += work.operators
-        if made.new is not None:
-            self._explain(work.steps, made.new, time.perf_counter() - start)
-        return made
+        if new is not None:
+            self._explain(work.steps, new, time.perf_counter() - start)
+        return new
 
-    def _run(self, work: _Work) -> _Made:
+    def _run(self, work: _Work) -> tuple[Sequence[torch.Tensor], _New | None]:
+        """The results, and what is to be told of the program if it was compiled for them."""
+        # In functions of their own, so that what they need is given up before the program runs: what it leaves of
+        # the processor's caches may be little, and objects that are freed are read.
+        tensors, sources, shared = self._arguments(work)
+        own: list[Snapshot] = []
+        try:
+            program, new = self._program(work.steps, sources, work.results)
+            del sources
+            # Whatever modes the reader is in, results are those of what was recorded.
+            if _has_autocast() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+                with torch._C._DisableAutocast(), torch.inference_mode(False), torch.no_grad():
+                    return program(tensors), new
+            return program(tensors), new
+        except BaseException:
+            own = _snapshots(work.steps)  # goes on waiting
+            raise
+        finally:
+            for snapshot in (*shared, *own):
+                snapshot.take()
+
+    def _arguments(
+        self, work: _Work
+    ) -> tuple[list[torch.Tensor], list[tuple[Source, ...]], list[Snapshot]]:
+        """What a program for ``work`` takes, where the arguments of each step come from, and what others keep of the
+        same tensors: to be taken again."""
         positions: dict[Step, int] = {}
         tensors: list[torch.Tensor] = []
         known: dict[int, int] = {}
@@ -345,27 +370,13 @@ class Recorder:
                     found.append(len(tensors))
                     tensors.append(torch.tensor(arg, dtype=torch.float64))
             sources.append(tuple(found))
+        if not work.others:
+            return tensors, sources, []
         # Clones of the same tensors that others keep, or asking for an address would copy these.
-        others = _snapshots(work.others) if work.others else ()
-        shared = [s for s in others if id(s.tensor) in known]
+        shared = [s for s in _snapshots(work.others) if id(s.tensor) in known]
         for snapshot in shared:
             snapshot.settle()
-        own: list[Snapshot] = []
-        try:
-            program, new = self._program(work.steps, sources, work.results)
-            # Whatever modes the reader is in, results are those of what was recorded.
-            if _has_autocast() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-                with torch._C._DisableAutocast(), torch.inference_mode(False), torch.no_grad():
-                    made = program(tensors)
-            else:
-                made = program(tensors)
-            return _Made(made, new)
-        except BaseException:
-            own = _snapshots(work.steps)  # goes on waiting
-            raise
-        finally:
-            for snapshot in (*shared, *own):
-                snapshot.take()
+        return tensors, sources, shared
 
     def _differs(self, steps: Sequence[Step], line: Place | None) -> Difference | None:
         """How ``steps`` differ from those of the program that was made for the same line before, if there is one
@@ -436,13 +447,6 @@ class _New(NamedTuple):
     differs: Difference | None
 
 
-class _Made(NamedTuple):
-    """The results of a program; ``new`` if it was compiled for them."""
-
-    tensors: Sequence[torch.Tensor]
-    new: _New | None
-
-
 class _MadeFor:
     """What the last program made for a line runs, and how many were made there after the first."""
 
@@ -468,16 +472,18 @@ def _chosen(waiting: Sequence[Step], wanted: Collection[Value] | None) -> _Work:
     steps: list[Step] = []
     others: list[Step] = []
     needed: set[int] = set()
-    alive: list[list[Value]] = []  # results of each of ``steps``
+    # Results of each of ``steps``, and whether they are to be kept.
+    alive: list[list[tuple[Value, bool]]] = []
     for step in reversed(waiting):
-        values: list[Value] = []
+        values: list[tuple[Value, bool]] = []
         is_wanted = step.number in needed
         for ref in step.results:
             value = ref()
             if value is not None:
-                values.append(value)
-                if not is_wanted:
-                    is_wanted = value.is_asked_for() if wanted is None else value in wanted
+                is_asked_for = value.is_asked_for()
+                is_named = is_asked_for if wanted is None else value in wanted
+                is_wanted = is_wanted or is_named
+                values.append((value, is_asked_for or is_named))
         if not is_wanted:
             others.append(step)
             continue
@@ -488,17 +494,17 @@ def _chosen(waiting: Sequence[Step], wanted: Collection[Value] | None) -> _Work:
                 needed.add(arg.step.number)
     steps.reverse()
     alive.reverse()
-    others.reverse()
     later: Collection[Value] = ()
     if others:
+        others.reverse()
         later = {a for s in others for a in s.args if type(a) is Value}
     kept: list[Value] = []
     results: list[tuple[int, int]] = []
     operators = 0
     for k, step in enumerate(steps):
         operators += step.fragment.operators
-        for value in alive[k]:
-            if value.is_asked_for() or value in later or (wanted is not None and value in wanted):
+        for value, is_kept in alive[k]:
+            if is_kept or value in later:
                 kept.append(value)
                 results.append((k, value.result))
     return _Work(steps, others, kept, results, later, operators)

@@ -31,10 +31,11 @@ from lazyc.ir.graph import Graph
 from lazyc.ir.specialize import specialize
 from lazyc.ir.types import TensorType
 from lazyc.recording.barriers import Place, as_line, barrier, user_place
-from lazyc.recording.guards import drop_inner_guards
+from lazyc.recording.guards import drop_hook_guards, drop_inner_guards
 from lazyc.recording.join import Fragment
 from lazyc.recording.recorder import NotRecordable, Recorder
 from lazyc.recording.tensor import LazyTensor, compute, example, record
+from lazyc.recording.untraced import as_class
 from lazyc.report import events as E
 
 # A region whose sizes change waits for this many combinations of them: each is a program of its own. With
@@ -78,13 +79,15 @@ def make_lazy_backend(
         compiled = through_autograd(region.compile)(gm, examples, **options)
         if region.reason:
             events.emit(E.NotLazy(_line(gm), region.reason))
+        if region.waiting is not None:
+            drop_hook_guards()
         why = f"a region that runs at once: {region.reason}"
 
         def too_many() -> None:
             reason = f"it has sizes that change, and waits for {_MOST_SIZES} of them only"
             events.emit(E.NotLazy(_line(gm), reason))
 
-        def call(*args: Any) -> Any:
+        def call(_: type, *args: Any) -> Any:
             waiting = region.waiting
             if waiting is None:
                 return compiled(*_computed(args, why))
@@ -102,7 +105,7 @@ def make_lazy_backend(
             except NotRecordable as error:
                 return compiled(*_computed(args, f"a region that takes {error}"))
 
-        return call
+        return as_class(call)
 
     return backend
 

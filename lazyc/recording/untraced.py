@@ -6,8 +6,9 @@ a LazyTensor, and all that computing it takes, up to the compiler. Dynamo would 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch._C._dynamo.eval_frame import (
     _FrameAction,
@@ -26,6 +27,15 @@ def never_traced(function: _Function) -> _Function:
     assert isinstance(function, FunctionType)
     set_code_exec_strategy(function.__code__, _SKIP)
     return function
+
+
+def as_class(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A class that, called, returns what ``function(class, *arguments)`` does, which is never traced: no instance.
+
+    For a Dynamo backend to return. Dynamo calls what that is through ``torch._dynamo.disable``, three frames more, where
+    it is no class; of a class it wraps two methods, which this one never calls.
+    """
+    return type("Region", (), {"__new__": never_traced(function)})
 
 
 def never_traced_class(cls: _Class) -> _Class:

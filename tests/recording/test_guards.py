@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -76,4 +77,64 @@ def test_what_is_compiled_anew() -> None:
             plain = [torch.as_tensor(x + 0) for x in (first, second)]
             torch.testing.assert_close(got + 0, (plain[0] * plain[1]).relu() - plain[0])
             assert (len(seen) > before) == is_new, (first.shape, second.shape)
+    assert lazyc.metrics.snapshot()["fallbacks"] == []
+
+
+@pytest.fixture
+def hooks_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts guards that ask for the hooks for tensors that autograd saves."""
+    lazyc.metrics.reset()
+    count = [0]
+    module = importlib.import_module("torch._functorch._aot_autograd.utils")
+    top = module.top_saved_tensors_hooks
+
+    def counting() -> Any:
+        count[0] += 1
+        return top()
+
+    monkeypatch.setattr(module, "top_saved_tensors_hooks", counting)
+    return count
+
+
+def test_hooks_for_saved_tensors_are_not_asked_for(hooks_asked: list[int]) -> None:
+    compiled = torch.compile(cut, backend="lazyc", options={"lazy": True})
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        for _ in range(2):
+            compiled(x)
+        before = hooks_asked[0]
+        for _ in range(5):
+            torch.testing.assert_close(compiled(x) + 0, cut(x))
+    assert before > 0, "Dynamo asks for them when it compiles"
+    assert hooks_asked[0] == before
+    assert lazyc.metrics.snapshot()["fallbacks"] == []
+
+
+def test_hooks_for_saved_tensors_are_called() -> None:
+    """The same function with and without gradients, and with hooks that come and go."""
+    lazyc.metrics.reset()
+    packed: list[torch.Tensor] = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        packed.append(x)
+        return x
+
+    compiled = torch.compile(cut, backend="lazyc", options={"lazy": True})
+    x = torch.randn(4, 8)
+    for requires_grad in (False, True, False, True):
+        for has_hooks in (False, True):
+            given, eager = (x.clone().requires_grad_(requires_grad) for _ in range(2))
+            packed.clear()
+            if has_hooks:
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                    result = compiled(given)
+            else:
+                result = compiled(given)
+            expected = cut(eager)
+            torch.testing.assert_close(result + 0, expected)
+            assert bool(packed) == (requires_grad and has_hooks)
+            if requires_grad:
+                result.sum().backward()
+                expected.sum().backward()
+                torch.testing.assert_close(given.grad, eager.grad)
     assert lazyc.metrics.snapshot()["fallbacks"] == []
