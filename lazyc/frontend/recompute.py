@@ -238,8 +238,7 @@ def _is_over_rows(softmax: Node, which: Recompute) -> bool:
         least_bytes = which.least_half_bytes.get(scores.dtype, 0)
         if least_bytes and not all(isinstance(n, int) for n in scores.shape):
             return False
-    large = min(sizes[-2:]) >= which.least and nbytes >= least_bytes
-    return large and softmax.args[1] in (-1, scores.dim() - 1)
+    return nbytes >= least_bytes and softmax.args[1] in (-1, scores.dim() - 1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -255,8 +254,11 @@ def _likely(size: int | torch.SymInt) -> int:
 def _is_of_scores(node: Node, which: Recompute) -> bool:
     if node.target not in _PRODUCTS:
         return False
-    factor = _value(node.args[_PRODUCTS[node.target]])
-    if factor is None:
+    factor, scores = _value(node.args[_PRODUCTS[node.target]]), _value(node)
+    if factor is None or scores is None:
+        return False
+    # Of the product: the softmax's own may be heads by keys, where queries of all heads are one factor's rows.
+    if min(map(_likely, scores.shape[-2:])) < which.least:
         return False
     width = factor.shape[-1]
     return which.widest is None or (isinstance(width, int) and width <= which.widest)

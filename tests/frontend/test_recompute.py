@@ -85,6 +85,19 @@ def test_each_attention_is_found() -> None:
     assert count == 2 and shapes.count((2, 3, 20, 1)) == 4
 
 
+def few_heads_of_a_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rows of the products are queries and heads; the softmax is over (queries, heads, keys)."""
+    (b, h, i, d), (k, v) = q.shape, (x[:, 0] for x in (k, v))
+    rows = q.transpose(1, 2).reshape(b, i * h, d)
+    weights = F.softmax(torch.bmm(rows, k.transpose(1, 2)).view(b, i, h, -1), -1)
+    return torch.bmm(weights.view(b, i * h, -1), v)
+
+
+def test_rows_are_those_of_the_product() -> None:
+    count, shapes = saved(few_heads_of_a_query, *inputs())
+    assert count == 1 and shapes.count((2, 20, 3, 1)) == 2
+
+
 def classify(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmax(q @ k.transpose(-1, -2), -1)
 

@@ -226,7 +226,18 @@ def three_dims(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(torch.softmax(torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2)), -1), v)
 
 
-@pytest.mark.parametrize("model", [nanogpt, softcap, alibi, sliding, three_dims])
+def multi_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One head of keys for all, as in StarCoder: heads of a query are rows of one product, beside each other."""
+    (b, h, i, d), (k, v) = q.shape, (x[:, 0] for x in (k, v))
+    rows = q.transpose(1, 2).reshape(b, i * h, d)
+    scores = torch.baddbmm(q.new_zeros(1), rows, k.transpose(1, 2), beta=0, alpha=0.25)
+    seen = torch.ones(i, k.size(1), dtype=torch.bool, device=q.device).tril()
+    scores = scores.view(b, i, h, -1).masked_fill(~seen[None, :, None], -1e4)
+    weights = F.softmax(scores, dim=-1)
+    return torch.bmm(weights.view(b, i * h, -1), v).view(b, i, h, d).transpose(1, 2)
+
+
+@pytest.mark.parametrize("model", [nanogpt, softcap, alibi, sliding, three_dims, multi_query])
 def test_by_hand(model: Callable[..., Tensor]) -> None:
     check(model, *tensors())
 
@@ -244,7 +255,7 @@ def test_repeated_heads() -> None:
     check(repeated, q, k, v)
 
 
-@pytest.mark.parametrize("model", [nanogpt, softcap, sliding, three_dims])
+@pytest.mark.parametrize("model", [nanogpt, softcap, sliding, three_dims, multi_query])
 def test_by_hand_is_trained(model: Callable[..., Tensor]) -> None:
     """Three kernels of the backward pass compute scores: sums of rows, queries, keys and values."""
     check(model, *tensors(), train=True, kernels=(1, 3))
