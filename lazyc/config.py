@@ -25,7 +25,7 @@ AttentionKernel: TypeAlias = Literal["auto", "flash", "memory-efficient", "math"
 
 # Passes that may be left out: each makes code faster, and none is needed for a right result.
 OPTIONAL_PASSES = (
-    "fold_norm", "lower_convolutions", "split_batches", "padding", "split_products",
+    "fold_norm", "lower_convolutions", "attention_sinks", "split_batches", "padding", "split_products",
     "score_sums", "split_reductions", "half_products", "layout", "row_tiles",
 )  # fmt: skip
 

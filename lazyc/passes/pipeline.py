@@ -9,6 +9,7 @@ from lazyc.codegen.product_costs import ProductCosts
 from lazyc.config import AttentionKernel
 from lazyc.ir.types import DType
 from lazyc.passes.attention import attention
+from lazyc.passes.attention_sinks import attention_sinks
 from lazyc.passes.canonicalize import canonicalize
 from lazyc.passes.convolution import lower_convolutions
 from lazyc.passes.convolutions_as_loops import convolutions_as_loops
@@ -45,6 +46,7 @@ def pipeline(
         Pass("canonicalize", canonicalize),
         *((Pass("fold_norm", fold_norm),) if keeps else ()),
         *_convolutions(keeps, has_products),
+        Pass("attention_sinks", attention_sinks),
         Pass("split_batches", split_batches),
         *(
             (
