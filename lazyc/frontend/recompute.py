@@ -238,7 +238,8 @@ def _is_over_rows(softmax: Node, which: Recompute) -> bool:
         least_bytes = which.least_half_bytes.get(scores.dtype, 0)
         if least_bytes and not all(isinstance(n, int) for n in scores.shape):
             return False
-    return nbytes >= least_bytes and softmax.args[1] in (-1, scores.dim() - 1)
+    large = sizes[-1] >= which.least and nbytes >= least_bytes
+    return large and softmax.args[1] in (-1, scores.dim() - 1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -152,7 +152,9 @@ def is_weight(node: Node) -> bool:
         shifted = shifted.inputs[0]
     if shifted.op != "sub":
         return False
-    row = _small(shifted.inputs[1])
+    row = shifted.inputs[1]
+    while row.op in ("expand", "reshape"):  # along any axis: keys may come first
+        row = row.inputs[0]
     return scalar_value(row) is None and row.tensor.numel != shifted.tensor.numel
 
 
@@ -208,9 +210,14 @@ def match_softmax(node: Node) -> Softmax | None:
 
 def _small(node: Node) -> Node:
     """What a row's value is before it is given the shape of the scores."""
-    while node.op in ("expand", "reshape"):
+    while node.op == "reshape" or (node.op == "expand" and _is_along_rows(node)):
         node = node.inputs[0]
     return node
+
+
+def _is_along_rows(expand: Node) -> bool:
+    """Whether an ``expand`` has a number for each row, the same in all columns: other axes are what they were."""
+    return expand.inputs[0].shape == (*expand.shape[:-1], 1)
 
 
 def _unless_hidden(node: Node, otherwise: float) -> tuple[Node, A.EmptyRow]:
@@ -334,6 +341,10 @@ def _why_stored(candidate: _Candidate, mode: AttentionKernel) -> str:
     *_, rows, keys = _first(candidate.products).shape
     if any(n.dtype.compute is not DType.F32 for n in (candidate.node, *candidate.products)):
         return "tensor cores take no double precision"
+    if candidate.weights is not None:
+        dtype = candidate.weights.softmax.scores.dtype
+        if dtype is not DType.F32:
+            return f"the softmax is in {dtype}"
     widths = [n.inputs[0].shape[-1] for n in candidate.products]
     if candidate.node.op == "matmul":  # else a sum of rows
         widths.append(candidate.node.shape[-1])

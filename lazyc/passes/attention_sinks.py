@@ -58,7 +58,7 @@ def _match(product: Node, users: _Users) -> _Sinks | None:
     if not path:
         return None
     rounded = path[-1].inputs[0]
-    softmax = match_softmax(_behind(rounded, "cast"))
+    softmax = match_softmax(rounded.inputs[0] if _is_float_cast(rounded) else rounded)
     if softmax is None or softmax.empty != "nan":
         return None
     if len(users[rounded]) != 1 or len(users[softmax.node]) != 1:
@@ -77,35 +77,41 @@ def _match(product: Node, users: _Users) -> _Sinks | None:
 
 
 def _path(node: Node, users: _Users) -> list[Node]:
-    """The nodes from one down to a slice whose columns it has, times factors; empty if there is none. Each has one user,
-    so that there is one way to each."""
+    """The nodes from one down to a slice whose columns it has; empty if there is none. Each has one user."""
     if len(users[node]) != 1:
         return []
     if node.op == "slice":
         return [node]
     is_view = node.op in ("reshape", "expand") and node.shape[-1] == node.inputs[0].shape[-1]
-    if not is_view and node.op not in ("cast", "mul"):
+    if not is_view and not _is_float_cast(node):
         return []
-    return next(([node, *below] for x in node.inputs if (below := _path(x, users))), [])
+    below = _path(node.inputs[0], users)
+    return [node, *below] if below else []
+
+
+def _is_float_cast(node: Node) -> bool:
+    return node.op == "cast" and node.dtype.is_float and node.inputs[0].dtype.is_float
 
 
 def _unshifted(scores: Node) -> Node:
     """``x`` of ``x - max(x)``, in the type that it has in memory."""
-    while True:
-        scores = _behind(scores, "cast")
-        if scores.op != "sub":
-            return scores
-        value, row = scores.inputs
-        value, top = _behind(value, "cast"), _behind(row, "cast", "reshape", "expand")
-        if top.op != "reduce_max" or top.attrs.axes != (len(value.shape) - 1,):
-            return scores
-        if _behind(top.inputs[0], "cast") is not value:
-            return scores
-        scores = value
+    value = _unwidened(scores)
+    if value.op != "sub":
+        return value
+    shifted, row = map(_unwidened, value.inputs)
+    if row.op != "expand" or row.inputs[0].shape != (*row.shape[:-1], 1):
+        return value
+    top = _unwidened(row.inputs[0])
+    while top.op == "reshape":
+        top = _unwidened(top.inputs[0])
+    if top.op != "reduce_max" or top.attrs.axes != (len(shifted.shape) - 1,):
+        return value
+    return shifted if _unwidened(top.inputs[0]) is shifted else value
 
 
-def _behind(node: Node, *ops: str) -> Node:
-    while node.op in ops:
+def _unwidened(node: Node) -> Node:
+    """What a value was before casts that keep it as it is."""
+    while _is_float_cast(node) and node.dtype.itemsize > node.inputs[0].dtype.itemsize:
         node = node.inputs[0]
     return node
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lazyc.errors import LazycError
-from lazyc.ir.program import Program, ProgramOutput
+from lazyc.ir.program import KernelStep, Program, ProgramOutput
 from lazyc.runtime.device import ALIGNMENT
 from lazyc.runtime.driver import ERROR_LAUNCH
 from lazyc.runtime.eager import has_strides, in_layout
@@ -182,12 +182,17 @@ class Runner:
         return self.host.outputs.allocator(layout.shape, layout.strides, layout.dtype)
 
     def _input_check(self) -> Callable[[list[Any]], None]:
-        """Puts arguments in the layout that native code was made for.
+        """Puts arguments in the layout that kernels were made for, native or interpreted.
 
         Dynamo and AOTAutograd guarantee it; reading beyond a tensor is too high a price for an
         error there. Parameters are left out: they are many, and guarded one by one.
         """
-        positions = [p for p in self.plan.inputs if p not in self.program.parameters]
+        program = self.program
+        steps = [s for s in program.steps if isinstance(s, KernelStep)]
+        read = {b for s in steps for b in s.buffers} | {program.inputs[p] for p in self.plan.inputs}
+        positions = [
+            p for p, b in enumerate(program.inputs) if b in read and p not in program.parameters
+        ]
         layouts = [self.layout(self.program.inputs[p]) for p in positions]
         expected = [layout.strides for layout in layouts]
         select = picker(positions, len(self.program.inputs))

@@ -106,7 +106,13 @@ def pooled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmax(q, -1) @ v.transpose(-1, -2)
 
 
-@pytest.mark.parametrize("function", [classify, pooled])
+def routed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Weights of a few choices, from a projection with many rows and columns."""
+    weights = F.softmax((q @ k.transpose(-1, -2)).unflatten(-1, (5, 4)), -1)
+    return weights @ v.reshape(2, 3, 20, 4, 2)
+
+
+@pytest.mark.parametrize("function", [classify, pooled, routed])
 def test_other_softmaxes_are_left_alone(function: Callable[..., Tensor]) -> None:
     assert saved(function, *inputs())[0] == 0
 

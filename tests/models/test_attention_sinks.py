@@ -44,9 +44,9 @@ def before(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
 
 
 def around(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
-    """Keys between two others, weights that are scaled, and heads that are merged for the product."""
+    """Keys between two others, and heads that are merged for the product."""
     s = sinks.reshape(1, H, 1, 1).expand(B, -1, Q, 1)
-    weights = F.softmax(torch.cat([s, scores(q, k), -s], dim=-1), dim=-1)[..., 1:-1] * 0.7
+    weights = F.softmax(torch.cat([s, scores(q, k), -s], dim=-1), dim=-1)[..., 1:-1]
     return torch.bmm(weights.reshape(B * H, Q, K), v.reshape(B * H, K, D)).view(B, H, Q, D)
 
 
@@ -137,29 +137,70 @@ def test_rows_without_anything(kernel: str) -> None:
     assert len(decided) == 1
 
 
-def result(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Any:
-    s = torch.cat([scores(q, k), sinks.reshape(1, -1, 1, 1).expand(B, -1, Q, -1)], dim=-1)
-    weights = F.softmax(s, dim=-1)
+def combined(q: Tensor, k: Tensor, sinks: Tensor, scale: float = 1.0) -> Tensor:
+    others = sinks.reshape(1, -1, 1, 1).expand(B, -1, q.size(2), -1)
+    return torch.cat([scores(q, k) * scale, others], dim=-1)
+
+
+def result(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    weights = F.softmax(combined(q, k, sinks), dim=-1)
     return weights[..., :-1] @ v + weights.square().sum()
 
 
 def other_columns(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
-    s = torch.cat([scores(q, k), sinks.reshape(1, -1, 1, 1).expand(B, -1, Q, -1)], dim=-1)
-    return F.softmax(s, dim=-1)[..., 1:] @ v
+    return F.softmax(combined(q, k, sinks), dim=-1)[..., 1:] @ v
 
 
 def every_column(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
-    s = torch.cat([scores(q, k), sinks.reshape(1, -1, 1, 1).expand(B, -1, Q, -1)], dim=-1)
-    return F.softmax(s, dim=-1) @ F.pad(v, (0, 0, 0, 1))
+    return F.softmax(combined(q, k, sinks), dim=-1) @ F.pad(v, (0, 0, 0, 1))
 
 
 def shifted(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
     """By no maximum: what it overflows to must stay."""
-    s = torch.cat([scores(q, k), sinks.reshape(1, -1, 1, 1).expand(B, -1, Q, -1)], dim=-1)
+    s = combined(q, k, sinks)
     return F.softmax(s - s.mean(-1, keepdim=True), dim=-1)[..., :-1] @ v
 
 
-@pytest.mark.parametrize("model", [result, other_columns, every_column, shifted])
+def shifted_along_rows(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    """By the maximum of another row, for each column."""
+    s = combined(q, k[:, :, : Q - 1], sinks)
+    return F.softmax(s - s.max(-1).values[..., None, :], dim=-1)[..., :-1] @ v[:, :, : Q - 1]
+
+
+def totals_along_rows(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    s = combined(q, k[:, :, : Q - 1], sinks)
+    e = torch.exp(s - s.amax(-1, True))
+    return (e / e.sum(-1)[..., None, :])[..., :-1] @ v[:, :, : Q - 1]
+
+
+def whole_scores(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    s = combined(q, k, sinks, 3.0).to(torch.int32)
+    return F.softmax((s - s.amax(-1, True)).to(q.dtype), dim=-1)[..., :-1] @ v
+
+
+def whole_weights(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    weights = F.softmax(combined(q, k, sinks), dim=-1)[..., :-1] * 255
+    return weights.to(torch.uint8).to(q.dtype) @ v
+
+
+def rounded_scores(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    s = combined(q, k, sinks, 100.0).bfloat16().to(q.dtype)
+    return F.softmax(s, dim=-1)[..., :-1] @ v
+
+
+def large_factors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    """They fit the type after the share of the sinks is gone."""
+    weights = F.softmax(combined(q, k, sinks.abs() + 12), dim=-1)[..., :-1] * 1e7
+    return (weights.half() @ v.half()).to(q.dtype)
+
+
+LEFT_ALONE = [
+    result, other_columns, every_column, shifted, shifted_along_rows, totals_along_rows, whole_scores, whole_weights,
+    rounded_scores, large_factors,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", LEFT_ALONE)
 def test_what_is_left_alone(model: Callable[..., Tensor]) -> None:
     assert run(model, given(), {})[1] == []
 

@@ -265,6 +265,40 @@ def test_by_hand_is_trained_in_half_precision() -> None:
     check(nanogpt, *tensors(dtype=torch.bfloat16), train=True, kernels=(1, 3))
 
 
+def total_of_another_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = q @ k.transpose(-1, -2) * 0.3
+    exps = torch.exp(s - s.amax(-1, keepdim=True))
+    return (exps / exps.sum(-1)[..., None, :]) @ v
+
+
+def maximum_of_another_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    s = q @ k.transpose(-1, -2) * 0.3
+    exps = torch.exp(s - s.amax(-1)[..., None, :])
+    return exps / exps.sum(-1, keepdim=True) @ v
+
+
+def softmax_in_double(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.transpose(-1, -2) * 0.3, -1, dtype=torch.float64).to(q.dtype) @ v
+
+
+NO_ATTENTION = [total_of_another_row, maximum_of_another_row, softmax_in_double]
+
+
+@pytest.mark.parametrize("model", NO_ATTENTION)
+def test_what_looks_like_a_softmax(model: Callable[..., Tensor]) -> None:
+    """As many queries as keys: a number for each could be one for each of the others."""
+    args = tuple(map(on_device, tensors(K, K)))
+    torch._dynamo.reset()
+    lazyc.metrics.reset()
+    with choices() as made, torch.no_grad():
+        got = torch.compile(model, backend="lazyc", options=OPTIONS)(*args)
+    torch.testing.assert_close(got, model(*args), rtol=1e-4, atol=1e-5)
+    assert "flash" not in {c.kernel for c in made}
+    assert (
+        not lazyc.metrics.snapshot()["fallbacks"] and not lazyc.metrics.snapshot()["compiler_bugs"]
+    )
+
+
 def test_weights_that_are_a_result_are_kept() -> None:
     def model(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         weights = F.softmax(q @ k.transpose(-1, -2) * 0.25, -1)

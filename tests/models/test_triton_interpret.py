@@ -279,6 +279,21 @@ def test_an_index_out_of_range_is_eager_s_error(nothing_left_to_eager: None) -> 
 
 
 @only_interpreted("of files alone")
+def test_what_overlaps_is_kept_for_the_backward_pass(nothing_left_to_eager: None) -> None:
+    """AOTAutograd's trace has sliding windows as a view, with strides that overlap."""
+
+    def windows(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return x * F.pad(v, (3, 0)).unfold(0, 4, 1)
+
+    args = [on_device(torch.randn(6, 4)), on_device(torch.randn(6))]
+    found = []
+    for function in (torch.compile(windows, backend="lazyc", options=OPTIONS), windows):
+        leaves = [x.clone().requires_grad_() for x in args]
+        found.append(torch.autograd.grad(function(*leaves).square().sum(), leaves))
+    for mine, eager in zip(*found, strict=True):
+        torch.testing.assert_close(mine, eager)
+
+
 def test_code_is_shown_as_python(tmp_path: Any) -> None:
     compiled = torch.compile(
         lambda x: torch.softmax(x, -1), backend="lazyc", options={**OPTIONS, "trace": str(tmp_path)}
