@@ -210,12 +210,12 @@ def match_softmax(node: Node) -> Softmax | None:
 
 def _small(node: Node) -> Node:
     """What a row's value is before it is given the shape of the scores."""
-    while node.op == "reshape" or (node.op == "expand" and _is_along_rows(node)):
+    while node.op == "reshape" or (node.op == "expand" and is_along_rows(node)):
         node = node.inputs[0]
     return node
 
 
-def _is_along_rows(expand: Node) -> bool:
+def is_along_rows(expand: Node) -> bool:
     """Whether an ``expand`` has a number for each row, the same in all columns: other axes are what they were."""
     return expand.inputs[0].shape == (*expand.shape[:-1], 1)
 

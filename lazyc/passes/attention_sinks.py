@@ -21,7 +21,7 @@ from typing import TypeAlias
 from lazyc.ir import attrs as A
 from lazyc.ir.graph import Graph, Node
 from lazyc.ir.types import Dim
-from lazyc.passes.attention import Softmax, match_softmax
+from lazyc.passes.attention import Softmax, is_along_rows, match_softmax
 from lazyc.passes.realize import live_nodes
 from lazyc.passes.rewrite import Rewriter, rewrite
 
@@ -99,7 +99,7 @@ def _unshifted(scores: Node) -> Node:
     if value.op != "sub":
         return value
     shifted, row = map(_unwidened, value.inputs)
-    if row.op != "expand" or row.inputs[0].shape != (*row.shape[:-1], 1):
+    if row.op != "expand" or not is_along_rows(row):
         return value
     top = _unwidened(row.inputs[0])
     while top.op == "reshape":

@@ -30,12 +30,12 @@ def never_traced(function: _Function) -> _Function:
 
 
 def as_class(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A class that, called, returns what ``function(class, *arguments)`` does, which is never traced: no instance.
+    """A class whose call is ``function(class, *arguments)``, never traced; it has no instances.
 
-    For a Dynamo backend to return. Dynamo calls what that is through ``torch._dynamo.disable``, three frames more, where
-    it is no class; of a class it wraps two methods, which this one never calls.
+    For a Dynamo backend to return. A function that a backend returns is wrapped in ``torch._dynamo.disable``, three
+    frames at each call. Of a class, ``disable`` wraps ``__init__`` and ``__call__``, which this one never runs.
     """
-    return type("Region", (), {"__new__": never_traced(function)})
+    return type(function.__name__, (), {"__new__": never_traced(function)})
 
 
 def never_traced_class(cls: _Class) -> _Class:

@@ -193,9 +193,9 @@ class Runner:
         positions = [
             p for p, b in enumerate(program.inputs) if b in read and p not in program.parameters
         ]
-        layouts = [self.layout(self.program.inputs[p]) for p in positions]
+        layouts = [self.layout(program.inputs[p]) for p in positions]
         expected = [layout.strides for layout in layouts]
-        select = picker(positions, len(self.program.inputs))
+        select = picker(positions, len(program.inputs))
 
         def check(args: list[Any]) -> None:
             if [*map(_stride, select(args))] != expected:

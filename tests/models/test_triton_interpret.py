@@ -278,7 +278,6 @@ def test_an_index_out_of_range_is_eager_s_error(nothing_left_to_eager: None) -> 
         compiled(torch.full((2, 3), 50), torch.zeros(2, dtype=torch.int64))
 
 
-@only_interpreted("of files alone")
 def test_what_overlaps_is_kept_for_the_backward_pass(nothing_left_to_eager: None) -> None:
     """AOTAutograd's trace has sliding windows as a view, with strides that overlap."""
 
@@ -294,6 +293,7 @@ def test_what_overlaps_is_kept_for_the_backward_pass(nothing_left_to_eager: None
         torch.testing.assert_close(mine, eager)
 
 
+@only_interpreted("of files alone")
 def test_code_is_shown_as_python(tmp_path: Any) -> None:
     compiled = torch.compile(
         lambda x: torch.softmax(x, -1), backend="lazyc", options={**OPTIONS, "trace": str(tmp_path)}

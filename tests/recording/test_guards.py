@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,11 +19,8 @@ def cut(x: torch.Tensor) -> torch.Tensor:
     return y.sin() + y
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts whoever asks for the inner tensor of a LazyTensor."""
-    lazyc.metrics.reset()
-    count = [0]
+def count_inner_tensors(monkeypatch: pytest.MonkeyPatch, count: list[int]) -> None:
+    """Whoever asks for the inner tensor of a LazyTensor."""
     token: Any = LazyTensor.__dict__["_token"]
 
     def counting(self: LazyTensor) -> torch.Tensor:
@@ -30,10 +28,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return token.fget(self)
 
     monkeypatch.setattr(LazyTensor, "_token", property(counting))
-    return count
 
 
-def test_inner_tensors_are_not_asked_for(asked: list[int]) -> None:
+def count_hooks(monkeypatch: pytest.MonkeyPatch, count: list[int]) -> None:
+    """Guards that ask for the hooks for tensors that autograd saves."""
+    module = importlib.import_module("torch._functorch._aot_autograd.utils")
+    top = module.top_saved_tensors_hooks
+
+    def counting() -> Any:
+        count[0] += 1
+        return top()
+
+    monkeypatch.setattr(module, "top_saved_tensors_hooks", counting)
+
+
+@pytest.mark.parametrize("counter", [count_inner_tensors, count_hooks])
+def test_what_is_not_asked_for(
+    counter: Callable[[pytest.MonkeyPatch, list[int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazyc.metrics.reset()
+    asked = [0]
+    counter(monkeypatch, asked)
     compiled = torch.compile(cut, backend="lazyc", options={"lazy": True})
     x = torch.randn(4, 8)
     with torch.no_grad():
@@ -42,7 +57,8 @@ def test_inner_tensors_are_not_asked_for(asked: list[int]) -> None:
         before = asked[0]
         for _ in range(5):
             torch.testing.assert_close(compiled(x) + 0, cut(x))
-    assert lazyc.metrics.snapshot()["fallbacks"] == []
+    counts = lazyc.metrics.snapshot()
+    assert counts["fallbacks"] == [] and counts["kernel_calls"] == 1, "one program, of one kernel"
     assert before > 0, "Dynamo asks for them when it compiles"
     assert asked[0] == before
 
@@ -77,36 +93,6 @@ def test_what_is_compiled_anew() -> None:
             plain = [torch.as_tensor(x + 0) for x in (first, second)]
             torch.testing.assert_close(got + 0, (plain[0] * plain[1]).relu() - plain[0])
             assert (len(seen) > before) == is_new, (first.shape, second.shape)
-    assert lazyc.metrics.snapshot()["fallbacks"] == []
-
-
-@pytest.fixture
-def hooks_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts guards that ask for the hooks for tensors that autograd saves."""
-    lazyc.metrics.reset()
-    count = [0]
-    module = importlib.import_module("torch._functorch._aot_autograd.utils")
-    top = module.top_saved_tensors_hooks
-
-    def counting() -> Any:
-        count[0] += 1
-        return top()
-
-    monkeypatch.setattr(module, "top_saved_tensors_hooks", counting)
-    return count
-
-
-def test_hooks_for_saved_tensors_are_not_asked_for(hooks_asked: list[int]) -> None:
-    compiled = torch.compile(cut, backend="lazyc", options={"lazy": True})
-    x = torch.randn(4, 8)
-    with torch.no_grad():
-        for _ in range(2):
-            compiled(x)
-        before = hooks_asked[0]
-        for _ in range(5):
-            torch.testing.assert_close(compiled(x) + 0, cut(x))
-    assert before > 0, "Dynamo asks for them when it compiles"
-    assert hooks_asked[0] == before
     assert lazyc.metrics.snapshot()["fallbacks"] == []
 
 
